@@ -1,0 +1,77 @@
+//! Every maximum in one place, each with its reason.
+//!
+//! A list, queue or message is compared with its limit before memory is taken for it. What is not
+//! here: tuning that a deployment chooses (intervals, chunk size); that lives in each config.
+
+/// Bytes of a `jti`. UUIDs take 36; 256 leaves room for URIs and keeps hashing bounded.
+pub const JTI_BYTES_MAX: usize = 256;
+
+/// Bytes of a `sub`, `kid` or client id that a cutoff can name.
+pub const SCOPE_BYTES_MAX: usize = 1024;
+
+/// Bytes of a realm id. It stands in every topic and every sealed object.
+pub const REALM_BYTES_MAX: usize = 64;
+
+/// Bytes of an `iss` value.
+pub const ISSUER_BYTES_MAX: usize = 1024;
+
+/// Smallest chunk size a publisher may choose: below it, headers outweigh content.
+pub const CHUNK_BYTES_MIN: usize = 2 * 1024;
+
+/// Largest chunk size: 256 KiB is what the common brokers can be made to retain.
+pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
+
+/// Chunk size unless configured: brokers in the field cap retained payloads at 64 or 128 KB.
+pub const CHUNK_BYTES_DEFAULT: usize = 32 * 1024;
+
+/// Bytes of any sealed object: a chunk's content plus its envelope.
+pub const SEALED_BYTES_MAX: usize = CHUNK_BYTES_MAX + 1024;
+
+/// Signatures on one sealed object. A root threshold larger than this is not useful.
+pub const SIGNATURES_MAX: usize = 16;
+
+/// Root keys in one `keys` object.
+pub const ROOTS_MAX: usize = 16;
+
+/// Publisher keys in one `keys` object: two in use, two rotating in, with room.
+pub const PUBLISHERS_MAX: usize = 16;
+
+/// Bytes of one artifact (filter, list, ...): 100 million entries at 30 bits fit.
+pub const ARTIFACT_BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// Entries of one base. Above it a realm should be split by issuer.
+pub const BASE_ENTRIES_MAX: u64 = 100_000_000;
+
+/// Catch-up deltas that a manifest names. A binary counter of 2^32 steps has 32 digits; twice
+/// that leaves room for pieces that may not merge because of the chunk size.
+pub const LADDER_PIECES_MAX: usize = 64;
+
+/// Keys that `recent` holds before it overflows. About 1 MiB; epochs change long before.
+pub const RECENT_ENTRIES_MAX: usize = 65_536;
+
+/// Live cutoffs of one realm. They are exact and looked at on every question.
+pub const CUTOFFS_MAX: usize = 4_096;
+
+/// Ranges of deltas that arrived ahead of a gap. More means that a base is cheaper.
+pub const EARLY_RANGES_MAX: usize = 64;
+
+/// Chunk topics a replica asks for at a time: brokers silently drop what overflows a queue.
+pub const FETCH_WINDOW: usize = 8;
+
+/// Bytes of one persisted state image without its base: `recent` at its limit and some.
+pub const STATE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Probes a filter may announce per line. Six serve a rate of 1e-4; more only cost time.
+pub const PROBES_PER_LINE_MAX: u8 = 7;
+
+/// Bytes of the reason that a ledger entry keeps: a sentence or a ticket, not a document.
+pub const REASON_BYTES_MAX: usize = 1024;
+
+/// Bytes of the name of who asked for a ledger entry.
+pub const ACTOR_BYTES_MAX: usize = 256;
+
+/// Requests in one call to the ledger or the API: all or nothing, so one transaction must hold them.
+pub const BATCH_REQUESTS_MAX: usize = 10_000;
+
+/// Bytes of the body of one HTTP request: a full batch with UUIDs takes about 1 MB.
+pub const BODY_BYTES_MAX: usize = 2 * 1024 * 1024;

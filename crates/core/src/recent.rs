@@ -1,0 +1,142 @@
+//! What came since the base, as an exact set of fingerprints.
+//!
+//! Every delta yields a new set that checkers may already be reading, so `recent` is shared and
+//! copied on write: the top bits of a fingerprint pick a page, and a delta copies only the pages
+//! it touches.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::position::Sequence;
+use crate::token::{Fingerprint, Width};
+
+/// Pages by the top eight bits: at the limit of 65,536 entries a page holds 256 and is searched in
+/// eight steps; copying the directory costs 256 reference counts.
+const PAGE_BITS: u32 = 8;
+
+/// The state of one key as of some sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    // Order decides between two statements with one stamp (an equivocation): revoked wins.
+    /// A revocation was undone. Kept as a tombstone: the base may still hold the key.
+    Reinstated,
+    /// Revoked.
+    Revoked,
+}
+
+/// The latest statement about one fingerprint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamped {
+    /// Which key.
+    pub fingerprint: Fingerprint,
+    /// The `to` of the delta that said so.
+    pub stamp: Sequence,
+    /// What it said.
+    pub state: State,
+}
+
+/// An exact set of fingerprints with the latest statement about each.
+///
+/// # Complexity
+///
+/// A look-up is one binary search in a page; cloning costs one reference count a page.
+#[derive(Clone, Debug)]
+pub struct Recent {
+    pages: Vec<Arc<Vec<Stamped>>>,
+    shift: u32,
+    len: usize,
+}
+
+impl Recent {
+    /// An empty set for fingerprints of this width.
+    #[must_use]
+    pub fn new(width: Width) -> Self {
+        let empty = Arc::new(Vec::new());
+        Self {
+            pages: alloc::vec![empty; 1 << PAGE_BITS],
+            shift: width.bits() - PAGE_BITS,
+            len: 0,
+        }
+    }
+
+    /// The latest statement about a key, if there is one.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, fingerprint: Fingerprint) -> Option<State> {
+        let page = self.pages.get(self.page(fingerprint))?;
+        if page.is_empty() {
+            return None;
+        }
+        let at = page
+            .binary_search_by_key(&fingerprint, |entry| entry.fingerprint)
+            .ok()?;
+        page.get(at).map(|entry| entry.state)
+    }
+
+    /// Takes in a statement; the higher (stamp, state) wins, so any order gives one result.
+    pub fn record(&mut self, statement: Stamped) {
+        let page = self.page(statement.fingerprint);
+        let Some(page) = self.pages.get_mut(page) else { return };
+        match page.binary_search_by_key(&statement.fingerprint, |entry| entry.fingerprint) {
+            Ok(at) => {
+                let newer = page
+                    .get(at)
+                    .is_some_and(|held| (held.stamp, held.state) < (statement.stamp, statement.state));
+                if newer && let Some(held) = Arc::make_mut(page).get_mut(at) {
+                    *held = statement;
+                }
+            }
+            Err(at) => {
+                Arc::make_mut(page).insert(at, statement);
+                self.len += 1;
+            }
+        }
+    }
+
+    /// Whether a statement about this key is held, so that a new one takes no more room.
+    #[must_use]
+    pub fn holds(&self, fingerprint: Fingerprint) -> bool {
+        self.get(fingerprint).is_some()
+    }
+
+    /// Forgets everything that a base at `sequence` covers.
+    pub fn drop_through(&mut self, sequence: Sequence) {
+        self.retain(|entry| entry.stamp > sequence);
+    }
+
+    /// Drops what only softens: reinstatements. Their tokens read as revoked until the next base.
+    pub fn drop_reinstated(&mut self) {
+        self.retain(|entry| entry.state == State::Revoked);
+    }
+
+    /// Every statement, sorted by fingerprint.
+    pub fn iter(&self) -> impl Iterator<Item = &Stamped> {
+        self.pages.iter().flat_map(|page| page.iter())
+    }
+
+    /// How many keys are held.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is held.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Stamped) -> bool) {
+        for page in &mut self.pages {
+            if page.iter().any(|entry| !keep(entry)) {
+                Arc::make_mut(page).retain(&keep);
+            }
+        }
+        self.len = self.pages.iter().map(|page| page.len()).sum();
+    }
+
+    #[inline]
+    fn page(&self, fingerprint: Fingerprint) -> usize {
+        (fingerprint.bits() >> self.shift) as usize
+    }
+}

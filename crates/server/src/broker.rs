@@ -1,0 +1,654 @@
+//! The way to the broker: publish until acknowledged, read back what is retained.
+//!
+//! All MQTT types stay in here. A publish counts only once its PUBACK came over the connection it
+//! left on; any trouble fails everything outstanding, and the publisher, whose plan is idempotent,
+//! begins again. What should stand on the broker is not known here.
+
+#[cfg(feature = "embedded-broker")]
+mod embedded;
+#[cfg(feature = "embedded-broker")]
+pub use embedded::{EmbeddedBroker, EmbeddedBrokerError, LocalBroker};
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use revocast_core::limits::{FETCH_WINDOW, SEALED_BYTES_MAX};
+use rumqttc::{
+    AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet, QoS,
+    SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
+};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, pem};
+use rustls::{ClientConfig, RootCertStore};
+use thiserror::Error;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// Publishes on their way at a time. More do not make a broker faster; ten lose little when it dies.
+const IN_FLIGHT: u16 = 10;
+
+/// Pings queue behind data; a shorter time breaks connections over slow links.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+/// For connecting, and for every write after that.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Longest topic we publish to: prefix, realm and address with room.
+const TOPIC_BYTES_MAX: usize = 1024;
+
+/// Fixed header, topic length and packet id, rounded up.
+const PACKET_OVERHEAD_BYTES: usize = 64;
+
+/// Packets that are larger break the connection in both directions, so payloads are checked first.
+const PACKET_BYTES_MAX: usize = SEALED_BYTES_MAX + TOPIC_BYTES_MAX + PACKET_OVERHEAD_BYTES;
+
+/// First and longest pause between two attempts to connect.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// How long a broker may take to close a connection we end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What is needed to reach a broker.
+#[derive(Clone, Debug)]
+pub struct BrokerConfig {
+    /// Where it is.
+    pub url: BrokerUrl,
+    /// Stable name of this client; a second one with the same name would push this one out.
+    pub client_id: String,
+    /// User and password, if the broker wants them.
+    pub credentials: Option<Credentials>,
+    /// Who vouches for the broker's certificate; required for `mqtts`.
+    pub tls: Option<TlsRoots>,
+}
+
+/// `mqtt://host[:port]` or `mqtts://host[:port]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerUrl {
+    secure: bool,
+    host: String,
+    port: u16,
+}
+
+impl BrokerUrl {
+    /// A broker on this machine, without TLS.
+    #[must_use]
+    pub fn local(address: std::net::SocketAddr) -> Self {
+        let host = match address {
+            std::net::SocketAddr::V4(address) => address.ip().to_string(),
+            std::net::SocketAddr::V6(address) => format!("[{}]", address.ip()),
+        };
+        Self { secure: false, host, port: address.port() }
+    }
+
+    /// Whether it is reached over TLS.
+    #[must_use]
+    pub const fn is_secure(&self) -> bool {
+        self.secure
+    }
+}
+
+impl FromStr for BrokerUrl {
+    type Err = BrokerUrlError;
+
+    fn from_str(text: &str) -> Result<Self, BrokerUrlError> {
+        let (scheme, rest) = text.split_once("://").ok_or(BrokerUrlError::Scheme)?;
+        let secure = match scheme {
+            "mqtt" => false,
+            "mqtts" => true,
+            _ => return Err(BrokerUrlError::Scheme),
+        };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        if rest.contains('@') {
+            return Err(BrokerUrlError::Credentials);
+        }
+        let after_bracket = rest.rfind(']').map_or(0, |end| end + 1);
+        let colon = rest.get(after_bracket..).and_then(|tail| tail.find(':')).map(|at| at + after_bracket);
+        let (host, port) = match colon.and_then(|at| rest.split_at_checked(at)) {
+            Some((host, port)) => {
+                let port = port.trim_start_matches(':');
+                (host, port.parse().map_err(|_| BrokerUrlError::Port { found: port.to_owned() })?)
+            }
+            None => (rest, if secure { 8883 } else { 1883 }),
+        };
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'[' | b']' | b':');
+        if host.is_empty() || !host.bytes().all(allowed) {
+            return Err(BrokerUrlError::Host { found: host.to_owned() });
+        }
+        Ok(Self { secure, host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for BrokerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.secure { "mqtts" } else { "mqtt" };
+        write!(f, "{scheme}://{}:{}", self.host, self.port)
+    }
+}
+
+/// Why a text is no broker URL.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum BrokerUrlError {
+    /// Neither of the two schemes.
+    #[error("a broker URL begins with mqtt:// or mqtts://")]
+    Scheme,
+    /// Passwords in URLs end up in logs and process lists.
+    #[error("a broker URL holds no credentials; give a user name and a password file instead")]
+    Credentials,
+    /// No host, or a character that no host name has.
+    #[error("{found:?} is no host name or address")]
+    Host {
+        /// What stands there.
+        found: String,
+    },
+    /// Not a number from 0 to 65535.
+    #[error("{found:?} is no port number")]
+    Port {
+        /// What stands there.
+        found: String,
+    },
+}
+
+/// User name and password for the broker. The password is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// User name.
+    pub username: String,
+    /// Password.
+    pub password: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Credentials({})", self.username)
+    }
+}
+
+/// The certificates that vouch for a broker.
+#[derive(Clone)]
+pub struct TlsRoots(Arc<ClientConfig>);
+
+impl TlsRoots {
+    /// Reads certificates from a PEM file.
+    pub fn from_pem_file(path: &Path) -> Result<Self, TlsRootsError> {
+        let pem = std::fs::read(path).map_err(|source| TlsRootsError::Io { path: path.to_owned(), source })?;
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let certificate =
+                certificate.map_err(|source| TlsRootsError::Pem { path: path.to_owned(), source })?;
+            roots
+                .add(certificate)
+                .map_err(|source| TlsRootsError::Certificate { path: path.to_owned(), source })?;
+        }
+        if roots.is_empty() {
+            return Err(TlsRootsError::Empty { path: path.to_owned() });
+        }
+        // The provider is handed over: with none installed, or two, the plain builder panics.
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|source| TlsRootsError::Certificate { path: path.to_owned(), source })?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self(Arc::new(config)))
+    }
+}
+
+impl fmt::Debug for TlsRoots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TlsRoots(..)")
+    }
+}
+
+/// Why a file of certificates cannot be used; the operator's to mend.
+#[derive(Debug, Error)]
+pub enum TlsRootsError {
+    /// It cannot be read.
+    #[error("{} cannot be read", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not PEM.
+    #[error("{} is not PEM", .path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: pem::Error,
+    },
+    /// A certificate in it cannot vouch for others.
+    #[error("{} holds a certificate that cannot be a root", .path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
+    /// Nothing in it.
+    #[error("{} holds no certificate", .path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Whether there is a connection to the broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// Trying for the first time.
+    Connecting,
+    /// There is one: the n-th since the start. With each new one the broker may have lost anything.
+    Up {
+        /// Its number, from 1.
+        connection: u64,
+    },
+    /// There is none; the next attempt follows by itself.
+    Down {
+        /// What went wrong last.
+        cause: String,
+    },
+}
+
+impl LinkState {
+    /// Whether it is up.
+    #[must_use]
+    pub const fn is_up(&self) -> bool {
+        matches!(self, Self::Up { .. })
+    }
+}
+
+/// Why something did not reach the broker, or did not come back.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum BrokerError {
+    /// There is no connection; wait for [`LinkState::Up`].
+    #[error("there is no connection to the broker: {cause}")]
+    Down {
+        /// What went wrong last.
+        cause: String,
+    },
+    /// The connection broke before the broker acknowledged. It may or may not have the message.
+    #[error("the connection to the broker broke: {cause}")]
+    Broken {
+        /// How.
+        cause: String,
+    },
+    /// Our own mistake: the packet would break the connection.
+    #[error("a payload of {bytes} bytes for {topic} is more than {SEALED_BYTES_MAX}")]
+    TooLarge {
+        /// Where it should have gone.
+        topic: String,
+        /// Its size.
+        bytes: usize,
+    },
+    /// Our own mistake: no broker takes such a topic.
+    #[error("{topic:?} is no topic to publish to")]
+    Topic {
+        /// The topic.
+        topic: String,
+    },
+    /// The broker's access rules do not let us read a topic.
+    #[error("the broker refused a subscription to {topic}")]
+    SubscribeRefused {
+        /// The topic.
+        topic: String,
+    },
+    /// The broker did not answer at all.
+    #[error("the broker did not answer within {} ms", .after.as_millis())]
+    Silent {
+        /// How long we waited.
+        after: Duration,
+    },
+}
+
+/// A connection to a broker that renews itself. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    shared: Arc<Shared>,
+}
+
+/// The task behind a [`Broker`].
+#[derive(Debug)]
+pub struct BrokerTask {
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+impl Broker {
+    /// Begins to connect, for as long as the task lives. Needs a tokio runtime.
+    #[must_use]
+    pub fn connect(config: BrokerConfig) -> (Self, BrokerTask) {
+        let shared = Arc::new(Shared {
+            config,
+            link: Mutex::default(),
+            state: watch::Sender::new(LinkState::Connecting),
+            window: Semaphore::new(usize::from(IN_FLIGHT)),
+            reading: tokio::sync::Mutex::new(()),
+        });
+        let task = tokio::spawn(stay_connected(Arc::clone(&shared)));
+        (Self { shared: Arc::clone(&shared) }, BrokerTask { shared, task })
+    }
+
+    /// Publishes with QoS 1 and waits for the acknowledgement.
+    ///
+    /// An empty payload with `retain` removes what is retained. PUBACK proves neither permission
+    /// nor retention: read back what matters.
+    pub async fn publish(&self, topic: &str, payload: Vec<u8>, retain: bool) -> Result<(), BrokerError> {
+        check(topic, payload.len())?;
+        // Closed is never: the semaphore lives as long as this.
+        let _permit = self.shared.window.acquire().await.map_err(|_| self.shared.down())?;
+        let (reply, answer) = oneshot::channel();
+        {
+            // Queue and list of replies under one lock, so that they have one order.
+            let mut link = self.shared.link();
+            let Some(link) = link.as_mut() else { return Err(self.shared.down()) };
+            link.client
+                .try_publish(topic, QoS::AtLeastOnce, retain, payload)
+                .map_err(|error| BrokerError::Broken { cause: error.to_string() })?;
+            link.queued.push_back(reply);
+        }
+        answer.await.unwrap_or_else(|_| Err(self.shared.down()))
+    }
+
+    /// Asks what is retained on some exact topics, over a connection of its own.
+    ///
+    /// The answers are in the order of `topics`. There is no "nothing there" in MQTT: `None` means
+    /// that nothing came for `patience` after the last message of its window.
+    pub async fn fetch_retained(
+        &self,
+        topics: &[String],
+        patience: Duration,
+    ) -> Result<Vec<(String, Option<Vec<u8>>)>, BrokerError> {
+        for topic in topics {
+            check(topic, 0)?;
+        }
+        // One at a time: two readers with one client id would push each other out.
+        let _turn = self.shared.reading.lock().await;
+        let mut reader = Reader::connect(&self.shared.config).await?;
+        let mut found = Vec::with_capacity(topics.len());
+        for window in topics.chunks(FETCH_WINDOW) {
+            found.extend(reader.fetch(window, patience).await?);
+        }
+        Ok(found)
+    }
+
+    /// Whether there is a connection, and news of it.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<LinkState> {
+        self.shared.state.subscribe()
+    }
+}
+
+impl BrokerTask {
+    /// Says goodbye to the broker and ends. What is not acknowledged by then fails.
+    pub async fn stop(mut self) {
+        let asked = self.shared.link().as_ref().is_some_and(|link| link.client.try_disconnect().is_ok());
+        if asked {
+            let _ = timeout(STOP_TIMEOUT, &mut self.task).await;
+        }
+        self.task.abort();
+        self.shared.lost("the server is stopping");
+    }
+}
+
+impl Drop for BrokerTask {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+type Reply = oneshot::Sender<Result<(), BrokerError>>;
+
+#[derive(Debug)]
+struct Shared {
+    config: BrokerConfig,
+    link: Mutex<Option<Link>>,
+    state: watch::Sender<LinkState>,
+    /// Permits to publish: keeps the client's queue from overflowing.
+    window: Semaphore,
+    reading: tokio::sync::Mutex<()>,
+}
+
+/// What belongs to one connection and dies with it.
+struct Link {
+    client: AsyncClient,
+    /// Publishes given to the client that have no packet id yet, in order.
+    queued: VecDeque<Reply>,
+    /// Publishes on the wire, by packet id.
+    sent: HashMap<u16, Reply>,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Link({} queued, {} sent)", self.queued.len(), self.sent.len())
+    }
+}
+
+impl Shared {
+    fn link(&self) -> MutexGuard<'_, Option<Link>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn down(&self) -> BrokerError {
+        let cause = match &*self.state.borrow() {
+            LinkState::Down { cause } => cause.clone(),
+            LinkState::Connecting => "not connected yet".into(),
+            LinkState::Up { .. } => "it has just been lost".into(),
+        };
+        BrokerError::Down { cause }
+    }
+
+    /// Forgets the connection; everything outstanding fails.
+    fn lost(&self, cause: &str) {
+        let link = self.link().take();
+        self.state.send_replace(LinkState::Down { cause: cause.to_owned() });
+        let Some(link) = link else { return };
+        for reply in link.queued.into_iter().chain(link.sent.into_values()) {
+            let _ = reply.send(Err(BrokerError::Broken { cause: cause.to_owned() }));
+        }
+    }
+
+    fn take_in(&self, event: &Event) {
+        let mut link = self.link();
+        let Some(link) = link.as_mut() else { return };
+        match event {
+            Event::Outgoing(Outgoing::Publish(id)) => {
+                if let Some(reply) = link.queued.pop_front() {
+                    link.sent.insert(*id, reply);
+                }
+            }
+            Event::Incoming(Packet::PubAck(ack)) => {
+                if let Some(reply) = link.sent.remove(&ack.pkid) {
+                    let _ = reply.send(Ok(()));
+                }
+            }
+            // Nothing is subscribed to on this connection, and the rest is housekeeping.
+            _ => {}
+        }
+    }
+}
+
+/// The one task that polls. Every connection gets a new event loop: what an old one still holds
+/// belongs to publishes that have already failed.
+async fn stay_connected(shared: Arc<Shared>) {
+    let mut connections = 0;
+    let mut failures = 0;
+    loop {
+        let (client, mut events) = client(&shared.config, &shared.config.client_id);
+        let cause = loop {
+            match events.poll().await {
+                Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                    connections += 1;
+                    failures = 0;
+                    *shared.link() =
+                        Some(Link { client: client.clone(), queued: VecDeque::new(), sent: HashMap::new() });
+                    shared.state.send_replace(LinkState::Up { connection: connections });
+                    tracing::info!(broker = %shared.config.url, connection = connections, "connected");
+                }
+                Ok(Event::Outgoing(Outgoing::Disconnect)) => return,
+                Ok(event) => shared.take_in(&event),
+                Err(error) => break describe(&error),
+            }
+        };
+        shared.lost(&cause);
+        let pause = backoff(failures);
+        failures = failures.saturating_add(1);
+        tracing::warn!(broker = %shared.config.url, %cause, pause_ms = pause.as_millis() as u64, "not connected");
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Exponential, with full jitter: publishers of many realms must not come back in step.
+fn backoff(failures: u32) -> Duration {
+    let ceiling = BACKOFF_MIN.saturating_mul(1 << failures.min(16)).min(BACKOFF_MAX);
+    let share = getrandom::u32().map_or(1.0, |random| f64::from(random) / f64::from(u32::MAX));
+    // Never nothing, or a broker that refuses at once would be asked in a tight loop.
+    BACKOFF_MIN / 4 + ceiling.mul_f64(share)
+}
+
+fn client(config: &BrokerConfig, client_id: &str) -> (AsyncClient, EventLoop) {
+    let mut options = MqttOptions::new(client_id, &config.url.host, config.url.port);
+    options
+        .set_keep_alive(KEEP_ALIVE)
+        .set_clean_session(true)
+        .set_inflight(IN_FLIGHT)
+        .set_max_packet_size(PACKET_BYTES_MAX, PACKET_BYTES_MAX);
+    if let Some(Credentials { username, password }) = &config.credentials {
+        options.set_credentials(username, password);
+    }
+    if let (true, Some(roots)) = (config.url.secure, &config.tls) {
+        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(&roots.0))));
+    }
+    let (client, mut events) = AsyncClient::new(options, usize::from(IN_FLIGHT) + 4 * FETCH_WINDOW);
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    network.set_connection_timeout(CONNECTION_TIMEOUT.as_secs());
+    events.set_network_options(network);
+    (client, events)
+}
+
+/// A short-lived second connection that reads what is retained.
+struct Reader {
+    client: AsyncClient,
+    packets: mpsc::Receiver<Result<Packet, String>>,
+    task: JoinHandle<()>,
+}
+
+impl Reader {
+    async fn connect(config: &BrokerConfig) -> Result<Self, BrokerError> {
+        let (client, mut events) = client(config, &format!("{}-reader", config.client_id));
+        // Room for every message of a window, twice, and its acknowledgements.
+        let (packets, received) = mpsc::channel(4 * FETCH_WINDOW);
+        let task = tokio::spawn(async move {
+            loop {
+                let packet = match events.poll().await {
+                    Ok(Event::Incoming(packet)) => Ok(packet),
+                    Ok(Event::Outgoing(_)) => continue,
+                    Err(error) => Err(describe(&error)),
+                };
+                // A broker that sends more than was asked for loses the connection.
+                if packet.is_err() | packets.try_send(packet).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut reader = Self { client, packets: received, task };
+        match reader.next(Instant::now() + CONNECTION_TIMEOUT).await? {
+            Some(Packet::ConnAck(_)) => Ok(reader),
+            Some(_) => Err(BrokerError::Broken { cause: "the broker spoke before it accepted".into() }),
+            None => Err(BrokerError::Silent { after: CONNECTION_TIMEOUT }),
+        }
+    }
+
+    /// The next packet; `None` once it is too late.
+    async fn next(&mut self, until: Instant) -> Result<Option<Packet>, BrokerError> {
+        match timeout_at(until, self.packets.recv()).await {
+            Ok(Some(Ok(packet))) => Ok(Some(packet)),
+            Ok(Some(Err(cause))) => Err(BrokerError::Broken { cause }),
+            Ok(None) => Err(BrokerError::Broken { cause: "the broker sent more than was asked for".into() }),
+            Err(_) => Ok(None),
+        }
+    }
+
+    async fn fetch(
+        &mut self,
+        topics: &[String],
+        patience: Duration,
+    ) -> Result<Vec<(String, Option<Vec<u8>>)>, BrokerError> {
+        let mut found: Vec<(String, Option<Vec<u8>>)> = topics.iter().map(|topic| (topic.clone(), None)).collect();
+        let broken = |error: rumqttc::ClientError| BrokerError::Broken { cause: error.to_string() };
+        let filters = topics.iter().map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtLeastOnce));
+        self.client.try_subscribe_many(filters).map_err(broken)?;
+
+        let mut subscribed = false;
+        let mut until = Instant::now() + patience;
+        while !subscribed || found.iter().any(|(_, payload)| payload.is_none()) {
+            match self.next(until).await? {
+                Some(Packet::SubAck(ack)) => {
+                    let refused = ack.return_codes.iter().position(|code| *code == SubscribeReasonCode::Failure);
+                    if let Some(topic) = refused.and_then(|at| topics.get(at)) {
+                        return Err(BrokerError::SubscribeRefused { topic: topic.clone() });
+                    }
+                    subscribed = true;
+                }
+                Some(Packet::Publish(publish)) if publish.retain => {
+                    // Copied: the payload pins the connection's read buffer.
+                    if let Some((_, payload)) = found.iter_mut().find(|(topic, _)| *topic == publish.topic) {
+                        *payload = Some(publish.payload.to_vec());
+                        until = Instant::now() + patience;
+                    }
+                }
+                Some(_) => {}
+                None if subscribed => break,
+                None => return Err(BrokerError::Silent { after: patience }),
+            }
+        }
+        for topic in topics {
+            self.client.try_unsubscribe(topic).map_err(broken)?;
+        }
+        Ok(found)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let _ = self.client.try_disconnect();
+        self.task.abort();
+    }
+}
+
+fn check(topic: &str, payload: usize) -> Result<(), BrokerError> {
+    if topic.is_empty() || topic.len() > TOPIC_BYTES_MAX || topic.contains(['+', '#', '\0']) {
+        return Err(BrokerError::Topic { topic: topic.to_owned() });
+    }
+    if payload > SEALED_BYTES_MAX {
+        return Err(BrokerError::TooLarge { topic: topic.to_owned(), bytes: payload });
+    }
+    Ok(())
+}
+
+/// An error and its causes in one line, since none of it leaves this module as a type.
+fn describe(error: &ConnectionError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

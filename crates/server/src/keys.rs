@@ -1,0 +1,480 @@
+//! The keys of a server, on disk.
+//!
+//! `root.key` says who may publish and can be moved offline once the realms are founded;
+//! `publisher.key` seals what travels; `issuer.key` signs tokens; `admin.token` opens the API.
+//! `trust.json` is what devices pin, `issuer.jwks.json` what validators load; both are public.
+//!
+//! # Shape
+//!
+//! A private key is two lines of text, so that it can be told apart, copied and typed:
+//!
+//! ```text
+//! revocast-private-key 1 root          or publisher, or issuer
+//! <32-byte Ed25519 seed (RFC 8032), base64url without padding, 43 characters>
+//! ```
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use revocast_core::limits::ROOTS_MAX;
+use revocast_core::{Digest, PublicKey, SigningKey, Trust, UnixTime};
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq as _;
+use thiserror::Error;
+
+const ROOT_FILE: &str = "root.key";
+const PUBLISHER_FILE: &str = "publisher.key";
+const ISSUER_FILE: &str = "issuer.key";
+const ADMIN_FILE: &str = "admin.token";
+const TRUST_FILE: &str = "trust.json";
+const JWKS_FILE: &str = "issuer.jwks.json";
+
+/// First words of a private key file; the role follows.
+const HEADER: &str = "revocast-private-key 1 ";
+
+/// No key file is larger; a bigger one is something else and is not read.
+const FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// A bearer token shorter than this can be guessed.
+const TOKEN_BYTES_MIN: usize = 32;
+
+/// What a server needs to serve.
+#[derive(Debug)]
+pub struct Keys {
+    root: Option<SigningKey>,
+    root_path: PathBuf,
+    publisher: SigningKey,
+    issuer: IssuerKey,
+    admin: AdminToken,
+    trust: Trust,
+}
+
+impl Keys {
+    /// Makes new keys in `folder`. Never overwrites; `now` becomes the first floor under a device's clock.
+    pub fn generate(folder: &Path, now: UnixTime) -> Result<Self, KeyError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| KeyError::Io { path, source }
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io(folder))?;
+        // All are looked for before one is written: a half-made set would be neither old nor new.
+        for name in [ROOT_FILE, PUBLISHER_FILE, ISSUER_FILE, ADMIN_FILE, TRUST_FILE, JWKS_FILE] {
+            let path = folder.join(name);
+            if path.symlink_metadata().is_ok() {
+                return Err(KeyError::Exists { path });
+            }
+        }
+        let mut seeds = [[0; 32]; 4];
+        for seed in &mut seeds {
+            getrandom::fill(seed).map_err(KeyError::Random)?;
+        }
+        let [root, publisher, issuer, admin] = seeds;
+        let trust = TrustFile {
+            threshold: 1,
+            roots: vec![URL_SAFE_NO_PAD.encode(SigningKey::from_seed(root).public().0)],
+            not_before: now.secs(),
+        };
+        let jwks = IssuerKey(issuer).jwks();
+        write_new(&folder.join(ROOT_FILE), 0o600, &key_text("root", root))?;
+        write_new(&folder.join(PUBLISHER_FILE), 0o600, &key_text("publisher", publisher))?;
+        write_new(&folder.join(ISSUER_FILE), 0o600, &key_text("issuer", issuer))?;
+        write_new(&folder.join(ADMIN_FILE), 0o600, &format!("{}\n", URL_SAFE_NO_PAD.encode(admin)))?;
+        write_new(&folder.join(TRUST_FILE), 0o644, &json_text(&trust))?;
+        write_new(&folder.join(JWKS_FILE), 0o644, &format!("{jwks:#}\n"))?;
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder))?;
+        Self::load(folder)
+    }
+
+    /// Reads the keys in `folder`. The root key may be elsewhere.
+    ///
+    /// A private file that others can read is refused: it may have been read.
+    pub fn load(folder: &Path) -> Result<Self, KeyError> {
+        let root_path = folder.join(ROOT_FILE);
+        let root = match read_key(&root_path, "root") {
+            Ok(seed) => Some(SigningKey::from_seed(seed)),
+            Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self {
+            root,
+            root_path,
+            publisher: SigningKey::from_seed(read_key(&folder.join(PUBLISHER_FILE), "publisher")?),
+            issuer: IssuerKey(read_key(&folder.join(ISSUER_FILE), "issuer")?),
+            admin: read_token(&folder.join(ADMIN_FILE))?,
+            trust: read_trust(&folder.join(TRUST_FILE))?,
+        })
+    }
+
+    /// The key that says who may publish; needed to found a realm, and for nothing else.
+    pub fn root(&self) -> Result<&SigningKey, KeyError> {
+        self.root.as_ref().ok_or_else(|| KeyError::RootAbsent { path: self.root_path.clone() })
+    }
+
+    /// The key that seals what travels.
+    #[must_use]
+    pub const fn publisher(&self) -> &SigningKey {
+        &self.publisher
+    }
+
+    /// The key that signs tokens.
+    #[must_use]
+    pub const fn issuer(&self) -> &IssuerKey {
+        &self.issuer
+    }
+
+    /// What opens the API.
+    #[must_use]
+    pub const fn admin(&self) -> &AdminToken {
+        &self.admin
+    }
+
+    /// What devices pin.
+    #[must_use]
+    pub const fn trust(&self) -> &Trust {
+        &self.trust
+    }
+}
+
+/// The Ed25519 key that signs tokens. Never printed.
+#[derive(Clone)]
+pub struct IssuerKey([u8; 32]);
+
+impl IssuerKey {
+    /// The 32-byte seed of RFC 8032, for the library that signs.
+    #[must_use]
+    pub const fn seed(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The public half.
+    #[must_use]
+    pub fn public(&self) -> PublicKey {
+        SigningKey::from_seed(self.0).public()
+    }
+
+    /// Its name in JWT headers: the thumbprint of RFC 7638 (members as in RFC 8037, appendix A.3).
+    #[must_use]
+    pub fn kid(&self) -> String {
+        let x = URL_SAFE_NO_PAD.encode(self.public().0);
+        let thumbed = format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}"#);
+        URL_SAFE_NO_PAD.encode(Digest::of(thumbed.as_bytes()).0)
+    }
+
+    /// The JWK set that validators load (RFC 7517, RFC 8037).
+    #[must_use]
+    pub fn jwks(&self) -> serde_json::Value {
+        let x = URL_SAFE_NO_PAD.encode(self.public().0);
+        serde_json::json!({ "keys": [
+            { "kty": "OKP", "crv": "Ed25519", "x": x, "kid": self.kid(), "use": "sig", "alg": "EdDSA" }
+        ] })
+    }
+}
+
+impl fmt::Debug for IssuerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "IssuerKey({})", self.kid())
+    }
+}
+
+/// The bearer token (RFC 6750) that opens the API. Never printed.
+#[derive(Clone)]
+pub struct AdminToken(String);
+
+impl AdminToken {
+    /// Accepts at least 32 characters of those that a bearer token may have.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        let allowed =
+            |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=');
+        let good = text.len() >= TOKEN_BYTES_MIN && text.bytes().all(allowed);
+        good.then(|| Self(text.to_owned()))
+    }
+
+    /// Compares in a time that does not depend on where the first difference is.
+    #[must_use]
+    pub fn matches(&self, offered: &[u8]) -> bool {
+        self.0.as_bytes().ct_eq(offered).into()
+    }
+
+    /// The text, for clients on the same machine.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for AdminToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AdminToken(..)")
+    }
+}
+
+/// Why keys could not be made or read. All but `Io` and `Random` are the operator's to mend.
+#[derive(Debug, Error)]
+pub enum KeyError {
+    /// There is a key already. Choose another folder; a key is never overwritten.
+    #[error("{} exists already; keys are never overwritten", .path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Others may have read this private key.
+    #[error("{path} can be read by others (mode {mode:03o}); if nobody has, run: chmod 600 {path}", path = .path.display())]
+    TooOpen {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The file holds something else.
+    #[error("{} is not what its name says: {what}", .path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The root key is offline, as it should be most of the time. Bring it back to found a realm.
+    #[error("the root key is not at {}; it is needed to found a realm", .path.display())]
+    RootAbsent {
+        /// Where it would be.
+        path: PathBuf,
+    },
+    /// The file cannot be read or written.
+    #[error("{} cannot be used", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The operating system gave no random bytes.
+    #[error("the operating system gave no random bytes")]
+    Random(#[source] getrandom::Error),
+}
+
+/// The shape of `trust.json`.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrustFile {
+    threshold: u8,
+    roots: Vec<String>,
+    not_before: u64,
+}
+
+fn key_text(role: &str, seed: [u8; 32]) -> String {
+    format!("{HEADER}{role}\n{}\n", URL_SAFE_NO_PAD.encode(seed))
+}
+
+fn json_text(value: &impl Serialize) -> String {
+    // Numbers, strings and lists always serialize; the default is never taken.
+    let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+fn write_new(path: &Path, mode: u32, text: &str) -> Result<(), KeyError> {
+    let write = || {
+        let mut file = File::options().write(true).create_new(true).mode(mode).open(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => KeyError::Exists { path: path.to_owned() },
+        _ => KeyError::Io { path: path.to_owned(), source },
+    })
+}
+
+fn read_key(path: &Path, role: &str) -> Result<[u8; 32], KeyError> {
+    let text = read_private(path)?;
+    let malformed = |what: String| KeyError::Malformed { path: path.to_owned(), what };
+    let rest = text.strip_prefix(HEADER).ok_or_else(|| malformed(format!("it does not begin with {HEADER:?}")))?;
+    let (found, seed) = rest.split_once('\n').ok_or_else(|| malformed("it has one line instead of two".into()))?;
+    if found.trim_end() != role {
+        return Err(malformed(format!("it is a {found:?} key, not a {role:?} key")));
+    }
+    let seed = URL_SAFE_NO_PAD.decode(seed.trim_end()).map_err(|_| malformed("the seed is not base64url".into()))?;
+    let bytes = seed.len();
+    seed.try_into().map_err(|_| malformed(format!("the seed has {bytes} bytes instead of 32")))
+}
+
+fn read_token(path: &Path) -> Result<AdminToken, KeyError> {
+    AdminToken::new(read_private(path)?.trim_end()).ok_or_else(|| KeyError::Malformed {
+        path: path.to_owned(),
+        what: format!("a bearer token has at least {TOKEN_BYTES_MIN} characters of A-Z a-z 0-9 - . _ ~ + / ="),
+    })
+}
+
+fn read_trust(path: &Path) -> Result<Trust, KeyError> {
+    let malformed = |what: String| KeyError::Malformed { path: path.to_owned(), what };
+    let file = File::open(path).map_err(|source| KeyError::Io { path: path.to_owned(), source })?;
+    let text = read_text(path, file)?;
+    let trust: TrustFile = serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+    let mut roots = Vec::new();
+    for root in &trust.roots {
+        let bytes = URL_SAFE_NO_PAD.decode(root).ok().and_then(|bytes| bytes.try_into().ok());
+        roots.push(PublicKey(bytes.ok_or_else(|| malformed(format!("root {root:?} is not 32 bytes in base64url")))?));
+    }
+    roots.sort_unstable();
+    roots.dedup();
+    if roots.len() != trust.roots.len() {
+        return Err(malformed("a root key stands there twice".into()));
+    }
+    if roots.len() > ROOTS_MAX {
+        return Err(malformed(format!("{} root keys, more than {ROOTS_MAX}", roots.len())));
+    }
+    if trust.threshold == 0 || usize::from(trust.threshold) > roots.len() {
+        return Err(malformed(format!("a threshold of {} for {} root keys", trust.threshold, roots.len())));
+    }
+    Ok(Trust { roots, threshold: trust.threshold, not_before: UnixTime::from_secs(trust.not_before) })
+}
+
+/// Reads a file that must be the owner's alone. Looks at the open file, not at its name.
+fn read_private(path: &Path) -> Result<String, KeyError> {
+    let io = |source| KeyError::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(io)?;
+    let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(KeyError::TooOpen { path: path.to_owned(), mode });
+    }
+    read_text(path, file)
+}
+
+fn read_text(path: &Path, file: File) -> Result<String, KeyError> {
+    let mut text = String::new();
+    let bytes = file
+        .take(FILE_BYTES_MAX + 1)
+        .read_to_string(&mut text)
+        .map_err(|source| KeyError::Io { path: path.to_owned(), source })?;
+    if bytes as u64 > FILE_BYTES_MAX {
+        return Err(KeyError::Malformed { path: path.to_owned(), what: format!("it has over {FILE_BYTES_MAX} bytes") });
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+
+    fn made() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = folder.path().join("deep/keys");
+        Keys::generate(&keys, NOW).unwrap();
+        (folder, keys)
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn what_is_made_can_be_loaded_and_is_private() {
+        let (_folder, path) = made();
+        let keys = Keys::load(&path).unwrap();
+        assert_eq!(keys.trust().roots, [keys.root().unwrap().public()]);
+        assert_eq!((keys.trust().threshold, keys.trust().not_before), (1, NOW));
+        assert_ne!(keys.publisher().public(), keys.issuer().public());
+        assert_eq!(mode(&path), 0o700);
+        for private in [ROOT_FILE, PUBLISHER_FILE, ISSUER_FILE, ADMIN_FILE] {
+            assert_eq!(mode(&path.join(private)), 0o600, "{private}");
+        }
+        let jwks: serde_json::Value = serde_json::from_slice(&fs::read(path.join(JWKS_FILE)).unwrap()).unwrap();
+        assert_eq!(jwks, keys.issuer().jwks());
+        let debug = format!("{keys:?}");
+        assert!(!debug.contains(keys.admin().as_str()) && debug.contains("AdminToken(..)"), "{debug}");
+    }
+
+    #[test]
+    fn two_sets_share_nothing() {
+        let (_a, first) = made();
+        let (_b, second) = made();
+        let (first, second) = (Keys::load(&first).unwrap(), Keys::load(&second).unwrap());
+        assert_ne!(first.publisher().public(), second.publisher().public());
+        assert!(!first.admin().matches(second.admin().as_str().as_bytes()));
+        assert!(first.admin().matches(first.admin().as_str().as_bytes()));
+        assert!(!first.admin().matches(b""));
+    }
+
+    #[test]
+    fn nothing_is_overwritten() {
+        let (_folder, path) = made();
+        let before = fs::read(path.join(ROOT_FILE)).unwrap();
+        assert!(matches!(Keys::generate(&path, NOW), Err(KeyError::Exists { .. })));
+        assert_eq!(fs::read(path.join(ROOT_FILE)).unwrap(), before);
+
+        // One leftover is enough, and then nothing else is written either.
+        let lone = tempfile::tempdir().unwrap();
+        fs::write(lone.path().join(JWKS_FILE), "{}").unwrap();
+        assert!(matches!(Keys::generate(lone.path(), NOW), Err(KeyError::Exists { .. })));
+        assert!(!lone.path().join(ROOT_FILE).exists());
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused() {
+        let (_folder, path) = made();
+        let publisher = path.join(PUBLISHER_FILE);
+        fs::set_permissions(&publisher, fs::Permissions::from_mode(0o640)).unwrap();
+        let error = Keys::load(&path).unwrap_err().to_string();
+        assert!(error.ends_with(&format!("(mode 640); if nobody has, run: chmod 600 {}", publisher.display())), "{error}");
+    }
+
+    #[test]
+    fn without_its_root_key_a_server_serves_but_founds_nothing() {
+        let (_folder, path) = made();
+        fs::remove_file(path.join(ROOT_FILE)).unwrap();
+        let keys = Keys::load(&path).unwrap();
+        assert!(matches!(keys.root(), Err(KeyError::RootAbsent { .. })));
+        assert_eq!(keys.trust().roots.len(), 1);
+    }
+
+    #[test]
+    fn a_key_in_the_wrong_role_is_refused() {
+        let (_folder, path) = made();
+        fs::copy(path.join(ISSUER_FILE), path.join(PUBLISHER_FILE)).unwrap();
+        let error = Keys::load(&path).unwrap_err().to_string();
+        assert!(error.ends_with(r#"it is a "issuer" key, not a "publisher" key"#), "{error}");
+    }
+
+    #[test]
+    fn damaged_files_are_named() {
+        let seed = "A".repeat(43);
+        let cases = [
+            (PUBLISHER_FILE, String::new()),
+            (PUBLISHER_FILE, format!("{HEADER}publisher")),
+            (PUBLISHER_FILE, format!("{HEADER}publisher\n{}\n", &seed[1..])),
+            (PUBLISHER_FILE, format!("{HEADER}publisher\n{seed}{seed}\n")),
+            (PUBLISHER_FILE, "x".repeat(FILE_BYTES_MAX as usize + 1)),
+            (ROOT_FILE, "garbage".into()),
+            (ADMIN_FILE, "short".into()),
+            (ADMIN_FILE, format!("{} {}", "x".repeat(20), "x".repeat(20))),
+            (TRUST_FILE, "{}".into()),
+            (TRUST_FILE, r#"{"threshold":0,"roots":[],"not_before":0}"#.into()),
+            (TRUST_FILE, format!(r#"{{"threshold":2,"roots":["{seed}"],"not_before":0}}"#)),
+            (TRUST_FILE, format!(r#"{{"threshold":2,"roots":["{seed}","{seed}"],"not_before":0}}"#)),
+            (TRUST_FILE, format!(r#"{{"threshold":1,"roots":["{}"],"not_before":0}}"#, &seed[1..])),
+            (TRUST_FILE, format!(r#"{{"threshold":1,"roots":["{seed}"],"not_before":0,"x":1}}"#)),
+        ];
+        for (name, text) in cases {
+            let (_folder, path) = made();
+            fs::write(path.join(name), &text).unwrap();
+            let error = Keys::load(&path).unwrap_err();
+            assert!(matches!(error, KeyError::Malformed { ref path, .. } if path.ends_with(name)), "{name} {text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_thumbprint_is_that_of_rfc_8037() {
+        // RFC 8037, appendices A.1 and A.3.
+        let seed = URL_SAFE_NO_PAD.decode("nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A").unwrap();
+        let key = IssuerKey(seed.try_into().unwrap());
+        assert_eq!(key.kid(), "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k");
+    }
+}

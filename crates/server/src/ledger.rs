@@ -1,0 +1,440 @@
+//! The durable, ordered record of every realm, and the objects that were published from it.
+//!
+//! What a request does to a history is decided in one place ([`rules`]) for every backend; a
+//! backend only keeps rows. Publishing is not done here: the publisher scans.
+
+mod rules;
+
+mod memory;
+pub use memory::MemoryLedger;
+
+mod sqlite;
+pub use sqlite::{OpenError, SqliteLedger};
+
+use std::error::Error;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use revocast_core::limits::{
+    ACTOR_BYTES_MAX, BASE_ENTRIES_MAX, BATCH_REQUESTS_MAX, CUTOFFS_MAX, REASON_BYTES_MAX, SCOPE_BYTES_MAX,
+};
+use revocast_core::{Fingerprinter, IssuerError, JtiError, RealmId, Sequence, Term, UnixTime};
+use thiserror::Error;
+use tokio::sync::watch;
+
+/// What a ledger's methods return: boxed, so that `Arc<dyn Ledger>` works.
+pub type LedgerFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, LedgerError>> + Send + 'a>>;
+
+/// Leeway of a realm unless chosen: what validators commonly allow for clocks that differ.
+pub const LEEWAY_DEFAULT: Duration = Duration::from_secs(60);
+
+/// Longest token lifetime of a realm unless chosen: 30 days.
+pub const MAX_TOKEN_LIFETIME_DEFAULT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// How far a ledger jumps when it goes on after a restore: wider than any history that could have
+/// been published and lost (design rule 9).
+pub const RESUME_GAP: u64 = 1_000_000;
+
+/// Keeps the histories of many realms; what it acknowledged survives.
+///
+/// Every future resolves only when its effect is durable. Dropping a future neither cancels nor
+/// undoes what it asked for.
+pub trait Ledger: Send + Sync {
+    /// Founds a realm, or finds it again if id and issuer are the same.
+    ///
+    /// The parameters of a realm that is found are those it was founded with.
+    fn create_realm(&self, realm: Realm) -> LedgerFuture<'_, Founding>;
+
+    /// Every realm, ordered by id.
+    fn realms(&self) -> LedgerFuture<'_, Vec<Realm>>;
+
+    /// One realm.
+    fn realm(&self, realm: RealmId) -> LedgerFuture<'_, Realm>;
+
+    /// Records what is new in `requests`, all of them or none, and numbers it.
+    ///
+    /// Repeating a request changes nothing; its receipt then says `recorded: false`.
+    fn append(&self, realm: RealmId, now: UnixTime, requests: Vec<Request>) -> LedgerFuture<'_, Vec<Receipt>>;
+
+    /// The entries after `after`, in order, at most `limit`. Fewer than `limit` means: that is all.
+    fn scan(&self, realm: RealmId, after: Sequence, limit: usize) -> LedgerFuture<'_, Vec<Entry>>;
+
+    /// The term, and the highest sequence ever assigned.
+    fn head(&self, realm: RealmId) -> LedgerFuture<'_, (Term, Sequence)>;
+
+    /// Forgets revokes and reinstates with `exp` at or below `horizon`; returns how many.
+    ///
+    /// Sequences are not reused, even when nothing is left.
+    fn expire(&self, realm: RealmId, horizon: UnixTime) -> LedgerFuture<'_, usize>;
+
+    /// Begins a new term beyond `beyond`, the highest sequence known to have been published.
+    fn resume(&self, realm: RealmId, now: UnixTime, beyond: Sequence) -> LedgerFuture<'_, (Term, Sequence)>;
+
+    /// Everything that should stand on the broker for this realm, ordered by address.
+    fn objects(&self, realm: RealmId) -> LedgerFuture<'_, Vec<Object>>;
+
+    /// Stores and removes published objects in one transaction, if the realm is still in `term`.
+    fn store_objects(
+        &self,
+        realm: RealmId,
+        term: Term,
+        puts: Vec<Object>,
+        deletes: Vec<String>,
+    ) -> LedgerFuture<'_, ()>;
+
+    /// Wakes whenever a commit recorded something. The number only counts; read the ledger.
+    fn subscribe(&self) -> watch::Receiver<u64>;
+}
+
+/// One issuer's realm and the parameters that live as long as it does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Realm {
+    /// Its name.
+    pub id: RealmId,
+    /// The `iss` of its tokens; belongs to this realm only.
+    pub issuer: String,
+    /// Function, key and width of its fingerprints.
+    pub fingerprinter: Fingerprinter,
+    /// How much clocks may differ; whole seconds.
+    pub leeway: Duration,
+    /// No token of this issuer lives longer; whole seconds.
+    pub max_token_lifetime: Duration,
+    /// When it was founded.
+    pub created: UnixTime,
+}
+
+impl Realm {
+    /// A realm with the usual leeway and token lifetime.
+    #[must_use]
+    pub fn new(id: RealmId, issuer: impl Into<String>, fingerprinter: Fingerprinter, created: UnixTime) -> Self {
+        Self {
+            id,
+            issuer: issuer.into(),
+            fingerprinter,
+            leeway: LEEWAY_DEFAULT,
+            max_token_lifetime: MAX_TOKEN_LIFETIME_DEFAULT,
+            created,
+        }
+    }
+
+    /// The latest `exp` a token issued by now can have.
+    #[must_use]
+    pub fn latest_exp(&self, now: UnixTime) -> UnixTime {
+        now.plus(self.max_token_lifetime.as_secs())
+    }
+
+    /// The `gc_horizon` at `now`: a token with `exp` up to it is expired for everybody (design rule 13).
+    #[must_use]
+    pub fn horizon(&self, now: UnixTime) -> UnixTime {
+        now.minus(self.leeway.as_secs())
+    }
+}
+
+/// What became of a request for a realm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Founding {
+    /// The realm as it stands in the ledger.
+    pub realm: Realm,
+    /// Whether it is new.
+    pub created: bool,
+}
+
+/// Something asked of a realm's history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What shall be.
+    pub action: Action,
+    /// Why, in the words of whoever asks.
+    pub reason: Option<String>,
+    /// Who asks.
+    pub actor: String,
+}
+
+/// What a [`Request`] asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// One token shall be honored no longer.
+    Revoke {
+        /// Which.
+        jti: String,
+        /// Until when it would have been.
+        exp: Expiry,
+    },
+    /// A revoke was a mistake.
+    Reinstate {
+        /// Of which token.
+        jti: String,
+    },
+    /// Every token in a scope issued before a time shall be honored no longer.
+    Cutoff {
+        /// Which tokens.
+        scope: Scope,
+        /// Those with an earlier `iat`, or none.
+        not_before: UnixTime,
+    },
+    /// A cutoff shall end.
+    Lift {
+        /// Of which scope.
+        scope: Scope,
+    },
+}
+
+/// The `exp` of a token to be revoked, and how far it can be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// Somebody said so. Raised to the latest `exp` that a token issued by now can have, since an
+    /// early one would un-revoke.
+    Claimed(UnixTime),
+    /// The registry or the token's own signature says so.
+    Vouched(UnixTime),
+}
+
+impl Expiry {
+    /// The time itself.
+    #[must_use]
+    pub const fn time(self) -> UnixTime {
+        match self {
+            Self::Claimed(exp) | Self::Vouched(exp) => exp,
+        }
+    }
+}
+
+/// Which tokens a cutoff speaks of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// All of the realm.
+    Realm,
+    /// Those that speak of one `sub`.
+    Sub(String),
+    /// Those signed by one key.
+    Kid(String),
+    /// Those issued to one client.
+    Client(String),
+}
+
+impl Scope {
+    /// The number of its kind on the wire.
+    #[must_use]
+    pub const fn kind(&self) -> u8 {
+        match self {
+            Self::Realm => 0,
+            Self::Sub(_) => 1,
+            Self::Kid(_) => 2,
+            Self::Client(_) => 3,
+        }
+    }
+
+    /// Its text; empty for the whole realm.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Realm => "",
+            Self::Sub(text) | Self::Kid(text) | Self::Client(text) => text,
+        }
+    }
+}
+
+/// What became of a [`Request`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The entry that holds what was asked. Where nothing was there to undo: the head, as of which
+    /// that is so. A replica at or above it knows.
+    pub sequence: Sequence,
+    /// Whether that entry is new.
+    pub recorded: bool,
+    /// Until when the revoke, or what is left of it, is kept.
+    pub exp: Option<UnixTime>,
+}
+
+/// One numbered line of a ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its number.
+    pub sequence: Sequence,
+    /// When it was recorded.
+    pub at: UnixTime,
+    /// What it says.
+    pub statement: Statement,
+    /// Why.
+    pub reason: Option<String>,
+    /// Who asked.
+    pub actor: String,
+}
+
+/// What an [`Entry`] says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Statement {
+    /// This token is revoked until `exp` plus leeway.
+    Revoke {
+        /// Which.
+        jti: String,
+        /// Kept until then.
+        exp: UnixTime,
+    },
+    /// This token is not revoked any more.
+    Reinstate {
+        /// Which.
+        jti: String,
+        /// The `exp` of the revoke it undoes: as long must it be remembered.
+        exp: UnixTime,
+    },
+    /// Tokens in scope with an earlier `iat` are revoked.
+    Cutoff {
+        /// Which.
+        scope: Scope,
+        /// The time.
+        not_before: UnixTime,
+    },
+    /// The cutoff of this scope is over.
+    Lift {
+        /// Which.
+        scope: Scope,
+    },
+    /// The history goes on here, in a new term, after a restore that may have lost entries.
+    Resume {
+        /// The new term.
+        term: Term,
+    },
+}
+
+/// A published object: where it stands and its sealed bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Its address below the realm's topic prefix.
+    pub address: String,
+    /// The bytes as they travel.
+    pub bytes: Vec<u8>,
+}
+
+/// Why a ledger did not do what it was asked.
+///
+/// Cloneable, since one failed commit is the answer to many requests.
+#[derive(Clone, Debug, Error)]
+pub enum LedgerError {
+    /// No such realm; the caller's mistake.
+    #[error("realm {realm} does not exist")]
+    RealmUnknown {
+        /// What was asked for.
+        realm: RealmId,
+    },
+    /// The name is in use for another issuer; choose another.
+    #[error("realm {realm} exists already and belongs to issuer {issuer:?}")]
+    RealmTaken {
+        /// The name.
+        realm: RealmId,
+        /// Whose it is.
+        issuer: String,
+    },
+    /// An issuer's tokens would have two histories.
+    #[error("issuer {issuer:?} has a realm already: {realm}")]
+    IssuerTaken {
+        /// The issuer.
+        issuer: String,
+        /// Its realm.
+        realm: RealmId,
+    },
+    /// The `iss` is empty or too long.
+    #[error("the issuer of the realm cannot be used")]
+    Issuer(#[source] IssuerError),
+    /// The `jti` is empty or too long.
+    #[error("request {index} names no token")]
+    Jti {
+        /// Which of the requests, counted from 0.
+        index: usize,
+        /// Why.
+        #[source]
+        source: JtiError,
+    },
+    /// The `sub`, `kid` or client of a cutoff is empty or too long.
+    #[error("request {index} has a scope of {bytes} bytes; 1 to {SCOPE_BYTES_MAX} are possible")]
+    ScopeLength {
+        /// Which of the requests, counted from 0.
+        index: usize,
+        /// Its length.
+        bytes: usize,
+    },
+    /// The reason is too long.
+    #[error("request {index} has a reason of {bytes} bytes, more than {REASON_BYTES_MAX}")]
+    ReasonTooLong {
+        /// Which of the requests, counted from 0.
+        index: usize,
+        /// Its length.
+        bytes: usize,
+    },
+    /// The name of the actor is too long.
+    #[error("request {index} has an actor of {bytes} bytes, more than {ACTOR_BYTES_MAX}")]
+    ActorTooLong {
+        /// Which of the requests, counted from 0.
+        index: usize,
+        /// Its length.
+        bytes: usize,
+    },
+    /// More requests than one transaction takes; split them.
+    #[error("{requests} requests in one call, more than {BATCH_REQUESTS_MAX}")]
+    BatchTooLarge {
+        /// How many.
+        requests: usize,
+    },
+    /// The realm holds as many cutoffs as devices accept; lift some.
+    #[error("realm {realm} has {CUTOFFS_MAX} live cutoffs, which is the limit")]
+    CutoffsFull {
+        /// Which realm.
+        realm: RealmId,
+    },
+    /// The realm holds as many entries as a base can; split it, or wait until some expire.
+    #[error("realm {realm} has {BASE_ENTRIES_MAX} entries, which is the limit")]
+    RealmFull {
+        /// Which realm.
+        realm: RealmId,
+    },
+    /// No number is left; only reachable by resuming beyond a sequence that somebody made up.
+    #[error("realm {realm} cannot go on after sequence {after}")]
+    SequenceExhausted {
+        /// Which realm.
+        realm: RealmId,
+        /// The last number.
+        after: Sequence,
+    },
+    /// Another publisher has begun a new term; this one must stop.
+    #[error("realm {realm} is in term {current}, not {claimed}")]
+    TermChanged {
+        /// Which realm.
+        realm: RealmId,
+        /// The ledger's.
+        current: Term,
+        /// The caller's.
+        claimed: Term,
+    },
+    /// More requests wait than the queue holds; try again later.
+    #[error("{waiting} requests wait for the ledger, which is the limit")]
+    Overloaded {
+        /// The queue's length.
+        waiting: usize,
+    },
+    /// The disk, or a quota, is full. Nothing was recorded; works again once there is room.
+    #[error("no room is left on the disk of the ledger")]
+    StorageFull(#[source] Cause),
+    /// A row cannot be what it claims to be: the file was damaged or edited.
+    #[error("the ledger is damaged: {what}")]
+    Damaged {
+        /// Where.
+        what: String,
+    },
+    /// The database failed. Whether this request was recorded is not known.
+    #[error("the ledger's storage failed")]
+    Storage(#[source] Cause),
+    /// A write failed earlier in a way after which memory and disk may differ. Restart: what the
+    /// disk then says is the truth.
+    #[error("the ledger stopped writing after a failure; restart the server")]
+    Poisoned,
+    /// The ledger is being closed.
+    #[error("the ledger is closed")]
+    Closed,
+}
+
+/// The cause of a failure in a backend, whose types stay there.
+pub type Cause = Arc<dyn Error + Send + Sync>;
+
+#[cfg(test)]
+mod tests;

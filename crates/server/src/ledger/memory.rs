@@ -1,0 +1,264 @@
+//! A ledger in memory, for simulations and tests: same semantics, nothing durable.
+//!
+//! Deterministic, and its futures are ready at once, so no runtime is needed to drive them.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::ready;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use revocast_core::{RealmId, Sequence, Term, UnixTime};
+use tokio::sync::watch;
+
+use super::rules::{self, Counters, Halt, Last, Shelf, Standing, Subject};
+use super::{
+    Entry, Founding, Ledger, LedgerError, LedgerFuture, Object, Realm, Receipt, Request, Scope, Statement,
+};
+
+/// Keeps histories until it is dropped.
+#[derive(Debug)]
+pub struct MemoryLedger {
+    realms: Mutex<BTreeMap<RealmId, Keeping>>,
+    commits: watch::Sender<u64>,
+}
+
+impl MemoryLedger {
+    /// An empty one.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { realms: Mutex::default(), commits: watch::Sender::new(0) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<RealmId, Keeping>> {
+        // A panic elsewhere cannot leave this torn: every change is made on a copy or cannot fail.
+        self.realms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(
+        &self,
+        realm: RealmId,
+        work: impl FnOnce(&mut Keeping) -> Result<T, LedgerError>,
+    ) -> Result<T, LedgerError> {
+        self.lock().get_mut(&realm).ok_or(LedgerError::RealmUnknown { realm }).and_then(work)
+    }
+
+    fn woken<T>(&self, result: Result<T, LedgerError>) -> Result<T, LedgerError> {
+        if result.is_ok() {
+            self.commits.send_modify(|count| *count += 1);
+        }
+        result
+    }
+}
+
+impl Default for MemoryLedger {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Ledger for MemoryLedger {
+    fn create_realm(&self, realm: Realm) -> LedgerFuture<'_, Founding> {
+        let create = || {
+            rules::check_realm(&realm)?;
+            let mut realms = self.lock();
+            let by_id = realms.get(&realm.id).map(|keeping| keeping.realm.clone());
+            let by_issuer =
+                realms.values().find(|keeping| keeping.realm.issuer == realm.issuer).map(|keeping| keeping.realm.id);
+            if let Some(realm) = rules::found(&realm, by_id, by_issuer)? {
+                return Ok(Founding { realm, created: false });
+            }
+            realms.insert(realm.id, Keeping::new(realm.clone()));
+            Ok(Founding { realm, created: true })
+        };
+        let result = match create() {
+            Ok(founding) if founding.created => self.woken(Ok(founding)),
+            other => other,
+        };
+        Box::pin(ready(result))
+    }
+
+    fn realms(&self) -> LedgerFuture<'_, Vec<Realm>> {
+        let realms = self.lock().values().map(|keeping| keeping.realm.clone()).collect();
+        Box::pin(ready(Ok(realms)))
+    }
+
+    fn realm(&self, realm: RealmId) -> LedgerFuture<'_, Realm> {
+        Box::pin(ready(self.with(realm, |keeping| Ok(keeping.realm.clone()))))
+    }
+
+    fn append(&self, realm: RealmId, now: UnixTime, requests: Vec<Request>) -> LedgerFuture<'_, Vec<Receipt>> {
+        let result = rules::check(&requests).and_then(|()| {
+            self.with(realm, |keeping| {
+                let mut counters = keeping.counters;
+                let mut shelf =
+                    Draft { keeping, entries: Vec::new(), tokens: BTreeMap::new(), scopes: BTreeMap::new() };
+                match rules::append(&mut shelf, &keeping.realm, &mut counters, now, requests) {
+                    Ok(receipts) => {
+                        let entries = shelf.entries;
+                        keeping.counters = counters;
+                        keeping.keep(entries);
+                        Ok(receipts)
+                    }
+                    Err(Halt::Refused(error)) => Err(error),
+                    Err(Halt::Storage(never)) => match never {},
+                }
+            })
+        });
+        let result = match result {
+            Ok(receipts) if receipts.iter().any(|receipt| receipt.recorded) => self.woken(Ok(receipts)),
+            other => other,
+        };
+        Box::pin(ready(result))
+    }
+
+    fn scan(&self, realm: RealmId, after: Sequence, limit: usize) -> LedgerFuture<'_, Vec<Entry>> {
+        Box::pin(ready(self.with(realm, |keeping| {
+            // Saturating: after the last possible number nothing follows, and that one is never assigned.
+            Ok(keeping.entries.range(Sequence(after.0.saturating_add(1))..).take(limit).map(|(_, e)| e.clone()).collect())
+        })))
+    }
+
+    fn head(&self, realm: RealmId) -> LedgerFuture<'_, (Term, Sequence)> {
+        Box::pin(ready(self.with(realm, |keeping| Ok((keeping.counters.term, keeping.counters.head)))))
+    }
+
+    fn expire(&self, realm: RealmId, horizon: UnixTime) -> LedgerFuture<'_, usize> {
+        Box::pin(ready(self.with(realm, |keeping| Ok(keeping.expire(horizon)))))
+    }
+
+    fn resume(&self, realm: RealmId, now: UnixTime, beyond: Sequence) -> LedgerFuture<'_, (Term, Sequence)> {
+        let result = self.with(realm, |keeping| {
+            let entry = rules::resume(realm, &mut keeping.counters, now, beyond)?;
+            keeping.keep(vec![entry]);
+            Ok((keeping.counters.term, keeping.counters.head))
+        });
+        Box::pin(ready(self.woken(result)))
+    }
+
+    fn objects(&self, realm: RealmId) -> LedgerFuture<'_, Vec<Object>> {
+        Box::pin(ready(self.with(realm, |keeping| {
+            Ok(keeping
+                .objects
+                .iter()
+                .map(|(address, bytes)| Object { address: address.clone(), bytes: bytes.clone() })
+                .collect())
+        })))
+    }
+
+    fn store_objects(
+        &self,
+        realm: RealmId,
+        term: Term,
+        puts: Vec<Object>,
+        deletes: Vec<String>,
+    ) -> LedgerFuture<'_, ()> {
+        Box::pin(ready(self.with(realm, |keeping| {
+            let current = keeping.counters.term;
+            if current != term {
+                return Err(LedgerError::TermChanged { realm, current, claimed: term });
+            }
+            for address in deletes {
+                keeping.objects.remove(&address);
+            }
+            keeping.objects.extend(puts.into_iter().map(|object| (object.address, object.bytes)));
+            Ok(())
+        })))
+    }
+
+    fn subscribe(&self) -> watch::Receiver<u64> {
+        self.commits.subscribe()
+    }
+}
+
+/// Everything kept for one realm.
+#[derive(Debug)]
+struct Keeping {
+    realm: Realm,
+    counters: Counters,
+    entries: BTreeMap<Sequence, Entry>,
+    tokens: BTreeMap<String, Last>,
+    scopes: BTreeMap<Scope, Last>,
+    objects: BTreeMap<String, Vec<u8>>,
+}
+
+impl Keeping {
+    fn new(realm: Realm) -> Self {
+        Self {
+            realm,
+            counters: Counters::new(),
+            entries: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            scopes: BTreeMap::new(),
+            objects: BTreeMap::new(),
+        }
+    }
+
+    fn keep(&mut self, entries: Vec<Entry>) {
+        for entry in entries {
+            if let (Some(subject), Some(last)) = (Subject::of(&entry.statement), last_of(&entry)) {
+                match subject {
+                    Subject::Token(jti) => self.tokens.insert(jti.to_owned(), last),
+                    Subject::Scope(scope) => self.scopes.insert(scope.clone(), last),
+                };
+            }
+            self.entries.insert(entry.sequence, entry);
+        }
+    }
+
+    fn expire(&mut self, horizon: UnixTime) -> usize {
+        let before = self.entries.len();
+        self.entries.retain(|_, entry| match entry.statement {
+            Statement::Revoke { exp, .. } | Statement::Reinstate { exp, .. } => exp > horizon,
+            Statement::Cutoff { .. } | Statement::Lift { .. } | Statement::Resume { .. } => true,
+        });
+        self.tokens.retain(|_, last| match last.standing {
+            Standing::Revoked { exp } | Standing::Reinstated { exp } => exp > horizon,
+            Standing::Cut { .. } | Standing::Lifted => true,
+        });
+        let dropped = before - self.entries.len();
+        self.counters.stored = self.counters.stored.saturating_sub(dropped as u64);
+        dropped
+    }
+}
+
+/// The entries of one append, not yet kept.
+struct Draft<'a> {
+    keeping: &'a Keeping,
+    entries: Vec<Entry>,
+    tokens: BTreeMap<String, Last>,
+    scopes: BTreeMap<Scope, Last>,
+}
+
+impl Shelf for Draft<'_> {
+    type Error = Infallible;
+
+    fn last(&mut self, subject: Subject<'_>) -> Result<Option<Last>, Infallible> {
+        Ok(match subject {
+            Subject::Token(jti) => self.tokens.get(jti).or_else(|| self.keeping.tokens.get(jti)),
+            Subject::Scope(scope) => self.scopes.get(scope).or_else(|| self.keeping.scopes.get(scope)),
+        }
+        .copied())
+    }
+
+    fn put(&mut self, entry: &Entry) -> Result<(), Infallible> {
+        if let (Some(subject), Some(last)) = (Subject::of(&entry.statement), last_of(entry)) {
+            match subject {
+                Subject::Token(jti) => self.tokens.insert(jti.to_owned(), last),
+                Subject::Scope(scope) => self.scopes.insert(scope.clone(), last),
+            };
+        }
+        self.entries.push(entry.clone());
+        Ok(())
+    }
+}
+
+fn last_of(entry: &Entry) -> Option<Last> {
+    let standing = match entry.statement {
+        Statement::Revoke { exp, .. } => Standing::Revoked { exp },
+        Statement::Reinstate { exp, .. } => Standing::Reinstated { exp },
+        Statement::Cutoff { not_before, .. } => Standing::Cut { not_before },
+        Statement::Lift { .. } => Standing::Lifted,
+        Statement::Resume { .. } => return None,
+    };
+    Some(Last { sequence: entry.sequence, standing })
+}

@@ -1,0 +1,1060 @@
+//! The embedded ledger: one SQLite file in the data folder, nothing to install.
+//!
+//! One thread owns the only connection that writes; it takes what has queued up, puts it into one
+//! transaction and answers after the commit (group commit). A second thread reads, so that a long
+//! scan never holds up an append. WAL with `synchronous=FULL`: an answered request survives a
+//! power cut. After a failed write that is not plainly "disk full" nothing is written any more,
+//! since memory and disk may then differ; a restart reads what the disk really holds.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use revocast_core::{
+    FingerprintFunction, Fingerprinter, RealmId, RealmKey, Sequence, Term, UnixTime, Width,
+};
+use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, Transaction, params};
+use thiserror::Error;
+use tokio::sync::{oneshot, watch};
+
+use super::rules::{self, Counters, Halt, Last, Shelf, Standing, Subject};
+use super::{
+    Cause, Entry, Founding, Ledger, LedgerError, LedgerFuture, Object, Realm, Receipt, Request, Scope, Statement,
+};
+
+/// Marks a file as ours: "RVCL".
+const APPLICATION_ID: i32 = 0x5256_434c;
+
+/// Layout of the tables. A newer one is refused, never guessed at.
+const LAYOUT: i32 = 1;
+
+const DATABASE_FILE: &str = "ledger.db";
+const LOCK_FILE: &str = "revocast.lock";
+
+/// Requests that one commit may cover: more would delay the first of them for little gain.
+const GROUP_REQUESTS_MAX: usize = 1_024;
+
+/// Calls that may wait. At ten thousand acknowledged a second this is less than half a second.
+const QUEUE_CALLS_MAX: usize = 4_096;
+
+/// Entries forgotten in one transaction, so that appends get their turn in between.
+const EXPIRE_PIECE: usize = 10_000;
+
+const SCHEMA: &str = "
+CREATE TABLE realms (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    issuer TEXT NOT NULL UNIQUE,
+    function INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    width INTEGER NOT NULL,
+    leeway INTEGER NOT NULL,
+    max_token_lifetime INTEGER NOT NULL,
+    created INTEGER NOT NULL,
+    term INTEGER NOT NULL,
+    head INTEGER NOT NULL,
+    stored INTEGER NOT NULL,
+    cutoffs INTEGER NOT NULL
+) STRICT;
+
+-- kind: 1 revoke, 2 reinstate, 3 cutoff, 4 lift, 5 resume.
+-- subject_kind: 0 realm, 1 sub, 2 kid, 3 client, 4 jti, 5 none.
+-- value: exp of 1 and 2, not_before of 3, term of 5.
+CREATE TABLE entries (
+    realm INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    subject_kind INTEGER NOT NULL,
+    subject TEXT NOT NULL,
+    value INTEGER NOT NULL,
+    reason TEXT,
+    actor TEXT NOT NULL,
+    PRIMARY KEY (realm, sequence)
+) STRICT, WITHOUT ROWID;
+
+CREATE UNIQUE INDEX entries_by_subject ON entries (realm, subject_kind, subject, sequence);
+CREATE INDEX entries_by_exp ON entries (realm, value) WHERE kind IN (1, 2);
+
+CREATE TABLE objects (
+    realm INTEGER NOT NULL,
+    address TEXT NOT NULL,
+    bytes BLOB NOT NULL,
+    PRIMARY KEY (realm, address)
+) STRICT;
+";
+
+/// A ledger in a folder of its own.
+#[derive(Debug)]
+pub struct SqliteLedger {
+    writes: Option<SyncSender<Write>>,
+    reads: Option<SyncSender<Read>>,
+    commits: watch::Sender<u64>,
+    threads: Vec<JoinHandle<()>>,
+    // Held open, for the lock on it. Released by the system even after SIGKILL.
+    _lock: File,
+}
+
+impl SqliteLedger {
+    /// Opens the ledger in `folder`, or founds it there.
+    ///
+    /// Checks the whole file first: a ledger that lost something must not serve.
+    pub fn open(folder: &Path) -> Result<Self, OpenError> {
+        make_folder(folder)?;
+        let lock = lock(folder)?;
+        let path = folder.join(DATABASE_FILE);
+        if !path.try_exists().map_err(|source| OpenError::Io { path: path.clone(), source })? {
+            found(folder, &path)?;
+        }
+        let writer = open_writer(&path)?;
+        let reader = open_reader(&path)?;
+
+        let commits = watch::Sender::new(0);
+        let (writes, write_queue) = sync_channel(QUEUE_CALLS_MAX);
+        let (reads, read_queue) = sync_channel(QUEUE_CALLS_MAX);
+        let mut state = Writer { connection: writer, poisoned: false, commits: commits.clone() };
+        let threads = vec![
+            spawn("ledger-writer", move || state.run(&write_queue))?,
+            spawn("ledger-reader", move || read_all(&reader, &read_queue))?,
+        ];
+        Ok(Self { writes: Some(writes), reads: Some(reads), commits, threads, _lock: lock })
+    }
+
+    fn write(&self, write: Write) -> Result<(), LedgerError> {
+        send(self.writes.as_ref(), write)
+    }
+
+    /// Runs `work` in a write transaction of its own. It returns its value, and whether that is news.
+    fn exclusive<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Outcome<(T, News)> + Send + 'static,
+    ) -> LedgerFuture<'_, T> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.write(Write::Alone(Box::new(move |writer| {
+            // Nobody listening any more is no reason not to do it.
+            let _ = reply.send(writer.transact(work));
+        })));
+        Box::pin(async move {
+            sent?;
+            answer.await.map_err(|_| LedgerError::Closed)?
+        })
+    }
+
+    fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Outcome<T> + Send + 'static,
+    ) -> LedgerFuture<'_, T> {
+        let (reply, answer) = oneshot::channel();
+        let sent = send(
+            self.reads.as_ref(),
+            Box::new(move |connection: &Connection| {
+                let _ = reply.send(work(connection).map_err(|halt| match halt {
+                    Halt::Refused(error) => error,
+                    Halt::Storage(error) => LedgerError::Storage(Arc::new(error)),
+                }));
+            }) as Read,
+        );
+        Box::pin(async move {
+            sent?;
+            answer.await.map_err(|_| LedgerError::Closed)?
+        })
+    }
+}
+
+impl Ledger for SqliteLedger {
+    fn create_realm(&self, realm: Realm) -> LedgerFuture<'_, Founding> {
+        self.exclusive(move |transaction| {
+            rules::check_realm(&realm)?;
+            let by_id = find_realm(transaction, realm.id)?.map(|row| row.realm);
+            let by_issuer = transaction
+                .prepare_cached("SELECT id FROM realms WHERE issuer = ?1")?
+                .query_row([&realm.issuer], |row| row.get::<_, String>(0))
+                .optional()?
+                .map(|id| realm_id(&id))
+                .transpose()?;
+            if let Some(realm) = rules::found(&realm, by_id, by_issuer)? {
+                return Ok((Founding { realm, created: false }, News::No));
+            }
+            insert_realm(transaction, &realm)?;
+            Ok((Founding { realm, created: true }, News::Yes))
+        })
+    }
+
+    fn realms(&self) -> LedgerFuture<'_, Vec<Realm>> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(&format!("{SELECT_REALM} ORDER BY id"))?;
+            let mut rows = statement.query([])?;
+            let mut realms = Vec::new();
+            while let Some(row) = rows.next()? {
+                realms.push(realm_row(row)?.realm);
+            }
+            Ok(realms)
+        })
+    }
+
+    fn realm(&self, realm: RealmId) -> LedgerFuture<'_, Realm> {
+        self.read(move |connection| Ok(known_realm(connection, realm)?.realm))
+    }
+
+    fn append(&self, realm: RealmId, now: UnixTime, requests: Vec<Request>) -> LedgerFuture<'_, Vec<Receipt>> {
+        let (reply, answer) = oneshot::channel();
+        let sent = rules::check(&requests)
+            .and_then(|()| self.write(Write::Append(Append { realm, now, requests, reply })));
+        Box::pin(async move {
+            sent?;
+            answer.await.map_err(|_| LedgerError::Closed)?
+        })
+    }
+
+    fn scan(&self, realm: RealmId, after: Sequence, limit: usize) -> LedgerFuture<'_, Vec<Entry>> {
+        self.read(move |connection| {
+            let number = known_realm(connection, realm)?.number;
+            let mut statement = connection.prepare_cached(
+                "SELECT sequence, at, kind, subject_kind, subject, value, reason, actor FROM entries
+                 WHERE realm = ?1 AND sequence > ?2 ORDER BY sequence LIMIT ?3",
+            )?;
+            let mut rows = statement.query(params![number, signed(after.0), signed(limit as u64)])?;
+            let mut entries = Vec::new();
+            while let Some(row) = rows.next()? {
+                entries.push(entry(row)?);
+            }
+            Ok(entries)
+        })
+    }
+
+    fn head(&self, realm: RealmId) -> LedgerFuture<'_, (Term, Sequence)> {
+        self.read(move |connection| {
+            let counters = known_realm(connection, realm)?.counters;
+            Ok((counters.term, counters.head))
+        })
+    }
+
+    fn expire(&self, realm: RealmId, horizon: UnixTime) -> LedgerFuture<'_, usize> {
+        Box::pin(async move {
+            let mut dropped = 0;
+            loop {
+                let piece = self
+                    .exclusive(move |transaction| Ok((expire_piece(transaction, realm, horizon)?, News::No)))
+                    .await?;
+                dropped += piece;
+                if piece < EXPIRE_PIECE {
+                    return Ok(dropped);
+                }
+            }
+        })
+    }
+
+    fn resume(&self, realm: RealmId, now: UnixTime, beyond: Sequence) -> LedgerFuture<'_, (Term, Sequence)> {
+        self.exclusive(move |transaction| {
+            let mut row = known_realm(transaction, realm)?;
+            let entry = rules::resume(realm, &mut row.counters, now, beyond)?;
+            insert_entry(transaction, row.number, &entry)?;
+            update_counters(transaction, row.number, row.counters)?;
+            Ok(((row.counters.term, row.counters.head), News::Yes))
+        })
+    }
+
+    fn objects(&self, realm: RealmId) -> LedgerFuture<'_, Vec<Object>> {
+        self.read(move |connection| {
+            let number = known_realm(connection, realm)?.number;
+            let mut statement =
+                connection.prepare_cached("SELECT address, bytes FROM objects WHERE realm = ?1 ORDER BY address")?;
+            let rows = statement.query_map([number], |row| Ok(Object { address: row.get(0)?, bytes: row.get(1)? }))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
+    fn store_objects(
+        &self,
+        realm: RealmId,
+        term: Term,
+        puts: Vec<Object>,
+        deletes: Vec<String>,
+    ) -> LedgerFuture<'_, ()> {
+        self.exclusive(move |transaction| {
+            let RealmRow { number, counters, .. } = known_realm(transaction, realm)?;
+            if counters.term != term {
+                return Err(LedgerError::TermChanged { realm, current: counters.term, claimed: term }.into());
+            }
+            let mut delete =
+                transaction.prepare_cached("DELETE FROM objects WHERE realm = ?1 AND address = ?2")?;
+            for address in deletes {
+                delete.execute(params![number, address])?;
+            }
+            let mut put = transaction.prepare_cached(
+                "INSERT INTO objects (realm, address, bytes) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (realm, address) DO UPDATE SET bytes = excluded.bytes",
+            )?;
+            for object in puts {
+                put.execute(params![number, object.address, object.bytes])?;
+            }
+            Ok(((), News::No))
+        })
+    }
+
+    fn subscribe(&self) -> watch::Receiver<u64> {
+        self.commits.subscribe()
+    }
+}
+
+impl Drop for SqliteLedger {
+    fn drop(&mut self) {
+        // The threads end when their queues do. Waiting for them keeps the lock until the
+        // connections are closed.
+        self.writes = None;
+        self.reads = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Why a ledger could not be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// Two servers on one folder would give one number to two entries. Stop the other one.
+    #[error("another revocast serve uses this folder: {}", .path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The folder or file cannot be used; the operator's permissions, most often.
+    #[error("{} cannot be used", .path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is a database of something else.
+    #[error("{} is not a revocast ledger (application id {found:#010x})", .path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it says it is.
+        found: i32,
+    },
+    /// The file was written by a newer release. Use that one.
+    #[error("{} has layout {found}; this release knows layouts up to {LAYOUT}", .path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its layout.
+        found: i32,
+    },
+    /// The file lost or changed some of its bytes. Restore a backup and resume beyond what was published.
+    #[error("{} is damaged: {what}", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The first finding.
+        what: String,
+    },
+    /// The database does not do what durability needs, such as WAL on a network file system.
+    #[error("{} cannot be made durable: {pragma} is {found} instead of {wanted}", .path.display())]
+    NotDurable {
+        /// The file.
+        path: PathBuf,
+        /// The setting.
+        pragma: &'static str,
+        /// What it stayed at.
+        found: String,
+        /// What it must be.
+        wanted: &'static str,
+    },
+    /// The database failed otherwise.
+    #[error("{} cannot be opened", .path.display())]
+    Storage {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+}
+
+type Outcome<T> = Result<T, Halt<rusqlite::Error>>;
+
+type Read = Box<dyn FnOnce(&Connection) + Send>;
+
+/// Whether a transaction recorded something that others wait for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum News {
+    Yes,
+    No,
+}
+
+enum Write {
+    Append(Append),
+    Alone(Box<dyn FnOnce(&mut Writer) + Send>),
+}
+
+struct Append {
+    realm: RealmId,
+    now: UnixTime,
+    requests: Vec<Request>,
+    reply: oneshot::Sender<Result<Vec<Receipt>, LedgerError>>,
+}
+
+impl From<rusqlite::Error> for Halt<rusqlite::Error> {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Storage(error)
+    }
+}
+
+impl From<LedgerError> for Halt<rusqlite::Error> {
+    fn from(error: LedgerError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+fn send<T>(queue: Option<&SyncSender<T>>, item: T) -> Result<(), LedgerError> {
+    queue.ok_or(LedgerError::Closed)?.try_send(item).map_err(|error| match error {
+        TrySendError::Full(_) => LedgerError::Overloaded { waiting: QUEUE_CALLS_MAX },
+        TrySendError::Disconnected(_) => LedgerError::Closed,
+    })
+}
+
+fn read_all(connection: &Connection, queue: &Receiver<Read>) {
+    while let Ok(read) = queue.recv() {
+        read(connection);
+    }
+}
+
+/// The thread that writes.
+struct Writer {
+    connection: Connection,
+    poisoned: bool,
+    commits: watch::Sender<u64>,
+}
+
+impl Writer {
+    fn run(&mut self, queue: &Receiver<Write>) {
+        while let Ok(first) = queue.recv() {
+            let mut next = Some(first);
+            while let Some(write) = next.take() {
+                match write {
+                    Write::Alone(work) => work(self),
+                    Write::Append(append) => next = self.group(append, queue),
+                }
+            }
+        }
+    }
+
+    /// Appends what has queued up, in one transaction; returns what ended the group, if anything.
+    fn group(&mut self, first: Append, queue: &Receiver<Write>) -> Option<Write> {
+        let mut requests = first.requests.len();
+        let mut group = vec![first];
+        let mut next = None;
+        while requests < GROUP_REQUESTS_MAX {
+            match queue.try_recv() {
+                Ok(Write::Append(append)) => {
+                    requests += append.requests.len();
+                    group.push(append);
+                }
+                Ok(other) => {
+                    next = Some(other);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+
+        let mut replies = Vec::with_capacity(group.len());
+        let mut calls = Vec::with_capacity(group.len());
+        for Append { realm, now, requests, reply } in group {
+            replies.push(reply);
+            calls.push((realm, now, requests));
+        }
+        let results = self.transact(|transaction| append_all(transaction, calls));
+        match results {
+            Ok(results) => {
+                for (reply, result) in replies.into_iter().zip(results) {
+                    let _ = reply.send(result);
+                }
+            }
+            Err(error) => {
+                for reply in replies {
+                    let _ = reply.send(Err(error.clone()));
+                }
+            }
+        }
+        next
+    }
+
+    /// One durable transaction. Decides what a failure means for everything after it.
+    fn transact<T>(&mut self, work: impl FnOnce(&Transaction<'_>) -> Outcome<(T, News)>) -> Result<T, LedgerError> {
+        if self.poisoned {
+            return Err(LedgerError::Poisoned);
+        }
+        let outcome = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate);
+        let outcome = outcome.map_err(Halt::Storage).and_then(|transaction| {
+            let done = work(&transaction)?;
+            transaction.commit()?;
+            Ok(done)
+        });
+        match outcome {
+            Ok((value, news)) => {
+                if news == News::Yes {
+                    self.commits.send_modify(|count| *count += 1);
+                }
+                Ok(value)
+            }
+            Err(Halt::Refused(error)) => Err(self.unless_stuck(error)),
+            // Nothing of the transaction reached the log as committed, no fsync failed, and the
+            // rollback ended it: the one failure after which going on is safe.
+            Err(Halt::Storage(error)) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
+                tracing::error!(error = %error, "the disk of the ledger is full");
+                Err(self.unless_stuck(LedgerError::StorageFull(Arc::new(error))))
+            }
+            Err(Halt::Storage(error)) => {
+                tracing::error!(error = %error, "the ledger's storage failed; it stops writing");
+                self.poisoned = true;
+                Err(LedgerError::Storage(Arc::new(error)))
+            }
+        }
+    }
+
+    /// The error, unless the rollback that should have preceded it did not happen.
+    fn unless_stuck(&mut self, error: LedgerError) -> LedgerError {
+        if self.connection.is_autocommit() {
+            error
+        } else {
+            self.poisoned = true;
+            LedgerError::Poisoned
+        }
+    }
+}
+
+type Call = (RealmId, UnixTime, Vec<Request>);
+type Answer = Result<Vec<Receipt>, LedgerError>;
+
+/// Runs the calls of a group one after the other; a refused one leaves no trace among the others.
+fn append_all(transaction: &Transaction<'_>, calls: Vec<Call>) -> Outcome<(Vec<Answer>, News)> {
+    let mut realms: BTreeMap<RealmId, RealmRow> = BTreeMap::new();
+    let mut answers = Vec::with_capacity(calls.len());
+    let mut shelf = Rows {
+        last: transaction.prepare_cached(
+            "SELECT sequence, kind, value FROM entries
+             WHERE realm = ?1 AND subject_kind = ?2 AND subject = ?3 ORDER BY sequence DESC LIMIT 1",
+        )?,
+        insert: transaction.prepare_cached(INSERT_ENTRY)?,
+        realm: 0,
+    };
+    let mut news = News::No;
+    for (id, now, requests) in calls {
+        let row = match realms.get_mut(&id) {
+            Some(row) => row,
+            None => match find_realm(transaction, id)? {
+                Some(row) => realms.entry(id).or_insert(row),
+                None => {
+                    answers.push(Err(LedgerError::RealmUnknown { realm: id }));
+                    continue;
+                }
+            },
+        };
+        // A single request that is refused has written nothing.
+        let several = requests.len() > 1;
+        if several {
+            transaction.prepare_cached("SAVEPOINT call")?.execute([])?;
+        }
+        let mut counters = row.counters;
+        shelf.realm = row.number;
+        match rules::append(&mut shelf, &row.realm, &mut counters, now, requests) {
+            Ok(receipts) => {
+                if counters != row.counters {
+                    news = News::Yes;
+                }
+                row.counters = counters;
+                answers.push(Ok(receipts));
+            }
+            Err(Halt::Refused(error)) => {
+                if several {
+                    transaction.prepare_cached("ROLLBACK TO call")?.execute([])?;
+                }
+                answers.push(Err(error));
+            }
+            Err(Halt::Storage(halt)) => return Err(halt),
+        }
+        if several {
+            transaction.prepare_cached("RELEASE call")?.execute([])?;
+        }
+    }
+    for row in realms.values() {
+        update_counters(transaction, row.number, row.counters)?;
+    }
+    Ok((answers, news))
+}
+
+/// The rows of one realm, inside a transaction.
+struct Rows<'a> {
+    last: CachedStatement<'a>,
+    insert: CachedStatement<'a>,
+    realm: i64,
+}
+
+impl Shelf for Rows<'_> {
+    type Error = Halt<rusqlite::Error>;
+
+    fn last(&mut self, subject: Subject<'_>) -> Outcome<Option<Last>> {
+        let (kind, text) = match subject {
+            Subject::Token(jti) => (SUBJECT_JTI, jti),
+            Subject::Scope(scope) => (scope.kind(), scope.text()),
+        };
+        let found = self
+            .last
+            .query_row(params![self.realm, kind, text], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, u8>(1)?, row.get::<_, i64>(2)?))
+            })
+            .optional()?;
+        let Some((sequence, kind, value)) = found else { return Ok(None) };
+        let sequence = Sequence(unsigned(sequence, "a sequence")?);
+        let value = UnixTime::from_secs(unsigned(value, "a time")?);
+        let standing = match kind {
+            KIND_REVOKE => Standing::Revoked { exp: value },
+            KIND_REINSTATE => Standing::Reinstated { exp: value },
+            KIND_CUTOFF => Standing::Cut { not_before: value },
+            KIND_LIFT => Standing::Lifted,
+            _ => return Err(damaged(format!("entry {sequence} has kind {kind}"))),
+        };
+        Ok(Some(Last { sequence, standing }))
+    }
+
+    fn put(&mut self, entry: &Entry) -> Outcome<()> {
+        put_entry(&mut self.insert, self.realm, entry)
+    }
+}
+
+const KIND_REVOKE: u8 = 1;
+const KIND_REINSTATE: u8 = 2;
+const KIND_CUTOFF: u8 = 3;
+const KIND_LIFT: u8 = 4;
+const KIND_RESUME: u8 = 5;
+
+/// Scopes use the numbers of [`Scope::kind`].
+const SUBJECT_JTI: u8 = 4;
+const SUBJECT_NONE: u8 = 5;
+
+const INSERT_ENTRY: &str = "INSERT INTO entries
+    (realm, sequence, at, kind, subject_kind, subject, value, reason, actor)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+
+fn insert_entry(connection: &Connection, realm: i64, entry: &Entry) -> Outcome<()> {
+    put_entry(&mut connection.prepare_cached(INSERT_ENTRY)?, realm, entry)
+}
+
+fn put_entry(insert: &mut CachedStatement<'_>, realm: i64, entry: &Entry) -> Outcome<()> {
+    let (kind, subject_kind, subject, value) = match &entry.statement {
+        Statement::Revoke { jti, exp } => (KIND_REVOKE, SUBJECT_JTI, jti.as_str(), exp.secs()),
+        Statement::Reinstate { jti, exp } => (KIND_REINSTATE, SUBJECT_JTI, jti.as_str(), exp.secs()),
+        Statement::Cutoff { scope, not_before } => (KIND_CUTOFF, scope.kind(), scope.text(), not_before.secs()),
+        Statement::Lift { scope } => (KIND_LIFT, scope.kind(), scope.text(), 0),
+        Statement::Resume { term } => (KIND_RESUME, SUBJECT_NONE, "", u64::from(term.0)),
+    };
+    insert.execute(params![
+        realm,
+        signed(entry.sequence.0),
+        signed(entry.at.secs()),
+        kind,
+        subject_kind,
+        subject,
+        signed(value),
+        entry.reason,
+        entry.actor,
+    ])?;
+    Ok(())
+}
+
+fn entry(row: &Row<'_>) -> Outcome<Entry> {
+    let sequence = Sequence(unsigned(row.get(0)?, "a sequence")?);
+    let at = UnixTime::from_secs(unsigned(row.get(1)?, "a time")?);
+    let kind: u8 = row.get(2)?;
+    let subject_kind: u8 = row.get(3)?;
+    let subject: String = row.get(4)?;
+    let value = unsigned(row.get(5)?, "a value")?;
+    let scope = |subject| match subject_kind {
+        0 => Some(Scope::Realm),
+        1 => Some(Scope::Sub(subject)),
+        2 => Some(Scope::Kid(subject)),
+        3 => Some(Scope::Client(subject)),
+        _ => None,
+    };
+    let time = UnixTime::from_secs(value);
+    let statement = match kind {
+        KIND_REVOKE => Some(Statement::Revoke { jti: subject, exp: time }),
+        KIND_REINSTATE => Some(Statement::Reinstate { jti: subject, exp: time }),
+        KIND_CUTOFF => scope(subject).map(|scope| Statement::Cutoff { scope, not_before: time }),
+        KIND_LIFT => scope(subject).map(|scope| Statement::Lift { scope }),
+        KIND_RESUME => u32::try_from(value).ok().map(|term| Statement::Resume { term: Term(term) }),
+        _ => None,
+    };
+    let statement = statement
+        .ok_or_else(|| damaged(format!("entry {sequence} has kind {kind} about a subject of kind {subject_kind}")))?;
+    Ok(Entry { sequence, at, statement, reason: row.get(6)?, actor: row.get(7)? })
+}
+
+/// A realm with its number in this file, which no other module sees.
+struct RealmRow {
+    number: i64,
+    realm: Realm,
+    counters: Counters,
+}
+
+const SELECT_REALM: &str = "SELECT number, id, issuer, function, key, width, leeway, max_token_lifetime, created,
+    term, head, stored, cutoffs FROM realms";
+
+fn find_realm(connection: &Connection, realm: RealmId) -> Outcome<Option<RealmRow>> {
+    let mut statement = connection.prepare_cached(&format!("{SELECT_REALM} WHERE id = ?1"))?;
+    let mut rows = statement.query([realm.as_str()])?;
+    rows.next()?.map(realm_row).transpose()
+}
+
+fn known_realm(connection: &Connection, realm: RealmId) -> Outcome<RealmRow> {
+    find_realm(connection, realm)?.ok_or(Halt::Refused(LedgerError::RealmUnknown { realm }))
+}
+
+fn realm_row(row: &Row<'_>) -> Outcome<RealmRow> {
+    let id = realm_id(&row.get::<_, String>(1)?)?;
+    let bad = |what: &str| damaged(format!("realm {id} has a {what} that does not exist"));
+    let function = FingerprintFunction::from_number(row.get(3)?).ok_or_else(|| bad("fingerprint function"))?;
+    let key: [u8; 16] = row.get(4)?;
+    let width = Width::from_bits(row.get(5)?).ok_or_else(|| bad("fingerprint width"))?;
+    let realm = Realm {
+        id,
+        issuer: row.get(2)?,
+        fingerprinter: Fingerprinter::new(function, RealmKey(key), width),
+        leeway: seconds(row.get(6)?)?,
+        max_token_lifetime: seconds(row.get(7)?)?,
+        created: UnixTime::from_secs(unsigned(row.get(8)?, "a time")?),
+    };
+    let counters = Counters {
+        term: Term(u32::try_from(row.get::<_, i64>(9)?).map_err(|_| bad("term"))?),
+        head: Sequence(unsigned(row.get(10)?, "a sequence")?),
+        stored: unsigned(row.get(11)?, "a count")?,
+        cutoffs: unsigned(row.get(12)?, "a count")?,
+    };
+    Ok(RealmRow { number: row.get(0)?, realm, counters })
+}
+
+fn insert_realm(connection: &Connection, realm: &Realm) -> Outcome<()> {
+    let counters = Counters::new();
+    connection.execute(
+        "INSERT INTO realms (id, issuer, function, key, width, leeway, max_token_lifetime, created,
+         term, head, stored, cutoffs) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+        params![
+            realm.id.as_str(),
+            realm.issuer,
+            realm.fingerprinter.function() as u8,
+            realm.fingerprinter.key().0,
+            realm.fingerprinter.width().bits(),
+            signed(realm.leeway.as_secs()),
+            signed(realm.max_token_lifetime.as_secs()),
+            signed(realm.created.secs()),
+            counters.term.0,
+            signed(counters.head.0),
+            signed(counters.stored),
+            signed(counters.cutoffs),
+        ],
+    )?;
+    Ok(())
+}
+
+fn update_counters(connection: &Connection, realm: i64, counters: Counters) -> Outcome<()> {
+    connection
+        .prepare_cached("UPDATE realms SET term = ?2, head = ?3, stored = ?4, cutoffs = ?5 WHERE number = ?1")?
+        .execute(params![
+            realm,
+            counters.term.0,
+            signed(counters.head.0),
+            signed(counters.stored),
+            signed(counters.cutoffs),
+        ])?;
+    Ok(())
+}
+
+fn expire_piece(transaction: &Transaction<'_>, realm: RealmId, horizon: UnixTime) -> Outcome<usize> {
+    let mut row = known_realm(transaction, realm)?;
+    // Oldest sequence first within one `exp`: a revoke goes no later than what undoes it.
+    let dropped = transaction
+        .prepare_cached(
+            "DELETE FROM entries WHERE realm = ?1 AND sequence IN (
+                 SELECT sequence FROM entries WHERE realm = ?1 AND kind IN (1, 2) AND value <= ?2
+                 ORDER BY value, sequence LIMIT ?3)",
+        )?
+        .execute(params![row.number, signed(horizon.secs()), signed(EXPIRE_PIECE as u64)])?;
+    if dropped > 0 {
+        row.counters.stored = row.counters.stored.saturating_sub(dropped as u64);
+        update_counters(transaction, row.number, row.counters)?;
+    }
+    Ok(dropped)
+}
+
+fn realm_id(text: &str) -> Outcome<RealmId> {
+    RealmId::new(text).map_err(|error| damaged(format!("a realm is named {text:?}: {error}")))
+}
+
+fn seconds(number: i64) -> Outcome<std::time::Duration> {
+    unsigned(number, "a span").map(std::time::Duration::from_secs)
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn unsigned(number: i64, what: &str) -> Outcome<u64> {
+    u64::try_from(number).map_err(|_| damaged(format!("{what} is negative: {number}")))
+}
+
+fn damaged(what: String) -> Halt<rusqlite::Error> {
+    Halt::Refused(LedgerError::Damaged { what })
+}
+
+fn make_folder(folder: &Path) -> Result<(), OpenError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|source| OpenError::Io { path: folder.to_owned(), source })
+}
+
+fn lock(folder: &Path) -> Result<File, OpenError> {
+    let path = folder.join(LOCK_FILE);
+    let file = private(File::options().create(true).truncate(false).write(true))
+        .open(&path)
+        .map_err(|source| OpenError::Io { path: path.clone(), source })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: folder.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
+    }
+}
+
+/// Makes an empty ledger beside its final name and moves it there when it is complete, so that an
+/// empty or half-made file under that name is known to be damage and never taken for "new".
+fn found(folder: &Path, path: &Path) -> Result<(), OpenError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::Io { path, source }
+    };
+    for leftover in ["ledger.db-wal", "ledger.db-shm"] {
+        let leftover = folder.join(leftover);
+        if leftover.try_exists().map_err(io(&leftover))? {
+            return Err(OpenError::Damaged {
+                path: path.to_owned(),
+                what: format!("it is missing, but {} is there", leftover.display()),
+            });
+        }
+    }
+    let draft = folder.join("ledger.db.new");
+    for stale in [draft.clone(), folder.join("ledger.db.new-journal")] {
+        match fs::remove_file(&stale) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(OpenError::Io { path: stale, source }),
+        }
+    }
+    // SQLite gives its own files the mode of this one.
+    let file = private(File::options().create_new(true).write(true)).open(&draft).map_err(io(&draft))?;
+    let fill = || -> rusqlite::Result<()> {
+        let mut connection = Connection::open_with_flags(&draft, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(SCHEMA)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", LAYOUT)?;
+        transaction.commit()?;
+        connection.close().map_err(|(_, error)| error)
+    };
+    fill().map_err(|error| open_error(path, error))?;
+    file.sync_all().map_err(io(&draft))?;
+    fs::rename(&draft, path).map_err(io(path))?;
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder))
+}
+
+fn open_writer(path: &Path) -> Result<Connection, OpenError> {
+    let fail = |error| open_error(path, error);
+    let connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )
+    .map_err(fail)?;
+
+    let length = fs::metadata(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?.len();
+    if length == 0 {
+        return Err(OpenError::Damaged { path: path.to_owned(), what: "it is empty".into() });
+    }
+    let found: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(fail)?;
+    if found != APPLICATION_ID {
+        return Err(OpenError::Foreign { path: path.to_owned(), found });
+    }
+    let found: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(fail)?;
+    if found > LAYOUT {
+        return Err(OpenError::Newer { path: path.to_owned(), found });
+    }
+
+    let mode: String =
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(fail)?;
+    require(path, "journal_mode", mode.to_lowercase(), "wal")?;
+    connection.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
+    let synchronous: i64 = connection.pragma_query_value(None, "synchronous", |row| row.get(0)).map_err(fail)?;
+    require(path, "synchronous", synchronous.to_string(), "2")?;
+    connection.pragma_update(None, "trusted_schema", false).map_err(fail)?;
+    connection.set_prepared_statement_cache_capacity(32);
+
+    let finding: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(fail)?;
+    if finding != "ok" {
+        return Err(OpenError::Damaged { path: path.to_owned(), what: finding });
+    }
+    Ok(connection)
+}
+
+fn open_reader(path: &Path) -> Result<Connection, OpenError> {
+    let connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )
+    .map_err(|error| open_error(path, error))?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(connection)
+}
+
+fn require(path: &Path, pragma: &'static str, found: String, wanted: &'static str) -> Result<(), OpenError> {
+    if found == wanted {
+        Ok(())
+    } else {
+        Err(OpenError::NotDurable { path: path.to_owned(), pragma, found, wanted })
+    }
+}
+
+fn open_error(path: &Path, error: rusqlite::Error) -> OpenError {
+    let path = path.to_owned();
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            OpenError::Damaged { path, what: error.to_string() }
+        }
+        _ => OpenError::Storage { path, source: Arc::new(error) },
+    }
+}
+
+/// Readable and writable by the owner alone: realm keys are in there.
+fn private(options: &mut fs::OpenOptions) -> &mut fs::OpenOptions {
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    options.mode(0o600)
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(work)
+        .map_err(|source| OpenError::Io { path: name.into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use revocast_core::RealmKey;
+
+    use super::super::{Action, Expiry};
+    use super::*;
+
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+
+    fn id() -> RealmId {
+        RealmId::new("a").unwrap()
+    }
+
+    async fn opened(folder: &Path) -> SqliteLedger {
+        let ledger = SqliteLedger::open(folder).unwrap();
+        let fingerprinter = Fingerprinter::new(FingerprintFunction::Sha256, RealmKey([7; 16]), Width::W48);
+        ledger.create_realm(Realm::new(id(), "https://a.example", fingerprinter, NOW)).await.unwrap();
+        ledger
+    }
+
+    async fn revoke(ledger: &SqliteLedger, jti: String) -> Result<Receipt, LedgerError> {
+        let exp = Expiry::Vouched(NOW.plus(60));
+        let request = Request { action: Action::Revoke { jti, exp }, reason: None, actor: "test".into() };
+        Ok(ledger.append(id(), NOW, vec![request]).await?[0])
+    }
+
+    async fn allow_pages(ledger: &SqliteLedger, pages: u64) {
+        ledger
+            .exclusive(move |transaction| {
+                transaction.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
+                Ok(((), News::No))
+            })
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_refuses_loudly_and_recovers_with_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = opened(folder.path()).await;
+        // SQLite raises this to what the file already has, so the next page is the last.
+        allow_pages(&ledger, 1).await;
+        let mut acknowledged = 0;
+        let error = loop {
+            match revoke(&ledger, format!("{:0100}", acknowledged)).await {
+                Ok(receipt) => acknowledged = receipt.sequence.0,
+                Err(error) => break error,
+            }
+            assert!(acknowledged < 10_000, "the limit does not work");
+        };
+        assert!(matches!(error, LedgerError::StorageFull(_)), "{error}");
+        assert!(matches!(revoke(&ledger, "other".into()).await, Err(LedgerError::StorageFull(_)) | Ok(_)));
+        let head = ledger.head(id()).await.unwrap().1;
+
+        allow_pages(&ledger, 1_000_000).await;
+        let after = revoke(&ledger, "with room".into()).await.unwrap();
+        assert_eq!(after.sequence, Sequence(head.0 + 1));
+        let entries = ledger.scan(id(), Sequence(0), usize::MAX).await.unwrap();
+        assert!(entries.iter().map(|entry| entry.sequence.0).eq(1..=after.sequence.0));
+    }
+
+    #[tokio::test]
+    async fn after_a_failed_write_nothing_is_written_until_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = opened(folder.path()).await;
+        revoke(&ledger, "before".into()).await.unwrap();
+        let failed = ledger
+            .exclusive(|_| -> Outcome<((), News)> {
+                // What SQLite reports for a failed fsync (SQLITE_IOERR_FSYNC).
+                let error = rusqlite::ffi::Error::new(1_034);
+                Err(Halt::Storage(rusqlite::Error::SqliteFailure(error, None)))
+            })
+            .await;
+        assert!(matches!(failed, Err(LedgerError::Storage(_))), "{failed:?}");
+        assert!(matches!(revoke(&ledger, "after".into()).await, Err(LedgerError::Poisoned)));
+        assert!(matches!(ledger.expire(id(), NOW).await, Err(LedgerError::Poisoned)));
+        // What is safe goes on.
+        assert_eq!(ledger.head(id()).await.unwrap().1, Sequence(1));
+        drop(ledger);
+
+        let ledger = SqliteLedger::open(folder.path()).unwrap();
+        assert_eq!(revoke(&ledger, "after".into()).await.unwrap().sequence, Sequence(2));
+    }
+
+    #[tokio::test]
+    async fn a_row_that_cannot_be_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = opened(folder.path()).await;
+        revoke(&ledger, "t".into()).await.unwrap();
+        ledger
+            .exclusive(|transaction| {
+                transaction.execute("UPDATE entries SET kind = 77", [])?;
+                Ok(((), News::No))
+            })
+            .await
+            .unwrap();
+        let error = ledger.scan(id(), Sequence(0), 10).await.unwrap_err();
+        assert_eq!(error.to_string(), "the ledger is damaged: entry 1 has kind 77 about a subject of kind 4");
+        assert!(matches!(revoke(&ledger, "t".into()).await, Err(LedgerError::Damaged { .. })));
+    }
+}
