@@ -19,10 +19,10 @@ fn build(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("build/{name}"));
         group.throughput(Throughput::Elements(count as u64)).sample_size(20);
         group.bench_function("fingerprints: hash and sort", |bencher| {
-            bencher.iter(|| fingerprints(&keys))
+            bencher.iter(|| fingerprints(&keys));
         });
         group.bench_function("revocast filter from fingerprints", |bencher| {
-            bencher.iter(|| filter(&sorted, RATE))
+            bencher.iter(|| filter(&sorted, RATE));
         });
         group.bench_function("revocast list from fingerprints", |bencher| {
             bencher.iter(|| ExactList::from_sorted(&sorted, Width::W48));
@@ -33,7 +33,9 @@ fn build(criterion: &mut Criterion) {
         group.bench_function("bloomfilter", |bencher| {
             bencher.iter(|| {
                 let mut bloom = Bloom::<str>::new_for_fp_rate(count, RATE).expect("a rate within reach");
-                texts.iter().for_each(|text| bloom.set(text));
+                for text in &texts {
+                    bloom.set(text);
+                }
                 bloom
             });
         });

@@ -16,24 +16,25 @@ fn check(criterion: &mut Criterion) {
     let absent = absent_keys();
     for (name, count) in COUNTS {
         let present = present_keys(count);
-        let opponents = Opponents::new(&present, count);
-        let questions: [(&str, fn(Vec<&str>) -> Rotation<'_>, &Keys); 2] = [
-            ("absent", |texts| Rotation::new(texts), &absent),
-            ("present", |texts| Rotation::shuffled(texts), &present),
-        ];
-        for (kind, rotate, keys) in questions {
+        let held = Opponents::new(&present, count);
+        for (kind, keys) in [("absent", &absent), ("present", &present.shuffled())] {
             let mut group = criterion.benchmark_group(format!("check/{name}/{kind}"));
             group.throughput(Throughput::Elements(1));
-            let mut ask = |what: &str, question: &dyn Ask| question.bench(&mut group, what, rotate(keys.texts()));
-            ask("revocast exact", &Asked(|text: &str| opponents.ours.contains(text)));
-            ask("revocast filter", &Asked(|text: &str| opponents.ours.maybe(text)));
-            ask("revocast list", &Asked(|text: &str| opponents.ours.listed(text)));
-            ask("bloomfilter", &Asked(|text: &str| opponents.bloomfilter.check(text)));
-            ask("fastbloom", &Asked(|text: &str| opponents.fastbloom.contains(text)));
-            ask("HashSet<String>", &Asked(|text: &str| opponents.set.contains(text)));
+            ask(&mut group, "revocast exact", keys, |text| held.ours.contains(text));
+            ask(&mut group, "revocast filter", keys, |text| held.ours.maybe(text));
+            ask(&mut group, "revocast list", keys, |text| held.ours.listed(text));
+            ask(&mut group, "bloomfilter", keys, |text| held.bloomfilter.check(text));
+            ask(&mut group, "fastbloom", keys, |text| held.fastbloom.contains(text));
+            ask(&mut group, "HashSet<String>", keys, |text| held.set.contains(text));
             group.finish();
         }
     }
+}
+
+/// Measures one question, the keys going round.
+fn ask(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, keys: &Keys, question: impl Fn(&str) -> bool) {
+    let mut keys = Rotation::new(keys.texts());
+    group.bench_function(name, |bencher| bencher.iter(|| question(black_box(keys.next_key()))));
 }
 
 /// Everything that is asked, holding the same keys.
@@ -60,19 +61,6 @@ impl Opponents {
             fastbloom,
             set,
         }
-    }
-}
-
-/// A question that can be measured. The closure behind it stays known to the compiler.
-trait Ask {
-    fn bench(&self, group: &mut BenchmarkGroup<'_, WallTime>, name: &str, keys: Rotation<'_>);
-}
-
-struct Asked<F>(F);
-
-impl<F: Fn(&str) -> bool> Ask for Asked<F> {
-    fn bench(&self, group: &mut BenchmarkGroup<'_, WallTime>, name: &str, mut keys: Rotation<'_>) {
-        group.bench_function(name, |bencher| bencher.iter(|| (self.0)(black_box(keys.next_key()))));
     }
 }
 

@@ -18,7 +18,7 @@ fn decode(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("decode/{name}"));
         group.throughput(Throughput::Elements(count)).sample_size(50);
         group.bench_function("code to fingerprints", |bencher| {
-            bencher.iter(|| rice::decode(&code, count, Width::W48))
+            bencher.iter(|| rice::decode(&code, count, Width::W48));
         });
         group.bench_function("code to list", |bencher| {
             bencher.iter(|| {
@@ -32,7 +32,7 @@ fn decode(criterion: &mut Criterion) {
             });
         });
         group.bench_function("list to filter", |bencher| {
-            bencher.iter(|| FilterBuf::build(params, list.iter()))
+            bencher.iter(|| FilterBuf::build(params, list.iter()));
         });
         group.bench_function("verify a list", |bencher| bencher.iter(|| list.verify()));
         group.finish();

@@ -47,6 +47,19 @@ impl Keys {
         Self { text }
     }
 
+    /// The same keys in an order that says nothing about the order of insertion, again one behind the other: a key that
+    /// is asked about has just been read from a token, so it should not cost a cache miss of its own.
+    #[must_use]
+    pub fn shuffled(&self) -> Self {
+        let mut texts = self.texts();
+        let mut random = SplitMix(3);
+        for last in (1..texts.len()).rev() {
+            let other = (random.next() % (last as u64 + 1)) as usize;
+            texts.swap(last, other);
+        }
+        Self { text: texts.concat() }
+    }
+
     /// All keys in order.
     #[must_use]
     pub fn texts(&self) -> Vec<&str> {
@@ -77,22 +90,15 @@ pub struct Rotation<'a> {
 }
 
 impl<'a> Rotation<'a> {
-    /// Begins with the first; the list must not be empty.
+    /// Begins with the first.
+    ///
+    /// # Panics
+    ///
+    /// If there are no keys.
     #[must_use]
     pub fn new(texts: Vec<&'a str>) -> Self {
         assert!(!texts.is_empty(), "a rotation needs keys");
         Self { texts, at: 0 }
-    }
-
-    /// The same keys in an order that says nothing about the order of insertion.
-    #[must_use]
-    pub fn shuffled(mut texts: Vec<&'a str>) -> Self {
-        let mut random = SplitMix(3);
-        for last in (1..texts.len()).rev() {
-            let other = (random.next() % (last as u64 + 1)) as usize;
-            texts.swap(last, other);
-        }
-        Self::new(texts)
     }
 
     /// The next key.

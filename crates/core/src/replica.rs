@@ -1036,9 +1036,11 @@ impl Replica {
             Some((term, sequence)) if term == index.term && sequence > base_sequence => {}
             _ => {
                 if self.position.is_some_and(|(term, _)| term != index.term) {
-                    // Another reign: nothing that softens is taken over from the old one.
+                    // Another reign: nothing that softens is taken over, since the old one may have said
+                    // it. What the new one said early is fetched again.
                     self.set.recent.drop_reinstated();
                     self.set.cutoffs.drop_lifts();
+                    self.early.clear();
                 }
                 self.position = Some((index.term, base_sequence));
                 self.set.sequence = base_sequence;

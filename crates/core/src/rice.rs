@@ -384,6 +384,7 @@ impl Writer {
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used, clippy::indexing_slicing)] // a test that cannot go on should stop
 mod tests {
     use super::*;
     use alloc::vec;

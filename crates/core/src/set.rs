@@ -154,6 +154,21 @@ impl Base {
         self.sequence
     }
 
+    /// Whether it may hold a key: `false` is certain. For whoever checks a base before publishing it.
+    #[must_use]
+    pub fn may_hold(&self, fingerprint: Fingerprint, width: Width) -> bool {
+        self.query(fingerprint, width) != InBase::Absent
+    }
+
+    /// The rate of false positives by the filter's measured fill; `None` without a published filter.
+    #[must_use]
+    pub const fn false_positive_rate(&self) -> Option<f64> {
+        match &self.lookup {
+            Lookup::Filter { rate, .. } => Some(*rate),
+            Lookup::List(_) | Lookup::Exact { .. } => None,
+        }
+    }
+
     /// Bytes it takes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {

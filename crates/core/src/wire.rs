@@ -35,6 +35,9 @@ use crate::update::{
 /// Bytes of a cutoff on the wire.
 pub const CUTOFF_BYTES: usize = 17;
 
+/// Bytes of a ladder piece in a manifest.
+pub const PIECE_BYTES: usize = 52;
+
 const CONFIG: Configuration<LittleEndian, Fixint, Limit<SEALED_BYTES_MAX>> = bincode::config::standard()
     .with_little_endian()
     .with_fixed_int_encoding()

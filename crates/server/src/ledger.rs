@@ -27,10 +27,10 @@ use tokio::sync::watch;
 pub type LedgerFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, LedgerError>> + Send + 'a>>;
 
 /// Leeway of a realm unless chosen: what validators commonly allow for clocks that differ.
-pub const LEEWAY_DEFAULT: Duration = Duration::from_secs(60);
+pub const LEEWAY_DEFAULT: Duration = Duration::from_mins(1);
 
 /// Longest token lifetime of a realm unless chosen: 30 days.
-pub const MAX_TOKEN_LIFETIME_DEFAULT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+pub const MAX_TOKEN_LIFETIME_DEFAULT: Duration = Duration::from_hours(30 * 24);
 
 /// How far a ledger jumps when it goes on after a restore: wider than any history that could have
 /// been published and lost (design rule 9).
@@ -43,8 +43,9 @@ pub const RESUME_GAP: u64 = 1_000_000;
 pub trait Ledger: Send + Sync {
     /// Founds a realm, or finds it again if id and issuer are the same.
     ///
-    /// The parameters of a realm that is found are those it was founded with.
-    fn create_realm(&self, realm: Realm) -> LedgerFuture<'_, Founding>;
+    /// `objects` are published from the first moment on: the `keys` of a realm are part of it. Of a
+    /// realm that is found, parameters and objects are those it has.
+    fn create_realm(&self, realm: Realm, objects: Vec<Object>) -> LedgerFuture<'_, Founding>;
 
     /// Every realm, ordered by id.
     fn realms(&self) -> LedgerFuture<'_, Vec<Realm>>;
@@ -82,6 +83,9 @@ pub trait Ledger: Send + Sync {
         puts: Vec<Object>,
         deletes: Vec<String>,
     ) -> LedgerFuture<'_, ()>;
+
+    /// Whether entries can be recorded: false after [`LedgerError::Poisoned`].
+    fn is_writable(&self) -> bool;
 
     /// Wakes whenever a commit recorded something. The number only counts; read the ledger.
     fn subscribe(&self) -> watch::Receiver<u64>;

@@ -1,7 +1,20 @@
 //! Takes in revocations over HTTP, keeps the ledger, publishes updates.
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that unwraps says what it expects"))]
+
+pub mod clock;
 
 pub mod keys;
 
 pub mod ledger;
 
 pub mod broker;
+
+pub mod config;
+
+pub mod service;
+
+pub mod publisher;
+
+pub mod api;
+
+pub mod server;

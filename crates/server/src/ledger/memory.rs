@@ -11,9 +11,7 @@ use revocast_core::{RealmId, Sequence, Term, UnixTime};
 use tokio::sync::watch;
 
 use super::rules::{self, Counters, Halt, Last, Shelf, Standing, Subject};
-use super::{
-    Entry, Founding, Ledger, LedgerError, LedgerFuture, Object, Realm, Receipt, Request, Scope, Statement,
-};
+use super::{Entry, Founding, Ledger, LedgerError, LedgerFuture, Object, Realm, Receipt, Request, Scope, Statement};
 
 /// Keeps histories until it is dropped.
 #[derive(Debug)]
@@ -26,7 +24,10 @@ impl MemoryLedger {
     /// An empty one.
     #[must_use]
     pub fn new() -> Self {
-        Self { realms: Mutex::default(), commits: watch::Sender::new(0) }
+        Self {
+            realms: Mutex::default(),
+            commits: watch::Sender::new(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<RealmId, Keeping>> {
@@ -39,7 +40,10 @@ impl MemoryLedger {
         realm: RealmId,
         work: impl FnOnce(&mut Keeping) -> Result<T, LedgerError>,
     ) -> Result<T, LedgerError> {
-        self.lock().get_mut(&realm).ok_or(LedgerError::RealmUnknown { realm }).and_then(work)
+        self.lock()
+            .get_mut(&realm)
+            .ok_or(LedgerError::RealmUnknown { realm })
+            .and_then(work)
     }
 
     fn woken<T>(&self, result: Result<T, LedgerError>) -> Result<T, LedgerError> {
@@ -57,17 +61,23 @@ impl Default for MemoryLedger {
 }
 
 impl Ledger for MemoryLedger {
-    fn create_realm(&self, realm: Realm) -> LedgerFuture<'_, Founding> {
+    fn create_realm(&self, realm: Realm, objects: Vec<Object>) -> LedgerFuture<'_, Founding> {
         let create = || {
             rules::check_realm(&realm)?;
             let mut realms = self.lock();
             let by_id = realms.get(&realm.id).map(|keeping| keeping.realm.clone());
-            let by_issuer =
-                realms.values().find(|keeping| keeping.realm.issuer == realm.issuer).map(|keeping| keeping.realm.id);
+            let by_issuer = realms
+                .values()
+                .find(|keeping| keeping.realm.issuer == realm.issuer)
+                .map(|keeping| keeping.realm.id);
             if let Some(realm) = rules::found(&realm, by_id, by_issuer)? {
                 return Ok(Founding { realm, created: false });
             }
-            realms.insert(realm.id, Keeping::new(realm.clone()));
+            let mut keeping = Keeping::new(realm.clone());
+            keeping
+                .objects
+                .extend(objects.into_iter().map(|object| (object.address, object.bytes)));
+            realms.insert(realm.id, keeping);
             Ok(Founding { realm, created: true })
         };
         let result = match create() {
@@ -90,11 +100,15 @@ impl Ledger for MemoryLedger {
         let result = rules::check(&requests).and_then(|()| {
             self.with(realm, |keeping| {
                 let mut counters = keeping.counters;
-                let mut shelf =
-                    Draft { keeping, entries: Vec::new(), tokens: BTreeMap::new(), scopes: BTreeMap::new() };
-                match rules::append(&mut shelf, &keeping.realm, &mut counters, now, requests) {
+                let mut draft = Draft {
+                    keeping,
+                    entries: Vec::new(),
+                    tokens: BTreeMap::new(),
+                    scopes: BTreeMap::new(),
+                };
+                match rules::append(&mut draft, &keeping.realm, &mut counters, now, requests) {
                     Ok(receipts) => {
-                        let entries = shelf.entries;
+                        let entries = draft.entries;
                         keeping.counters = counters;
                         keeping.keep(entries);
                         Ok(receipts)
@@ -114,12 +128,19 @@ impl Ledger for MemoryLedger {
     fn scan(&self, realm: RealmId, after: Sequence, limit: usize) -> LedgerFuture<'_, Vec<Entry>> {
         Box::pin(ready(self.with(realm, |keeping| {
             // Saturating: after the last possible number nothing follows, and that one is never assigned.
-            Ok(keeping.entries.range(Sequence(after.0.saturating_add(1))..).take(limit).map(|(_, e)| e.clone()).collect())
+            Ok(keeping
+                .entries
+                .range(Sequence(after.0.saturating_add(1))..)
+                .take(limit)
+                .map(|(_, e)| e.clone())
+                .collect())
         })))
     }
 
     fn head(&self, realm: RealmId) -> LedgerFuture<'_, (Term, Sequence)> {
-        Box::pin(ready(self.with(realm, |keeping| Ok((keeping.counters.term, keeping.counters.head)))))
+        Box::pin(ready(
+            self.with(realm, |keeping| Ok((keeping.counters.term, keeping.counters.head))),
+        ))
     }
 
     fn expire(&self, realm: RealmId, horizon: UnixTime) -> LedgerFuture<'_, usize> {
@@ -140,7 +161,10 @@ impl Ledger for MemoryLedger {
             Ok(keeping
                 .objects
                 .iter()
-                .map(|(address, bytes)| Object { address: address.clone(), bytes: bytes.clone() })
+                .map(|(address, bytes)| Object {
+                    address: address.clone(),
+                    bytes: bytes.clone(),
+                })
                 .collect())
         })))
     }
@@ -155,14 +179,24 @@ impl Ledger for MemoryLedger {
         Box::pin(ready(self.with(realm, |keeping| {
             let current = keeping.counters.term;
             if current != term {
-                return Err(LedgerError::TermChanged { realm, current, claimed: term });
+                return Err(LedgerError::TermChanged {
+                    realm,
+                    current,
+                    claimed: term,
+                });
             }
             for address in deletes {
                 keeping.objects.remove(&address);
             }
-            keeping.objects.extend(puts.into_iter().map(|object| (object.address, object.bytes)));
+            keeping
+                .objects
+                .extend(puts.into_iter().map(|object| (object.address, object.bytes)));
             Ok(())
         })))
+    }
+
+    fn is_writable(&self) -> bool {
+        true
     }
 
     fn subscribe(&self) -> watch::Receiver<u64> {
@@ -260,5 +294,8 @@ fn last_of(entry: &Entry) -> Option<Last> {
         Statement::Lift { .. } => Standing::Lifted,
         Statement::Resume { .. } => return None,
     };
-    Some(Last { sequence: entry.sequence, standing })
+    Some(Last {
+        sequence: entry.sequence,
+        standing,
+    })
 }

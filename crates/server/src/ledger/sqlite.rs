@@ -1,4 +1,4 @@
-//! The embedded ledger: one SQLite file in the data folder, nothing to install.
+//! The embedded ledger: one `SQLite` file in the data folder, nothing to install.
 //!
 //! One thread owns the only connection that writes; it takes what has queued up, puts it into one
 //! transaction and answers after the commit (group commit). A second thread reads, so that a long
@@ -6,17 +6,16 @@
 //! power cut. After a failed write that is not plainly "disk full" nothing is written any more,
 //! since memory and disk may then differ; a restart reads what the disk really holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 
-use revocast_core::{
-    FingerprintFunction, Fingerprinter, RealmId, RealmKey, Sequence, Term, UnixTime, Width,
-};
+use revocast_core::{FingerprintFunction, Fingerprinter, RealmId, RealmKey, Sequence, Term, UnixTime, Width};
 use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, Transaction, params};
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
@@ -94,6 +93,7 @@ pub struct SqliteLedger {
     writes: Option<SyncSender<Write>>,
     reads: Option<SyncSender<Read>>,
     commits: watch::Sender<u64>,
+    poisoned: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     // Held open, for the lock on it. Released by the system even after SIGKILL.
     _lock: File,
@@ -107,21 +107,36 @@ impl SqliteLedger {
         make_folder(folder)?;
         let lock = lock(folder)?;
         let path = folder.join(DATABASE_FILE);
-        if !path.try_exists().map_err(|source| OpenError::Io { path: path.clone(), source })? {
+        if !path.try_exists().map_err(|source| OpenError::Io {
+            path: path.clone(),
+            source,
+        })? {
             found(folder, &path)?;
         }
-        let writer = open_writer(&path)?;
-        let reader = open_reader(&path)?;
+        let writing = open_writer(&path)?;
+        let reading = open_reader(&path)?;
 
         let commits = watch::Sender::new(0);
+        let poisoned = Arc::new(AtomicBool::new(false));
         let (writes, write_queue) = sync_channel(QUEUE_CALLS_MAX);
         let (reads, read_queue) = sync_channel(QUEUE_CALLS_MAX);
-        let mut state = Writer { connection: writer, poisoned: false, commits: commits.clone() };
+        let mut state = Writer {
+            connection: writing,
+            poisoned: Arc::clone(&poisoned),
+            commits: commits.clone(),
+        };
         let threads = vec![
             spawn("ledger-writer", move || state.run(&write_queue))?,
-            spawn("ledger-reader", move || read_all(&reader, &read_queue))?,
+            spawn("ledger-reader", move || read_all(&reading, &read_queue))?,
         ];
-        Ok(Self { writes: Some(writes), reads: Some(reads), commits, threads, _lock: lock })
+        Ok(Self {
+            writes: Some(writes),
+            reads: Some(reads),
+            commits,
+            poisoned,
+            threads,
+            _lock: lock,
+        })
     }
 
     fn write(&self, write: Write) -> Result<(), LedgerError> {
@@ -166,7 +181,7 @@ impl SqliteLedger {
 }
 
 impl Ledger for SqliteLedger {
-    fn create_realm(&self, realm: Realm) -> LedgerFuture<'_, Founding> {
+    fn create_realm(&self, realm: Realm, objects: Vec<Object>) -> LedgerFuture<'_, Founding> {
         self.exclusive(move |transaction| {
             rules::check_realm(&realm)?;
             let by_id = find_realm(transaction, realm.id)?.map(|row| row.realm);
@@ -179,7 +194,8 @@ impl Ledger for SqliteLedger {
             if let Some(realm) = rules::found(&realm, by_id, by_issuer)? {
                 return Ok((Founding { realm, created: false }, News::No));
             }
-            insert_realm(transaction, &realm)?;
+            let number = insert_realm(transaction, &realm)?;
+            put_objects(transaction, number, objects)?;
             Ok((Founding { realm, created: true }, News::Yes))
         })
     }
@@ -202,8 +218,14 @@ impl Ledger for SqliteLedger {
 
     fn append(&self, realm: RealmId, now: UnixTime, requests: Vec<Request>) -> LedgerFuture<'_, Vec<Receipt>> {
         let (reply, answer) = oneshot::channel();
-        let sent = rules::check(&requests)
-            .and_then(|()| self.write(Write::Append(Append { realm, now, requests, reply })));
+        let sent = rules::check(&requests).and_then(|()| {
+            self.write(Write::Append(Append {
+                realm,
+                now,
+                requests,
+                reply,
+            }))
+        });
         Box::pin(async move {
             sent?;
             answer.await.map_err(|_| LedgerError::Closed)?
@@ -263,7 +285,12 @@ impl Ledger for SqliteLedger {
             let number = known_realm(connection, realm)?.number;
             let mut statement =
                 connection.prepare_cached("SELECT address, bytes FROM objects WHERE realm = ?1 ORDER BY address")?;
-            let rows = statement.query_map([number], |row| Ok(Object { address: row.get(0)?, bytes: row.get(1)? }))?;
+            let rows = statement.query_map([number], |row| {
+                Ok(Object {
+                    address: row.get(0)?,
+                    bytes: row.get(1)?,
+                })
+            })?;
             Ok(rows.collect::<Result<_, _>>()?)
         })
     }
@@ -278,22 +305,24 @@ impl Ledger for SqliteLedger {
         self.exclusive(move |transaction| {
             let RealmRow { number, counters, .. } = known_realm(transaction, realm)?;
             if counters.term != term {
-                return Err(LedgerError::TermChanged { realm, current: counters.term, claimed: term }.into());
+                return Err(LedgerError::TermChanged {
+                    realm,
+                    current: counters.term,
+                    claimed: term,
+                }
+                .into());
             }
-            let mut delete =
-                transaction.prepare_cached("DELETE FROM objects WHERE realm = ?1 AND address = ?2")?;
+            let mut delete = transaction.prepare_cached("DELETE FROM objects WHERE realm = ?1 AND address = ?2")?;
             for address in deletes {
                 delete.execute(params![number, address])?;
             }
-            let mut put = transaction.prepare_cached(
-                "INSERT INTO objects (realm, address, bytes) VALUES (?1, ?2, ?3)
-                 ON CONFLICT (realm, address) DO UPDATE SET bytes = excluded.bytes",
-            )?;
-            for object in puts {
-                put.execute(params![number, object.address, object.bytes])?;
-            }
+            put_objects(transaction, number, puts)?;
             Ok(((), News::No))
         })
+    }
+
+    fn is_writable(&self) -> bool {
+        !self.poisoned.load(Ordering::Acquire)
     }
 
     fn subscribe(&self) -> watch::Receiver<u64> {
@@ -414,10 +443,15 @@ impl From<LedgerError> for Halt<rusqlite::Error> {
 }
 
 fn send<T>(queue: Option<&SyncSender<T>>, item: T) -> Result<(), LedgerError> {
-    queue.ok_or(LedgerError::Closed)?.try_send(item).map_err(|error| match error {
-        TrySendError::Full(_) => LedgerError::Overloaded { waiting: QUEUE_CALLS_MAX },
-        TrySendError::Disconnected(_) => LedgerError::Closed,
-    })
+    queue
+        .ok_or(LedgerError::Closed)?
+        .try_send(item)
+        .map_err(|error| match error {
+            TrySendError::Full(_) => LedgerError::Overloaded {
+                waiting: QUEUE_CALLS_MAX,
+            },
+            TrySendError::Disconnected(_) => LedgerError::Closed,
+        })
 }
 
 fn read_all(connection: &Connection, queue: &Receiver<Read>) {
@@ -429,7 +463,8 @@ fn read_all(connection: &Connection, queue: &Receiver<Read>) {
 /// The thread that writes.
 struct Writer {
     connection: Connection,
-    poisoned: bool,
+    /// Set after a failure that memory and disk may have survived differently; never cleared.
+    poisoned: Arc<AtomicBool>,
     commits: watch::Sender<u64>,
 }
 
@@ -467,7 +502,13 @@ impl Writer {
 
         let mut replies = Vec::with_capacity(group.len());
         let mut calls = Vec::with_capacity(group.len());
-        for Append { realm, now, requests, reply } in group {
+        for Append {
+            realm,
+            now,
+            requests,
+            reply,
+        } in group
+        {
             replies.push(reply);
             calls.push((realm, now, requests));
         }
@@ -489,10 +530,12 @@ impl Writer {
 
     /// One durable transaction. Decides what a failure means for everything after it.
     fn transact<T>(&mut self, work: impl FnOnce(&Transaction<'_>) -> Outcome<(T, News)>) -> Result<T, LedgerError> {
-        if self.poisoned {
+        if self.poisoned.load(Ordering::Acquire) {
             return Err(LedgerError::Poisoned);
         }
-        let outcome = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate);
+        let outcome = self
+            .connection
+            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate);
         let outcome = outcome.map_err(Halt::Storage).and_then(|transaction| {
             let done = work(&transaction)?;
             transaction.commit()?;
@@ -514,7 +557,7 @@ impl Writer {
             }
             Err(Halt::Storage(error)) => {
                 tracing::error!(error = %error, "the ledger's storage failed; it stops writing");
-                self.poisoned = true;
+                self.poisoned.store(true, Ordering::Release);
                 Err(LedgerError::Storage(Arc::new(error)))
             }
         }
@@ -525,7 +568,7 @@ impl Writer {
         if self.connection.is_autocommit() {
             error
         } else {
-            self.poisoned = true;
+            self.poisoned.store(true, Ordering::Release);
             LedgerError::Poisoned
         }
     }
@@ -539,8 +582,9 @@ fn append_all(transaction: &Transaction<'_>, calls: Vec<Call>) -> Outcome<(Vec<A
     let mut realms: BTreeMap<RealmId, RealmRow> = BTreeMap::new();
     let mut answers = Vec::with_capacity(calls.len());
     let mut shelf = Rows {
+        // Named, since the planner prefers to walk the table backward: ORDER BY ... LIMIT looks cheap.
         last: transaction.prepare_cached(
-            "SELECT sequence, kind, value FROM entries
+            "SELECT sequence, kind, value FROM entries INDEXED BY entries_by_subject
              WHERE realm = ?1 AND subject_kind = ?2 AND subject = ?3 ORDER BY sequence DESC LIMIT 1",
         )?,
         insert: transaction.prepare_cached(INSERT_ENTRY)?,
@@ -548,15 +592,14 @@ fn append_all(transaction: &Transaction<'_>, calls: Vec<Call>) -> Outcome<(Vec<A
     };
     let mut news = News::No;
     for (id, now, requests) in calls {
-        let row = match realms.get_mut(&id) {
-            Some(row) => row,
-            None => match find_realm(transaction, id)? {
-                Some(row) => realms.entry(id).or_insert(row),
-                None => {
-                    answers.push(Err(LedgerError::RealmUnknown { realm: id }));
-                    continue;
-                }
-            },
+        if let btree_map::Entry::Vacant(place) = realms.entry(id)
+            && let Some(row) = find_realm(transaction, id)?
+        {
+            place.insert(row);
+        }
+        let Some(row) = realms.get_mut(&id) else {
+            answers.push(Err(LedgerError::RealmUnknown { realm: id }));
+            continue;
         };
         // A single request that is refused has written nothing.
         let several = requests.len() > 1;
@@ -612,7 +655,9 @@ impl Shelf for Rows<'_> {
                 Ok((row.get::<_, i64>(0)?, row.get::<_, u8>(1)?, row.get::<_, i64>(2)?))
             })
             .optional()?;
-        let Some((sequence, kind, value)) = found else { return Ok(None) };
+        let Some((sequence, kind, value)) = found else {
+            return Ok(None);
+        };
         let sequence = Sequence(unsigned(sequence, "a sequence")?);
         let value = UnixTime::from_secs(unsigned(value, "a time")?);
         let standing = match kind {
@@ -686,16 +731,36 @@ fn entry(row: &Row<'_>) -> Outcome<Entry> {
     };
     let time = UnixTime::from_secs(value);
     let statement = match kind {
-        KIND_REVOKE => Some(Statement::Revoke { jti: subject, exp: time }),
-        KIND_REINSTATE => Some(Statement::Reinstate { jti: subject, exp: time }),
-        KIND_CUTOFF => scope(subject).map(|scope| Statement::Cutoff { scope, not_before: time }),
+        KIND_REVOKE => Some(Statement::Revoke {
+            jti: subject,
+            exp: time,
+        }),
+        KIND_REINSTATE => Some(Statement::Reinstate {
+            jti: subject,
+            exp: time,
+        }),
+        KIND_CUTOFF => scope(subject).map(|scope| Statement::Cutoff {
+            scope,
+            not_before: time,
+        }),
         KIND_LIFT => scope(subject).map(|scope| Statement::Lift { scope }),
-        KIND_RESUME => u32::try_from(value).ok().map(|term| Statement::Resume { term: Term(term) }),
+        KIND_RESUME => u32::try_from(value)
+            .ok()
+            .map(|term| Statement::Resume { term: Term(term) }),
         _ => None,
     };
-    let statement = statement
-        .ok_or_else(|| damaged(format!("entry {sequence} has kind {kind} about a subject of kind {subject_kind}")))?;
-    Ok(Entry { sequence, at, statement, reason: row.get(6)?, actor: row.get(7)? })
+    let statement = statement.ok_or_else(|| {
+        damaged(format!(
+            "entry {sequence} has kind {kind} about a subject of kind {subject_kind}"
+        ))
+    })?;
+    Ok(Entry {
+        sequence,
+        at,
+        statement,
+        reason: row.get(6)?,
+        actor: row.get(7)?,
+    })
 }
 
 /// A realm with its number in this file, which no other module sees.
@@ -738,10 +803,14 @@ fn realm_row(row: &Row<'_>) -> Outcome<RealmRow> {
         stored: unsigned(row.get(11)?, "a count")?,
         cutoffs: unsigned(row.get(12)?, "a count")?,
     };
-    Ok(RealmRow { number: row.get(0)?, realm, counters })
+    Ok(RealmRow {
+        number: row.get(0)?,
+        realm,
+        counters,
+    })
 }
 
-fn insert_realm(connection: &Connection, realm: &Realm) -> Outcome<()> {
+fn insert_realm(connection: &Connection, realm: &Realm) -> Outcome<i64> {
     let counters = Counters::new();
     connection.execute(
         "INSERT INTO realms (id, issuer, function, key, width, leeway, max_token_lifetime, created,
@@ -761,6 +830,17 @@ fn insert_realm(connection: &Connection, realm: &Realm) -> Outcome<()> {
             signed(counters.cutoffs),
         ],
     )?;
+    Ok(connection.last_insert_rowid())
+}
+
+fn put_objects(connection: &Connection, realm: i64, objects: Vec<Object>) -> Outcome<()> {
+    let mut put = connection.prepare_cached(
+        "INSERT INTO objects (realm, address, bytes) VALUES (?1, ?2, ?3)
+         ON CONFLICT (realm, address) DO UPDATE SET bytes = excluded.bytes",
+    )?;
+    for Object { address, bytes } in objects {
+        put.execute(params![realm, address, bytes])?;
+    }
     Ok(())
 }
 
@@ -783,7 +863,7 @@ fn expire_piece(transaction: &Transaction<'_>, realm: RealmId, horizon: UnixTime
     let dropped = transaction
         .prepare_cached(
             "DELETE FROM entries WHERE realm = ?1 AND sequence IN (
-                 SELECT sequence FROM entries WHERE realm = ?1 AND kind IN (1, 2) AND value <= ?2
+                 SELECT sequence FROM entries INDEXED BY entries_by_exp WHERE realm = ?1 AND kind IN (1, 2) AND value <= ?2
                  ORDER BY value, sequence LIMIT ?3)",
         )?
         .execute(params![row.number, signed(horizon.secs()), signed(EXPIRE_PIECE as u64)])?;
@@ -821,17 +901,25 @@ fn make_folder(folder: &Path) -> Result<(), OpenError> {
         .recursive(true)
         .mode(0o700)
         .create(folder)
-        .map_err(|source| OpenError::Io { path: folder.to_owned(), source })
+        .map_err(|source| OpenError::Io {
+            path: folder.to_owned(),
+            source,
+        })
 }
 
 fn lock(folder: &Path) -> Result<File, OpenError> {
     let path = folder.join(LOCK_FILE);
     let file = private(File::options().create(true).truncate(false).write(true))
         .open(&path)
-        .map_err(|source| OpenError::Io { path: path.clone(), source })?;
+        .map_err(|source| OpenError::Io {
+            path: path.clone(),
+            source,
+        })?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: folder.to_owned() }),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse {
+            path: folder.to_owned(),
+        }),
         Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
     }
 }
@@ -861,8 +949,10 @@ fn found(folder: &Path, path: &Path) -> Result<(), OpenError> {
         }
     }
     // SQLite gives its own files the mode of this one.
-    let file = private(File::options().create_new(true).write(true)).open(&draft).map_err(io(&draft))?;
-    let fill = || -> rusqlite::Result<()> {
+    let file = private(File::options().create_new(true).write(true))
+        .open(&draft)
+        .map_err(io(&draft))?;
+    let write_schema = || -> rusqlite::Result<()> {
         let mut connection = Connection::open_with_flags(&draft, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         let transaction = connection.transaction()?;
@@ -872,10 +962,12 @@ fn found(folder: &Path, path: &Path) -> Result<(), OpenError> {
         transaction.commit()?;
         connection.close().map_err(|(_, error)| error)
     };
-    fill().map_err(|error| open_error(path, error))?;
+    write_schema().map_err(|error| open_error(path, error))?;
     file.sync_all().map_err(io(&draft))?;
     fs::rename(&draft, path).map_err(io(path))?;
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder))
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(io(folder))
 }
 
 fn open_writer(path: &Path) -> Result<Connection, OpenError> {
@@ -886,41 +978,65 @@ fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     )
     .map_err(fail)?;
 
-    let length = fs::metadata(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?.len();
+    let length = fs::metadata(path)
+        .map_err(|source| OpenError::Io {
+            path: path.to_owned(),
+            source,
+        })?
+        .len();
     if length == 0 {
-        return Err(OpenError::Damaged { path: path.to_owned(), what: "it is empty".into() });
+        return Err(OpenError::Damaged {
+            path: path.to_owned(),
+            what: "it is empty".into(),
+        });
     }
-    let found: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(fail)?;
+    let found: i32 = connection
+        .pragma_query_value(None, "application_id", |row| row.get(0))
+        .map_err(fail)?;
     if found != APPLICATION_ID {
-        return Err(OpenError::Foreign { path: path.to_owned(), found });
+        return Err(OpenError::Foreign {
+            path: path.to_owned(),
+            found,
+        });
     }
-    let found: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(fail)?;
+    let found: i32 = connection
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .map_err(fail)?;
     if found > LAYOUT {
-        return Err(OpenError::Newer { path: path.to_owned(), found });
+        return Err(OpenError::Newer {
+            path: path.to_owned(),
+            found,
+        });
     }
 
-    let mode: String =
-        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(fail)?;
+    let mode: String = connection
+        .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
+        .map_err(fail)?;
     require(path, "journal_mode", mode.to_lowercase(), "wal")?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
-    let synchronous: i64 = connection.pragma_query_value(None, "synchronous", |row| row.get(0)).map_err(fail)?;
+    let synchronous: i64 = connection
+        .pragma_query_value(None, "synchronous", |row| row.get(0))
+        .map_err(fail)?;
     require(path, "synchronous", synchronous.to_string(), "2")?;
     connection.pragma_update(None, "trusted_schema", false).map_err(fail)?;
     connection.set_prepared_statement_cache_capacity(32);
 
-    let finding: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(fail)?;
+    let finding: String = connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .map_err(fail)?;
     if finding != "ok" {
-        return Err(OpenError::Damaged { path: path.to_owned(), what: finding });
+        return Err(OpenError::Damaged {
+            path: path.to_owned(),
+            what: finding,
+        });
     }
     Ok(connection)
 }
 
 fn open_reader(path: &Path) -> Result<Connection, OpenError> {
-    let connection = Connection::open_with_flags(
-        path,
-        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-    )
-    .map_err(|error| open_error(path, error))?;
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+            .map_err(|error| open_error(path, error))?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(connection)
 }
@@ -929,17 +1045,26 @@ fn require(path: &Path, pragma: &'static str, found: String, wanted: &'static st
     if found == wanted {
         Ok(())
     } else {
-        Err(OpenError::NotDurable { path: path.to_owned(), pragma, found, wanted })
+        Err(OpenError::NotDurable {
+            path: path.to_owned(),
+            pragma,
+            found,
+            wanted,
+        })
     }
 }
 
 fn open_error(path: &Path, error: rusqlite::Error) -> OpenError {
     let path = path.to_owned();
     match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
-            OpenError::Damaged { path, what: error.to_string() }
-        }
-        _ => OpenError::Storage { path, source: Arc::new(error) },
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => OpenError::Damaged {
+            path,
+            what: error.to_string(),
+        },
+        _ => OpenError::Storage {
+            path,
+            source: Arc::new(error),
+        },
     }
 }
 
@@ -954,7 +1079,10 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
     thread::Builder::new()
         .name(name.into())
         .spawn(work)
-        .map_err(|source| OpenError::Io { path: name.into(), source })
+        .map_err(|source| OpenError::Io {
+            path: name.into(),
+            source,
+        })
 }
 
 #[cfg(test)]
@@ -973,13 +1101,20 @@ mod tests {
     async fn opened(folder: &Path) -> SqliteLedger {
         let ledger = SqliteLedger::open(folder).unwrap();
         let fingerprinter = Fingerprinter::new(FingerprintFunction::Sha256, RealmKey([7; 16]), Width::W48);
-        ledger.create_realm(Realm::new(id(), "https://a.example", fingerprinter, NOW)).await.unwrap();
+        ledger
+            .create_realm(Realm::new(id(), "https://a.example", fingerprinter, NOW), Vec::new())
+            .await
+            .unwrap();
         ledger
     }
 
     async fn revoke(ledger: &SqliteLedger, jti: String) -> Result<Receipt, LedgerError> {
         let exp = Expiry::Vouched(NOW.plus(60));
-        let request = Request { action: Action::Revoke { jti, exp }, reason: None, actor: "test".into() };
+        let request = Request {
+            action: Action::Revoke { jti, exp },
+            reason: None,
+            actor: "test".into(),
+        };
         Ok(ledger.append(id(), NOW, vec![request]).await?[0])
     }
 
@@ -1001,14 +1136,17 @@ mod tests {
         allow_pages(&ledger, 1).await;
         let mut acknowledged = 0;
         let error = loop {
-            match revoke(&ledger, format!("{:0100}", acknowledged)).await {
+            match revoke(&ledger, format!("{acknowledged:0100}")).await {
                 Ok(receipt) => acknowledged = receipt.sequence.0,
                 Err(error) => break error,
             }
             assert!(acknowledged < 10_000, "the limit does not work");
         };
         assert!(matches!(error, LedgerError::StorageFull(_)), "{error}");
-        assert!(matches!(revoke(&ledger, "other".into()).await, Err(LedgerError::StorageFull(_)) | Ok(_)));
+        assert!(matches!(
+            revoke(&ledger, "other".into()).await,
+            Err(LedgerError::StorageFull(_)) | Ok(_)
+        ));
         let head = ledger.head(id()).await.unwrap().1;
 
         allow_pages(&ledger, 1_000_000).await;
@@ -1031,8 +1169,12 @@ mod tests {
             })
             .await;
         assert!(matches!(failed, Err(LedgerError::Storage(_))), "{failed:?}");
-        assert!(matches!(revoke(&ledger, "after".into()).await, Err(LedgerError::Poisoned)));
+        assert!(matches!(
+            revoke(&ledger, "after".into()).await,
+            Err(LedgerError::Poisoned)
+        ));
         assert!(matches!(ledger.expire(id(), NOW).await, Err(LedgerError::Poisoned)));
+        assert!(!ledger.is_writable());
         // What is safe goes on.
         assert_eq!(ledger.head(id()).await.unwrap().1, Sequence(1));
         drop(ledger);
@@ -1054,7 +1196,13 @@ mod tests {
             .await
             .unwrap();
         let error = ledger.scan(id(), Sequence(0), 10).await.unwrap_err();
-        assert_eq!(error.to_string(), "the ledger is damaged: entry 1 has kind 77 about a subject of kind 4");
-        assert!(matches!(revoke(&ledger, "t".into()).await, Err(LedgerError::Damaged { .. })));
+        assert_eq!(
+            error.to_string(),
+            "the ledger is damaged: entry 1 has kind 77 about a subject of kind 4"
+        );
+        assert!(matches!(
+            revoke(&ledger, "t".into()).await,
+            Err(LedgerError::Damaged { .. })
+        ));
     }
 }

@@ -1,0 +1,140 @@
+//! Where the question is asked: is this token revoked?
+//!
+//! A checker reads the set that the driver exposed last. What to do with the answer is decided in
+//! [`policy`](crate::Policy).
+
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use revocast_core::{Claims, Doubt, Now, Position, RevocationSet, UnixMillis, Verdict};
+
+/// Answers questions about the tokens of one realm. Cheap to clone; use one from any thread.
+#[derive(Clone)]
+pub struct Checker {
+    set: Arc<ArcSwap<RevocationSet>>,
+}
+
+impl Checker {
+    /// A checker over this set, and the place where newer ones are exposed.
+    #[must_use]
+    pub fn new(set: Arc<RevocationSet>) -> (Self, Exposure) {
+        let set = Arc::new(ArcSwap::new(set));
+        (Self { set: Arc::clone(&set) }, Exposure { set })
+    }
+
+    /// Answers for a token whose signature and claims were validated.
+    ///
+    /// The mistakes that are permissible are those of [`RevocationSet::check`]. `now` comes from
+    /// [`SystemClock::now`](crate::SystemClock::now): its uptime must have the same zero as the driver's.
+    ///
+    /// # Complexity
+    ///
+    /// That of [`RevocationSet::check`], and two writes to memory that only this thread writes. Takes
+    /// no lock, waits for nothing, allocates nothing (but once in each thread, at its first question).
+    #[inline]
+    pub fn check(&self, now: Now, claims: &Claims<'_>) -> Verdict {
+        self.set.load().check(now, claims)
+    }
+
+    /// Where the set stands: epoch of the base, last sequence without a gap.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.set.load().position()
+    }
+
+    /// Why an answer other than "revoked" cannot be given; `None` if it can.
+    #[must_use]
+    pub fn doubt(&self, now: Now) -> Option<Doubt> {
+        self.set.load().doubt(now)
+    }
+
+    /// The time as far as it can be told: the wall clock, but never before what was signed.
+    #[must_use]
+    pub fn time(&self, now: Now) -> UnixMillis {
+        let set = self.set.load();
+        let freshness = set.freshness();
+        freshness.wall(now).unwrap_or(freshness.floor)
+    }
+
+    /// The set itself, as it stands now: for many questions about one position, and for numbers.
+    #[must_use]
+    pub fn set(&self) -> Arc<RevocationSet> {
+        self.set.load_full()
+    }
+
+    /// The one `iss` of the realm, once its keys are known.
+    #[must_use]
+    pub fn issuer(&self) -> Option<Arc<str>> {
+        self.set.load().issuer().map(Arc::from)
+    }
+}
+
+impl fmt::Debug for Checker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Checker(at {})", self.position())
+    }
+}
+
+/// Where new sets are exposed to the checkers that belong to it.
+pub struct Exposure {
+    set: Arc<ArcSwap<RevocationSet>>,
+}
+
+impl Exposure {
+    /// Lets checkers see this set from now on. Questions under way are answered from the old one.
+    pub fn expose(&mut self, set: Arc<RevocationSet>) {
+        self.set.store(set);
+    }
+}
+
+impl fmt::Debug for Exposure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Exposure(at {})", self.set.load().position())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use revocast_core::{Jti, RealmId, Replica, Trust, UnixTime};
+
+    use super::*;
+
+    fn knows_nothing() -> Arc<RevocationSet> {
+        let trust = Trust { roots: Vec::new(), threshold: 1, not_before: UnixTime::from_secs(5) };
+        let config = revocast_core::Config::exact(0);
+        Arc::new(Replica::new(config, RealmId::new("r").unwrap(), trust).set().clone())
+    }
+
+    #[test]
+    fn a_checker_without_state_never_says_not_revoked() {
+        let (checker, _exposure) = Checker::new(knows_nothing());
+        let now = Now::new(UnixMillis::from_millis(10_000), Duration::ZERO);
+        let claims = Claims::new(Jti::new("a").unwrap(), UnixTime::from_secs(100));
+        assert_eq!(checker.check(now, &claims), Verdict::Unknown { doubt: Doubt::NoState });
+        assert_eq!(checker.doubt(now), Some(Doubt::NoState));
+        assert_eq!(checker.issuer(), None);
+        assert_eq!(checker.position(), Position::default());
+    }
+
+    #[test]
+    fn the_time_is_never_before_what_was_signed() {
+        let (checker, _exposure) = Checker::new(knows_nothing());
+        let at = |millis| Now::new(UnixMillis::from_millis(millis), Duration::ZERO);
+        assert_eq!(checker.time(at(10_000)), UnixMillis::from_millis(10_000));
+        assert_eq!(checker.time(at(0)), UnixMillis::from_millis(5_000));
+    }
+
+    #[test]
+    fn checkers_cross_threads_and_are_swapped_for_all() {
+        fn crosses<T: Clone + Send + Sync + 'static>(_: &T) {}
+        let (checker, mut exposure) = Checker::new(knows_nothing());
+        crosses(&checker);
+        let (before, other) = (checker.set(), checker.clone());
+        exposure.expose(knows_nothing());
+        assert!(Arc::ptr_eq(&checker.set(), &other.set()));
+        assert!(!Arc::ptr_eq(&checker.set(), &before));
+    }
+}

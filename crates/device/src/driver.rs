@@ -1,0 +1,412 @@
+//! The loop that joins link, replica, checkers and store.
+//!
+//! It decides nothing: the replica does. The order on a delta is verify, decode, expose, persist,
+//! report; writing happens on a thread of its own, so a slow disk delays no revocation, and a disk
+//! that fails softens none.
+
+use std::future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use revocast_core::seal::{Kind, seal};
+use revocast_core::state::Image;
+use revocast_core::update::Report;
+use revocast_core::wire::encode_report;
+use revocast_core::{Action, Doubt, Event, Now, Position, RealmId, Refusal, Replica, Term};
+use thiserror::Error;
+use tokio::sync::{oneshot, watch};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use crate::checker::{Checker, Exposure};
+use crate::clock::{Clock, SystemClock};
+use crate::config::DeviceConfig;
+use crate::link::{Link, LinkConfig, LinkConfigError, LinkEvent, LinkStats, Transport};
+use crate::store::{Store, StoreError};
+
+/// Refusals of one kind are logged at most this often; all are counted.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// A device that follows one realm. It stops when this is dropped.
+#[derive(Debug)]
+pub struct Device {
+    checker: Checker,
+    status: watch::Receiver<Status>,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl Device {
+    /// Reads the stored state and begins to follow. Needs a tokio runtime.
+    ///
+    /// When this returns, checkers answer from the stored state, connected or not. Without any, or
+    /// with state that is damaged, they answer `Unknown` until the device has caught up.
+    pub async fn start(config: DeviceConfig, store: impl Store + 'static) -> Result<Self, StartError> {
+        let link = LinkConfig::new(&config)?;
+        Self::start_over(config, store, SystemClock, || Link::start(link)).await
+    }
+
+    /// The same over another transport and clock. The transport is started once the state is loaded.
+    pub async fn start_over<T: Transport + 'static>(
+        config: DeviceConfig,
+        store: impl Store + 'static,
+        clock: impl Clock + 'static,
+        transport: impl FnOnce() -> T,
+    ) -> Result<Self, StartError> {
+        let now = clock.now();
+        let (restored, store) = spawn_blocking(move || {
+            let mut store = store;
+            (restore(&config, &mut store, now), store)
+        })
+        .await
+        .map_err(|_| StartError::Interrupted)?;
+        let Restored { replica, found, realm } = restored?;
+        let (checker, exposure) = Checker::new(Arc::new(replica.set().clone()));
+        let status = watch::Sender::new(Status::new(found));
+        let (stop, stopped) = oneshot::channel();
+        let driver = Driver {
+            watcher: status.subscribe(),
+            status,
+            replica,
+            realm,
+            link: transport(),
+            clock,
+            exposure,
+            store: Arc::new(Mutex::new(store)),
+            writing: None,
+            logged: [None; Refusal::COUNT],
+        };
+        let status = driver.watcher.clone();
+        Ok(Self { checker, status, stop: Some(stop), task: tokio::spawn(driver.run(stopped)) })
+    }
+
+    /// Where to ask questions. Remains usable after the device has stopped, and grows stale then.
+    #[must_use]
+    pub fn checker(&self) -> Checker {
+        self.checker.clone()
+    }
+
+    /// How it goes, and news of it.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Stops: writes down what is unwritten, says goodbye to the broker.
+    pub async fn stop(mut self) {
+        drop(self.stop.take());
+        let _ = (&mut self.task).await;
+    }
+}
+
+/// Why a device could not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The link's configuration contradicts itself.
+    #[error("the link cannot be started")]
+    Link(#[from] LinkConfigError),
+    /// The store cannot be read at all. Damaged state is no error: the device begins anew.
+    #[error("the stored state cannot be read")]
+    Store(#[from] StoreError),
+    /// The runtime is shutting down.
+    #[error("the runtime ended before the state was loaded")]
+    Interrupted,
+}
+
+/// How a device is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// What was found at start.
+    pub found: FoundState,
+    /// Whether there is a connection to the broker.
+    pub connected: bool,
+    /// Why the last connection ended.
+    pub last_loss: Option<String>,
+    /// Term of the ledger it follows.
+    pub term: Term,
+    /// Where its set stands.
+    pub position: Position,
+    /// Why an answer other than "revoked" cannot be given; as of the last event.
+    pub doubt: Option<Doubt>,
+    /// Refusals since the start, by [`Refusal::number`].
+    pub refusals: [u64; Refusal::COUNT],
+    /// The last one.
+    pub last_refusal: Option<Refusal>,
+    /// Images written down since the start.
+    pub persisted: u64,
+    /// Images that could not be written down.
+    pub persist_failures: u64,
+    /// What the link has counted.
+    pub link: LinkStats,
+}
+
+impl Status {
+    fn new(found: FoundState) -> Self {
+        Self {
+            found,
+            connected: false,
+            last_loss: None,
+            term: Term::default(),
+            position: Position::default(),
+            doubt: Some(Doubt::NoState),
+            refusals: [0; Refusal::COUNT],
+            last_refusal: None,
+            persisted: 0,
+            persist_failures: 0,
+            link: LinkStats::default(),
+        }
+    }
+
+    /// Refusals since the start, all kinds together.
+    #[must_use]
+    pub fn refusals_total(&self) -> u64 {
+        self.refusals.iter().sum()
+    }
+}
+
+/// What a device found in its store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FoundState {
+    /// Nothing: it starts for the first time, or keeps nothing.
+    Nothing,
+    /// State, verified.
+    Restored {
+        /// Whether a newer or other slot was damaged.
+        damaged: bool,
+    },
+    /// Nothing that could be used: it began anew.
+    Damaged {
+        /// What was wrong with the newest that could be read at all.
+        refusal: Option<Refusal>,
+    },
+}
+
+struct Restored {
+    replica: Replica,
+    found: FoundState,
+    realm: RealmId,
+}
+
+/// Goes on from the newest state that is whole, or anew.
+fn restore(config: &DeviceConfig, store: &mut impl Store, now: Now) -> Result<Restored, StartError> {
+    let realm = config.realm;
+    let heads = store.heads()?;
+    let mut damaged = heads.damaged > 0;
+    let mut refused = None;
+    for candidate in &heads.candidates {
+        let base = match &candidate.base {
+            Some(digest) => store.base(digest)?,
+            None => None,
+        };
+        let (replica, trust) = (config.replica.clone(), config.trust.clone());
+        match Replica::restore(replica, realm, trust, now, &candidate.head, base.as_deref()) {
+            Ok(replica) => {
+                tracing::info!(%realm, revision = candidate.revision, damaged, "state restored");
+                return Ok(Restored { replica, found: FoundState::Restored { damaged }, realm });
+            }
+            Err(refusal) => {
+                tracing::error!(%realm, revision = candidate.revision, refusal = refusal.name(), %refusal, "stored state refused");
+                damaged = true;
+                refused.get_or_insert(refusal);
+            }
+        }
+    }
+    let found = if damaged {
+        tracing::error!(%realm, "no stored state can be used; beginning anew, and answering unknown until caught up");
+        FoundState::Damaged { refusal: refused }
+    } else {
+        FoundState::Nothing
+    };
+    Ok(Restored { replica: Replica::new(config.replica.clone(), realm, config.trust.clone()), found, realm })
+}
+
+/// An image on its way to the disk.
+struct Writing {
+    revision: u64,
+    task: JoinHandle<Result<(), StoreError>>,
+}
+
+struct Driver<T, C, S> {
+    replica: Replica,
+    realm: RealmId,
+    link: T,
+    clock: C,
+    exposure: Exposure,
+    store: Arc<Mutex<S>>,
+    writing: Option<Writing>,
+    status: watch::Sender<Status>,
+    /// Keeps the status alive when nobody looks.
+    watcher: watch::Receiver<Status>,
+    /// When a refusal of each kind was last logged, by uptime.
+    logged: [Option<Duration>; Refusal::COUNT],
+}
+
+impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
+    async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
+        loop {
+            while let Some(action) = self.replica.poll_action() {
+                self.perform(action);
+            }
+            self.tell();
+            tokio::select! {
+                event = self.link.next() => self.take_in(event),
+                () = self.clock.until(self.replica.deadline()) => self.handle(Event::Elapsed),
+                saved = saved(&mut self.writing) => self.written(saved),
+                _ = &mut stopped => break,
+            }
+        }
+        self.write_down().await;
+        self.link.close().await;
+    }
+
+    fn handle(&mut self, event: Event<'_>) {
+        self.replica.handle(self.clock.now(), event);
+    }
+
+    fn take_in(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Connected => {
+                self.status.send_modify(|status| status.connected = true);
+                self.handle(Event::Connected);
+            }
+            LinkEvent::Disconnected { why } => {
+                self.status.send_modify(|status| {
+                    status.connected = false;
+                    status.last_loss = Some(why);
+                });
+                self.handle(Event::Disconnected);
+            }
+            LinkEvent::Packet { address, payload } => self.handle(Event::Packet { address, payload: &payload }),
+            LinkEvent::Oversize { address: Some(address), bytes } => self.handle(Event::Oversize { address, bytes }),
+            // Whose it was is found out by the link; it is counted there.
+            LinkEvent::Oversize { address: None, bytes: _ } => {}
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Expose(set) => self.exposure.expose(set),
+            Action::Subscribe(address) => self.link.subscribe(address),
+            Action::Unsubscribe(address) => self.link.unsubscribe(address),
+            Action::Persist(image) => self.persist(image),
+            Action::Report(report) => self.report(&report),
+            Action::Refused(refusal) => self.refused(refusal),
+        }
+    }
+
+    /// Writes on a thread where waiting is allowed. A replica has one image on its way at a time.
+    fn persist(&mut self, image: Image) {
+        let store = Arc::clone(&self.store);
+        let revision = image.revision;
+        let task = spawn_blocking(move || store.lock().unwrap_or_else(PoisonError::into_inner).save(&image));
+        self.writing = Some(Writing { revision, task });
+    }
+
+    fn written(&mut self, (revision, outcome): (u64, Result<(), Option<StoreError>>)) {
+        match outcome {
+            Ok(()) => {
+                self.status.send_modify(|status| status.persisted += 1);
+                self.handle(Event::Persisted { revision });
+            }
+            Err(error) => {
+                let error = error.as_ref().map_or_else(|| "the writing thread failed".to_owned(), describe);
+                tracing::warn!(realm = %self.realm, revision, error, "state not written; what is known stays in force");
+                self.status.send_modify(|status| status.persist_failures += 1);
+                self.handle(Event::PersistFailed);
+            }
+        }
+    }
+
+    fn report(&mut self, report: &Report) {
+        match encode_report(report) {
+            Ok(body) => self.link.report(seal(Kind::Report, &self.realm, &body, &[])),
+            Err(error) => tracing::warn!(realm = %self.realm, %error, "report not sent"),
+        }
+    }
+
+    fn refused(&mut self, refusal: Refusal) {
+        let now = self.clock.now().uptime;
+        let name = refusal.name();
+        if let Some(logged) = self.logged.get_mut(usize::from(refusal.number()))
+            && logged.is_none_or(|at| at + LOG_EVERY <= now)
+        {
+            *logged = Some(now);
+            tracing::warn!(realm = %self.realm, refusal = name, "{refusal}");
+        }
+        self.status.send_modify(|status| status.last_refusal = Some(refusal));
+    }
+
+    /// Updates the status; those who watch it are woken only by a change.
+    fn tell(&self) {
+        let link = self.link.stats();
+        let (term, position) = (self.replica.term(), self.replica.set().position());
+        let doubt = self.replica.set().doubt(self.clock.now());
+        let refusals = self.replica.refusals();
+        self.status.send_if_modified(|status| {
+            // A growing age is no news.
+            let same_doubt = status.doubt.as_ref().map(Doubt::name) == doubt.as_ref().map(Doubt::name);
+            let changed = status.term != term
+                || status.position != position
+                || !same_doubt
+                || status.link != link
+                || status.refusals != *refusals;
+            (status.term, status.position, status.link) = (term, position, link);
+            status.doubt = doubt;
+            status.refusals = *refusals;
+            changed
+        });
+    }
+
+    /// Before the end: waits for the image that is on its way, and writes what is not yet in one.
+    async fn write_down(&mut self) {
+        self.handle(Event::Disconnected);
+        // Two rounds: the image on its way, and one more with what came after it was made.
+        for _ in 0..2 {
+            if self.writing.is_some() {
+                let saved = saved(&mut self.writing).await;
+                self.written(saved);
+            }
+            if let Some(due) = self.replica.deadline() {
+                // Without a connection the only deadline is that of the next image. Nothing follows
+                // after this, so there is no reason to wait for it.
+                let now = self.clock.now();
+                self.replica.handle(Now::new(now.wall, now.uptime.max(due)), Event::Elapsed);
+            }
+            while let Some(action) = self.replica.poll_action() {
+                self.perform(action);
+            }
+        }
+        if self.writing.is_some() {
+            let saved = saved(&mut self.writing).await;
+            self.written(saved);
+        }
+        self.tell();
+    }
+}
+
+/// Waits for the image on its way; for ever if there is none. Losing the race loses nothing.
+async fn saved(writing: &mut Option<Writing>) -> (u64, Result<(), Option<StoreError>>) {
+    let Some(on_its_way) = writing else { return future::pending().await };
+    let outcome = (&mut on_its_way.task).await;
+    let revision = on_its_way.revision;
+    *writing = None;
+    let outcome = match outcome {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Some(error)),
+        Err(_) => Err(None),
+    };
+    (revision, outcome)
+}
+
+/// An error and its causes in one line.
+fn describe(error: &StoreError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,233 @@
+//! Refusals as problem documents (RFC 9457).
+
+use std::error::Error;
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use revocast_core::JtiError;
+use serde::Serialize;
+
+use crate::keys::KeyError;
+use crate::ledger::LedgerError;
+use crate::service::ServiceError;
+
+/// Seconds after which a client that met an overload should come back.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// What a client is told when its request is refused.
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    kind: &'static str,
+    title: &'static str,
+    detail: Option<String>,
+    retry: bool,
+}
+
+impl Problem {
+    /// One kind has one title and one status; `detail` is about the occurrence.
+    pub(super) const fn new(status: StatusCode, kind: &'static str, title: &'static str) -> Self {
+        Self {
+            status,
+            kind,
+            title,
+            detail: None,
+            retry: false,
+        }
+    }
+
+    pub(super) fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// RFC 7009 asks for 503: the client must assume that the token is not revoked.
+    pub(super) fn overloaded(detail: impl Into<String>) -> Self {
+        let problem = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "overloaded",
+            "the server is overloaded",
+        );
+        Self {
+            retry: true,
+            ..problem.detail(detail)
+        }
+    }
+
+    /// A ledger that answers without a receipt has lost its mind, not the client.
+    pub(super) fn no_receipt() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the server made a mistake",
+        )
+        .detail("the ledger gave no receipt")
+    }
+
+    #[cfg(test)]
+    pub(super) const fn status_and_kind(&self) -> (StatusCode, &'static str) {
+        (self.status, self.kind)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        #[derive(Serialize)]
+        struct Document {
+            r#type: String,
+            title: &'static str,
+            status: u16,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            detail: Option<String>,
+        }
+
+        let document = Document {
+            r#type: format!("urn:revocast:problem:{}", self.kind),
+            title: self.title,
+            status: self.status.as_u16(),
+            detail: self.detail,
+        };
+        // Strings and a number always serialize; the default is never taken.
+        let body = serde_json::to_vec(&document).unwrap_or_default();
+        let kind = HeaderValue::from_static("application/problem+json");
+        let mut response = (self.status, [(header::CONTENT_TYPE, kind)], body).into_response();
+        if self.retry {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        response
+    }
+}
+
+impl From<ServiceError> for Problem {
+    fn from(error: ServiceError) -> Self {
+        let unprocessable = |kind, title| Self::new(StatusCode::UNPROCESSABLE_ENTITY, kind, title);
+        let problem = match &error {
+            ServiceError::Ledger(error) => of_ledger(error),
+            ServiceError::Key(KeyError::RootAbsent { .. }) => Self::new(
+                StatusCode::CONFLICT,
+                "root-key-absent",
+                "the root key is not on this server",
+            ),
+            ServiceError::MoreRootsNeeded { .. } => Self::new(
+                StatusCode::CONFLICT,
+                "more-roots-needed",
+                "more root keys must sign than are here",
+            ),
+            ServiceError::RootNotTrusted { .. } => Self::new(
+                StatusCode::CONFLICT,
+                "root-not-trusted",
+                "devices do not trust the root key that is here",
+            ),
+            ServiceError::Expired { .. } => unprocessable("token-expired", "the token is expired already"),
+            ServiceError::Leeway { .. } => unprocessable("leeway", "the leeway cannot be used"),
+            ServiceError::MaxTokenLifetime { .. } => {
+                unprocessable("max-token-lifetime", "the max_token_lifetime cannot be used")
+            }
+            ServiceError::Key(_) | ServiceError::Random(_) | ServiceError::Encode(_) => internal(),
+        };
+        if problem.status.is_server_error() {
+            tracing::error!(error = %told(&error), "a request failed");
+        }
+        problem.detail(told(&error))
+    }
+}
+
+fn of_ledger(error: &LedgerError) -> Problem {
+    let unprocessable = |kind, title| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, kind, title);
+    let stopped = |kind, title| Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, title);
+    match error {
+        LedgerError::RealmUnknown { .. } => Problem::new(StatusCode::NOT_FOUND, "realm-unknown", "no such realm"),
+        LedgerError::RealmTaken { .. } => Problem::new(
+            StatusCode::CONFLICT,
+            "realm-taken",
+            "the realm belongs to another issuer",
+        ),
+        LedgerError::IssuerTaken { .. } => {
+            Problem::new(StatusCode::CONFLICT, "issuer-taken", "the issuer has another realm")
+        }
+        LedgerError::Issuer(_) => unprocessable("issuer", "the issuer cannot be used"),
+        LedgerError::Jti {
+            source: JtiError::Empty,
+            ..
+        } => unprocessable("jti-empty", "the jti is empty"),
+        LedgerError::Jti {
+            source: JtiError::TooLong { .. },
+            ..
+        } => unprocessable("jti-too-long", "the jti is too long"),
+        LedgerError::ScopeLength { .. } => unprocessable("scope-length", "the scope cannot be used"),
+        LedgerError::ReasonTooLong { .. } => unprocessable("reason-too-long", "the reason is too long"),
+        LedgerError::ActorTooLong { .. } => unprocessable("actor-too-long", "the actor's name is too long"),
+        LedgerError::BatchTooLarge { .. } => Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "batch-too-large",
+            "the batch is too large",
+        ),
+        LedgerError::CutoffsFull { .. } => full("cutoffs-full", "the realm has no room for another cutoff"),
+        LedgerError::RealmFull { .. } => full("realm-full", "the realm has no room for another entry"),
+        LedgerError::SequenceExhausted { .. } => full("sequence-exhausted", "the realm has no numbers left"),
+        LedgerError::StorageFull(_) => full("storage-full", "the ledger's disk is full; nothing was recorded"),
+        LedgerError::Overloaded { .. } => Problem::overloaded(""),
+        LedgerError::Storage(_) => stopped(
+            "ledger-failed",
+            "the ledger's storage failed; it may be recorded or not",
+        ),
+        LedgerError::Poisoned => stopped("ledger-stopped", "the ledger takes no entries until a restart"),
+        LedgerError::Closed => stopped("stopping", "the server is stopping"),
+        LedgerError::TermChanged { .. } | LedgerError::Damaged { .. } => internal(),
+    }
+}
+
+const fn full(kind: &'static str, title: &'static str) -> Problem {
+    Problem::new(StatusCode::INSUFFICIENT_STORAGE, kind, title)
+}
+
+const fn internal() -> Problem {
+    Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal",
+        "the server made a mistake",
+    )
+}
+
+/// An error and its causes, in one line.
+fn told(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn failures_of_the_ledger_are_told_apart() {
+        let cause = || Arc::new(io::Error::other("disk"));
+        let cases = [
+            (LedgerError::StorageFull(cause()), 507, "storage-full"),
+            (LedgerError::Storage(cause()), 503, "ledger-failed"),
+            (LedgerError::Poisoned, 503, "ledger-stopped"),
+            (LedgerError::Overloaded { waiting: 3 }, 503, "overloaded"),
+            (LedgerError::Closed, 503, "stopping"),
+            (LedgerError::Damaged { what: "row".into() }, 500, "internal"),
+        ];
+        for (error, status, kind) in cases {
+            let problem = Problem::from(ServiceError::Ledger(error));
+            assert_eq!(problem.status_and_kind(), (StatusCode::from_u16(status).unwrap(), kind));
+        }
+        let full = Problem::from(ServiceError::Ledger(LedgerError::StorageFull(cause())));
+        assert_eq!(
+            full.detail.as_deref(),
+            Some("no room is left on the disk of the ledger: disk")
+        );
+        let overloaded = Problem::from(ServiceError::Ledger(LedgerError::Overloaded { waiting: 3 })).into_response();
+        assert_eq!(overloaded.headers().get(header::RETRY_AFTER), Some(&RETRY_AFTER));
+    }
+}

@@ -1,0 +1,851 @@
+//! From ledger entries to what stands on the broker: first a plan, then its execution.
+//!
+//! [`Publisher`] decides and does nothing: entries go in, a [`Plan`] comes out, a value that can be
+//! printed, tested and thrown away. What it has decided lies on its *shelf*: every object that should
+//! stand on the broker, by address. Objects are stored with the ledger before they are published, so
+//! a restart, and a broker that lost everything, are met by publishing the same bytes again.
+//!
+//! [`run`](run::run) executes plans against a real broker.
+
+mod time;
+pub use time::{ClockAlarm, SigningClock};
+
+mod book;
+pub use book::{Book, NetChange};
+
+pub mod proof;
+
+mod run;
+pub use run::{Publishing, RunError, run};
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proof::ProofError;
+use revocast_core::artifact::{Cut, Cutting};
+use revocast_core::limits::{CHUNK_BYTES_DEFAULT, LADDER_PIECES_MAX, RECENT_ENTRIES_MAX};
+use revocast_core::update::{Artifact, Piece};
+use revocast_core::wire::{self, WireError};
+use revocast_core::{
+    Address, Delta, Digest, Epoch, FilterBuf, FilterParams, GeometryError, Index, Kind, Manifest, Now, Position,
+    Refusal, Salt, Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, rice,
+};
+use thiserror::Error;
+
+use crate::ledger::{Entry, Object, Realm};
+
+/// How a realm is published.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Bytes of content in a chunk; every retained payload fits it, envelope aside.
+    pub chunk_bytes: u32,
+    /// Rate of false positives of the published filter.
+    pub false_positive_rate: f64,
+    /// A manifest is sealed again after this, even without news.
+    pub heartbeat: Duration,
+    /// Ladder and manifest follow live deltas at most this often.
+    pub manifest_every: Duration,
+    /// Superseded pieces and epochs stay this long for those who are fetching them.
+    pub grace: Duration,
+    /// An epoch older than this is rebuilt, if anything in it has expired.
+    pub epoch_age_max: Duration,
+    /// After a restart, how much later than the last signed time the clock may stand.
+    pub restart_jump_max: Duration,
+}
+
+impl Default for Settings {
+    /// Chunks of 32 KiB, a filter at 1e-2, heartbeats every 30 s, manifests at most once a second, ten
+    /// minutes of grace, epochs of at most a day, a week of downtime.
+    fn default() -> Self {
+        Self {
+            chunk_bytes: CHUNK_BYTES_DEFAULT as u32,
+            false_positive_rate: 0.01,
+            heartbeat: Duration::from_secs(30),
+            manifest_every: Duration::from_secs(1),
+            grace: Duration::from_secs(600),
+            epoch_age_max: Duration::from_secs(24 * 3600),
+            restart_jump_max: Duration::from_secs(7 * 24 * 3600),
+        }
+    }
+}
+
+/// Bytes of a sealed delta or manifest that are not statements: envelope, head, signatures.
+const ENVELOPE_BYTES: usize = 512;
+
+/// A ladder this large, as a share of the snapshot, calls for a new epoch: whoever was away fetches
+/// at most a snapshot and a quarter.
+const LADDER_SHARE: usize = 4;
+
+/// Why nothing could be planned.
+#[derive(Debug, Error)]
+pub enum PublishError {
+    /// A device would not understand what was encoded. Nothing was signed.
+    #[error(transparent)]
+    Proof(#[from] ProofError),
+    /// Something does not fit the format.
+    #[error("cannot be encoded")]
+    Wire(#[from] WireError),
+    /// Too many entries for any filter.
+    #[error("no filter can be built")]
+    Geometry(#[from] GeometryError),
+    /// Too many or unsorted fingerprints; a bug.
+    #[error("the list cannot be coded")]
+    List(#[from] rice::RiceError),
+    /// An object stored with the ledger is not what was stored.
+    #[error("the stored object at {address} is damaged")]
+    DamagedObject {
+        /// Where it should stand.
+        address: String,
+        /// What is wrong with it.
+        #[source]
+        cause: Refusal,
+    },
+    /// The ledger ends before what was published from it: it was restored from a backup, or another
+    /// server has written since. Going on would reuse sequences.
+    #[error("the ledger of realm {realm} ends at {head}, but {published} was published; it has lost entries")]
+    LedgerBehind {
+        /// Which realm.
+        realm: revocast_core::RealmId,
+        /// Its last sequence.
+        head: Sequence,
+        /// The highest sequence that was published.
+        published: Sequence,
+    },
+}
+
+/// One thing to do at the broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Send a delta to whoever listens now.
+    Live {
+        /// The sealed delta.
+        bytes: Vec<u8>,
+    },
+    /// Let an object stand at an address.
+    Retain {
+        /// Where.
+        address: Address,
+        /// Its bytes.
+        bytes: Vec<u8>,
+    },
+    /// Make sure that everything retained so far really stands there.
+    ReadBack {
+        /// Where, and what.
+        objects: Vec<(Address, Digest)>,
+    },
+    /// Remove what nobody needs any more.
+    Clear {
+        /// Where.
+        address: Address,
+    },
+}
+
+/// What should happen next, in this order: puts, steps, deletes, then [`Publisher::done`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Objects to store with the ledger before anything is sent.
+    pub puts: Vec<Object>,
+    /// Objects to remove from there, after the steps.
+    pub deletes: Vec<String>,
+    /// What to do at the broker.
+    pub steps: Vec<Step>,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.puts.is_empty() && self.deletes.is_empty() && self.steps.is_empty()
+    }
+}
+
+/// An object that stands, should stand, or no longer should.
+#[derive(Clone, Debug)]
+struct Shelved {
+    bytes: Vec<u8>,
+    stored: bool,
+    retained: bool,
+    /// Uptime since which nothing refers to it.
+    superseded: Option<Duration>,
+}
+
+/// A rung of the ladder.
+#[derive(Clone, Debug)]
+struct Rung {
+    delta: Delta,
+    bytes: u32,
+    digest: Digest,
+}
+
+/// An epoch that devices may still stand on.
+#[derive(Clone, Copy, Debug)]
+struct Generation {
+    term: Term,
+    epoch: Epoch,
+    sequence: Sequence,
+    index: Digest,
+    /// Bytes of the artifact that most devices fetch.
+    snapshot_bytes: usize,
+    built: Duration,
+    superseded: Option<Duration>,
+}
+
+/// Signs what a realm publishes.
+#[derive(Clone, Debug)]
+pub struct Signer {
+    /// Content key: indexes, deltas, manifests.
+    pub content: SigningKey,
+}
+
+/// Decides what a realm publishes.
+#[derive(Debug)]
+pub struct Publisher {
+    realm: Realm,
+    settings: Settings,
+    signer: Signer,
+    clock: SigningClock,
+    book: Book,
+    /// Everything up to here is in a base or in the ladder.
+    cut_to: Sequence,
+    ladder: Vec<Rung>,
+    /// Oldest first; the last is the one new devices fetch.
+    generations: Vec<Generation>,
+    highest_epoch: Epoch,
+    shelf: BTreeMap<Address, Shelved>,
+    live: Vec<Vec<u8>>,
+    manifest: Option<(Manifest, Duration)>,
+    /// Something changed that the manifest does not say yet.
+    stale: bool,
+}
+
+impl Publisher {
+    /// Goes on from what was stored: objects with the ledger, and the ledger itself.
+    ///
+    /// `entries` are all that the ledger still holds, in order; `head` is its last sequence, which may
+    /// lie beyond the last entry when that has expired.
+    pub fn load(
+        realm: Realm,
+        settings: Settings,
+        signer: Signer,
+        now: Now,
+        (term, head): (Term, Sequence),
+        objects: Vec<Object>,
+        entries: impl IntoIterator<Item = Entry>,
+    ) -> Result<Self, PublishError> {
+        let mut publisher = Self {
+            clock: SigningClock::new(None, settings.restart_jump_max),
+            book: Book::new(realm.fingerprinter, term),
+            realm,
+            settings,
+            signer,
+            cut_to: Sequence(0),
+            ladder: Vec::new(),
+            generations: Vec::new(),
+            highest_epoch: Epoch(0),
+            shelf: BTreeMap::new(),
+            live: Vec::new(),
+            manifest: None,
+            stale: true,
+        };
+        for object in objects {
+            // An address this version does not know is left alone.
+            let Some(address) = Address::parse(&object.address) else { continue };
+            let shelved = Shelved { bytes: object.bytes, stored: true, retained: false, superseded: Some(now.uptime) };
+            publisher.shelf.insert(address, shelved);
+        }
+        publisher.load_manifest(now, term)?;
+        if publisher.cut_to > head {
+            let (realm, published) = (publisher.realm.id, publisher.cut_to);
+            return Err(PublishError::LedgerBehind { realm, head, published });
+        }
+        let (mut known, mut fresh) = (true, Vec::new());
+        for entry in entries {
+            if known && entry.sequence > publisher.cut_to {
+                known = false;
+                // What was published up to here is not touched any more.
+                publisher.book.settle();
+            }
+            if known {
+                publisher.book.apply(&entry);
+            } else {
+                fresh.push(entry);
+            }
+        }
+        if known {
+            publisher.book.settle();
+        }
+        for entry in &fresh {
+            publisher.take(entry)?;
+        }
+        publisher.mark_superseded(now);
+        Ok(publisher)
+    }
+
+    fn load_manifest(&mut self, now: Now, term: Term) -> Result<(), PublishError> {
+        let Some(shelved) = self.shelf.get(&Address::Manifest) else { return Ok(()) };
+        let manifest = decode(Address::Manifest, &shelved.bytes, self.realm.id, Kind::Manifest, wire::decode_manifest)?;
+        self.clock = SigningClock::new(Some(manifest.issued_at), self.settings.restart_jump_max);
+        let indexes: Vec<Address> =
+            self.shelf.keys().filter(|address| matches!(address, Address::Index { .. })).copied().collect();
+        for address in indexes {
+            let Some(shelved) = self.shelf.get(&address) else { continue };
+            let index = decode(address, &shelved.bytes, self.realm.id, Kind::Index, wire::decode_index)?;
+            self.highest_epoch = self.highest_epoch.max(index.epoch);
+            // An index that the manifest never named was being published when the server stopped.
+            if index.epoch <= manifest.epoch {
+                self.generations.push(Generation {
+                    term: index.term,
+                    epoch: index.epoch,
+                    sequence: index.sequence,
+                    index: Digest::of(&shelved.bytes),
+                    snapshot_bytes: snapshot_bytes(&index),
+                    built: now.uptime,
+                    superseded: (index.epoch < manifest.epoch).then_some(now.uptime),
+                });
+            }
+        }
+        self.generations.sort_by_key(|generation| generation.epoch);
+        // In a new term nothing of the old one is built upon.
+        if manifest.term != term {
+            self.cut_to = manifest.sequence;
+            return Ok(());
+        }
+        for piece in &manifest.ladder {
+            self.load_rung(piece.from, piece.to)?;
+        }
+        let mut reached = manifest.sequence;
+        // Deltas that were cut after the manifest was sealed.
+        while let Some(to) = self.shelf.keys().find_map(|address| match address {
+            Address::Ladder { from, to } if *from == reached => Some(*to),
+            _ => None,
+        }) {
+            self.load_rung(reached, to)?;
+            reached = to;
+        }
+        self.cut_to = reached;
+        self.manifest = Some((manifest, now.uptime));
+        Ok(())
+    }
+
+    fn load_rung(&mut self, from: Sequence, to: Sequence) -> Result<(), PublishError> {
+        let address = Address::Ladder { from, to };
+        let Some(shelved) = self.shelf.get(&address) else {
+            let cause = Refusal::DamagedState { what: "it is missing" };
+            return Err(PublishError::DamagedObject { address: address.to_string(), cause });
+        };
+        let width = self.realm.fingerprinter.width();
+        let delta =
+            decode(address, &shelved.bytes, self.realm.id, Kind::Delta, |body| wire::decode_delta(body, width))?;
+        self.ladder.push(Rung { delta, bytes: shelved.bytes.len() as u32, digest: Digest::of(&shelved.bytes) });
+        Ok(())
+    }
+
+    /// Takes in the next entry of the ledger; cuts a delta when one is full.
+    pub fn take(&mut self, entry: &Entry) -> Result<(), PublishError> {
+        let new_term = matches!(entry.statement, crate::ledger::Statement::Resume { .. });
+        self.book.apply(entry);
+        if new_term {
+            // Rule 9: a new reign begins with an epoch of its own; no delta leads there.
+            self.book.settle();
+            self.ladder.clear();
+            self.live.clear();
+            self.cut_to = self.book.sequence();
+            self.manifest = None;
+            self.stale = true;
+            return Ok(());
+        }
+        let (keys, scopes) = self.book.touched();
+        let room = (self.settings.chunk_bytes as usize).saturating_sub(ENVELOPE_BYTES);
+        // A coded fingerprint takes at most its width and two bits; a scope at most 17 bytes.
+        let per_key = self.realm.fingerprinter.width().bits() as usize / 8 + 1;
+        if (keys + 1) * per_key + (scopes + 1) * wire::CUTOFF_BYTES > room {
+            self.cut(UnixMillis::default())?;
+        }
+        Ok(())
+    }
+
+    /// Cuts what was touched into a delta. `issued_at` 0 stands for "take a time when planning".
+    fn cut(&mut self, issued_at: UnixMillis) -> Result<(), PublishError> {
+        let to = self.book.sequence();
+        if to <= self.cut_to {
+            return Ok(());
+        }
+        // Before the first base nobody listens, and the base will hold it all.
+        if self.generations.is_empty() {
+            return Ok(());
+        }
+        let NetChange { revoked, reinstated, cutoffs, lifts } = self.book.net_change();
+        let issued_at = if issued_at == UnixMillis::default() { self.last_time() } else { issued_at };
+        let delta = Delta {
+            term: self.book.term(),
+            from: self.cut_to,
+            to,
+            issued_at,
+            horizon: self.realm.horizon(issued_at.floor()),
+            revoked,
+            reinstated,
+            cutoffs,
+            lifts,
+        };
+        let width = self.realm.fingerprinter.width();
+        let proven = proof::delta(wire::encode_delta(&delta, width)?, &delta, &self.book, width)?;
+        let bytes = proven.seal(&self.realm.id, &[&self.signer.content]);
+        self.book.settle();
+        self.live.push(bytes.clone());
+        self.put_rung(delta, bytes);
+        self.cut_to = to;
+        self.stale = true;
+        Ok(())
+    }
+
+    /// The last time that was signed: true, if not the latest; what a delta cut in between carries.
+    fn last_time(&self) -> UnixMillis {
+        self.manifest.as_ref().map(|(manifest, _)| manifest.issued_at).unwrap_or_default()
+    }
+
+    fn put_rung(&mut self, delta: Delta, bytes: Vec<u8>) {
+        let address = Address::Ladder { from: delta.from, to: delta.to };
+        self.ladder.push(Rung { delta, bytes: bytes.len() as u32, digest: Digest::of(&bytes) });
+        self.put(address, bytes);
+    }
+
+    fn put(&mut self, address: Address, bytes: Vec<u8>) {
+        self.shelf.insert(address, Shelved { bytes, stored: false, retained: false, superseded: None });
+    }
+
+    /// Goes on beyond epochs that another copy of this ledger has published.
+    pub fn skip_epochs_through(&mut self, epoch: Epoch) {
+        self.highest_epoch = self.highest_epoch.max(epoch);
+    }
+
+    /// Cuts what is new into deltas, to be stored and sent at once.
+    ///
+    /// After an error the publisher must be loaded anew: what it had decided is not complete.
+    pub fn plan_live(&mut self, now: Now) -> Result<Plan, PublishError> {
+        if self.book.sequence() > self.cut_to {
+            let time = self.clock.take(now);
+            self.cut(time)?;
+        }
+        let steps = std::mem::take(&mut self.live).into_iter().map(|bytes| Step::Live { bytes }).collect();
+        Ok(Plan { puts: self.take_unstored(), deletes: Vec::new(), steps })
+    }
+
+    /// Brings what is retained up to date, if that is due: base, ladder, manifest. `salt` is drawn
+    /// from the operating system, after the entries of an epoch are fixed (attacks, section 6).
+    ///
+    /// After an error the publisher must be loaded anew.
+    pub fn plan_catalog(&mut self, now: Now, salt: impl FnOnce() -> Salt) -> Result<Plan, PublishError> {
+        if !self.catalog_due(now) {
+            return Ok(Plan::default());
+        }
+        self.merge_ladder(now)?;
+        if self.epoch_due(now) {
+            self.build_epoch(now, salt)?;
+        }
+        self.retire(now);
+        self.seal_manifest(now)?;
+        self.mark_superseded(now);
+        self.stale = false;
+        let deletes: Vec<Address> = self.expired_objects(now).collect();
+        let steps = self.publication(&deletes);
+        Ok(Plan { puts: self.take_unstored(), deletes: deletes.iter().map(ToString::to_string).collect(), steps })
+    }
+
+    fn take_unstored(&mut self) -> Vec<Object> {
+        let unstored = self.shelf.iter_mut().filter(|(_, shelved)| !shelved.stored);
+        unstored
+            .map(|(address, shelved)| {
+                shelved.stored = true;
+                Object { address: address.to_string(), bytes: shelved.bytes.clone() }
+            })
+            .collect()
+    }
+
+    fn catalog_due(&self, now: Now) -> bool {
+        let Some((_, sealed)) = self.manifest else { return true };
+        let since = now.uptime.saturating_sub(sealed);
+        (self.stale && since >= self.settings.manifest_every)
+            || since >= self.settings.heartbeat
+            || self.expired_objects(now).next().is_some()
+    }
+
+    /// Merges rungs while the last is not much smaller than the one before it: like the digits of a
+    /// binary counter, so that there are O(log n) of them. No piece outgrows a chunk.
+    fn merge_ladder(&mut self, now: Now) -> Result<(), PublishError> {
+        let width = self.realm.fingerprinter.width();
+        let pending = self.ladder.len();
+        for _ in 0..pending {
+            let [.., before, last] = self.ladder.as_slice() else { break };
+            let room = (self.settings.chunk_bytes as usize).saturating_sub(ENVELOPE_BYTES);
+            let fits = (before.bytes + last.bytes) as usize <= room;
+            if before.delta.statements() > 2 * last.delta.statements() || !fits {
+                break;
+            }
+            let mut delta = merge(&before.delta, &last.delta);
+            delta.issued_at = self.clock.take(now);
+            let proven = proof::merged(wire::encode_delta(&delta, width)?, &delta, width)?;
+            self.ladder.truncate(self.ladder.len() - 2);
+            self.put_rung(delta, proven.seal(&self.realm.id, &[&self.signer.content]));
+        }
+        Ok(())
+    }
+
+    fn epoch_due(&mut self, now: Now) -> bool {
+        let horizon = self.realm.horizon(self.clock.read(now).floor());
+        let Some(current) = self.generations.last() else { return true };
+        if current.term != self.book.term() {
+            return true;
+        }
+        let since = self.ladder.iter().filter(|rung| rung.delta.to > current.sequence);
+        let (bytes, statements) =
+            since.fold((0, 0), |(bytes, n), rung| (bytes + rung.bytes as usize, n + rung.delta.statements()));
+        let room = (current.snapshot_bytes / LADDER_SHARE).max(self.settings.chunk_bytes as usize);
+        let old = now.uptime.saturating_sub(current.built) >= self.settings.epoch_age_max;
+        bytes > room
+            || statements > RECENT_ENTRIES_MAX / 2
+            || self.ladder.len() > self.pieces_max() / 2
+            || (old && self.book.forgettable(horizon) > 0)
+    }
+
+    /// Pieces that a manifest of one chunk can name.
+    fn pieces_max(&self) -> usize {
+        let room = (self.settings.chunk_bytes as usize).saturating_sub(ENVELOPE_BYTES);
+        LADDER_PIECES_MAX.min(room / wire::PIECE_BYTES)
+    }
+
+    /// Builds a base at the current sequence, proves it and puts it on the shelf.
+    fn build_epoch(&mut self, now: Now, salt: impl FnOnce() -> Salt) -> Result<(), PublishError> {
+        let issued_at = self.clock.take(now);
+        let horizon = self.realm.horizon(issued_at.floor());
+        self.book.forget(horizon);
+        self.book.settle();
+        self.cut_to = self.book.sequence();
+        let revoked = self.book.revoked();
+        let cutoffs = self.book.cutoffs();
+        let width = self.realm.fingerprinter.width();
+        let rate = self.settings.false_positive_rate;
+        let params = FilterParams::for_target(revoked.len() as u64, rate, salt())?;
+        let filter = FilterBuf::build(params, revoked.iter().copied()).to_bytes();
+        let list = rice::encode(&revoked, width)?;
+        let epoch = Epoch(self.highest_epoch.0 + 1);
+        let cutting = Cutting {
+            realm: self.realm.id,
+            term: self.book.term(),
+            epoch,
+            chunk_bytes: self.settings.chunk_bytes,
+        };
+        let entries = revoked.len() as u64;
+        let cuts = [
+            cutting.cut(Artifact::Filter, entries, &filter)?,
+            cutting.cut(Artifact::List, entries, &list)?,
+            cutting.cut(Artifact::Cutoffs, cutoffs.len() as u64, &wire::encode_cutoffs(&cutoffs)?)?,
+        ];
+        let index = Index {
+            term: self.book.term(),
+            epoch,
+            sequence: self.book.sequence(),
+            issued_at,
+            horizon,
+            covered_until: UnixTime::default(),
+            filter: params,
+            chunk_bytes: self.settings.chunk_bytes,
+            artifacts: cuts.iter().map(|cut| cut.summary.clone()).collect(),
+        };
+        let body = wire::encode_index(&index)?;
+        let proven = proof::index(body, &index, self.realm.id, &cuts, &self.book, width, rate)?;
+        let sealed = proven.seal(&self.realm.id, &[&self.signer.content]);
+        for generation in &mut self.generations {
+            generation.superseded.get_or_insert(now.uptime);
+        }
+        self.generations.push(Generation {
+            term: index.term,
+            epoch,
+            sequence: index.sequence,
+            index: Digest::of(&sealed),
+            snapshot_bytes: snapshot_bytes(&index),
+            built: now.uptime,
+            superseded: None,
+        });
+        for Cut { objects, .. } in cuts {
+            for (address, bytes) in objects {
+                self.put(address, bytes);
+            }
+        }
+        self.put(Address::Index { epoch }, sealed);
+        self.highest_epoch = epoch;
+        Ok(())
+    }
+
+    /// Retires epochs after their grace period, and the rungs that only they needed (rule 11). When
+    /// the ladder grows too long, the oldest go early: their devices fetch the newest base.
+    fn retire(&mut self, now: Now) {
+        let grace = self.settings.grace;
+        let term = self.book.term();
+        self.generations.retain(|generation| {
+            generation.superseded.is_none_or(|since| generation.term == term && now.uptime.saturating_sub(since) < grace)
+        });
+        loop {
+            let oldest = self.generations.first().map(|generation| generation.sequence).unwrap_or_default();
+            self.ladder.retain(|rung| rung.delta.to > oldest && rung.delta.term == term);
+            if self.ladder.len() <= self.pieces_max() || self.generations.len() < 2 {
+                break;
+            }
+            self.generations.remove(0);
+        }
+    }
+
+    fn seal_manifest(&mut self, now: Now) -> Result<(), PublishError> {
+        let Some(current) = self.generations.last() else { return Ok(()) };
+        let issued_at = self.clock.take(now);
+        let manifest = Manifest {
+            term: self.book.term(),
+            epoch: current.epoch,
+            sequence: self.cut_to,
+            issued_at,
+            next_update: issued_at.plus(3 * self.settings.heartbeat).floor().plus(1),
+            horizon: self.realm.horizon(issued_at.floor()),
+            index: current.index,
+            ladder: self
+                .ladder
+                .iter()
+                .map(|rung| Piece {
+                    from: rung.delta.from,
+                    to: rung.delta.to,
+                    bytes: rung.bytes,
+                    digest: rung.digest,
+                })
+                .collect(),
+        };
+        let proven = proof::manifest(wire::encode_manifest(&manifest)?, &manifest)?;
+        self.put(Address::Manifest, proven.seal(&self.realm.id, &[&self.signer.content]));
+        self.manifest = Some((manifest, now.uptime));
+        Ok(())
+    }
+
+    /// Whether an address is part of what should stand now.
+    fn is_current(&self, address: &Address) -> bool {
+        match address {
+            Address::Keys | Address::Manifest => true,
+            Address::Live => false,
+            Address::Ladder { from, to } => {
+                self.ladder.iter().any(|rung| rung.delta.from == *from && rung.delta.to == *to)
+            }
+            Address::Index { epoch } | Address::Chunk { epoch, .. } => {
+                self.generations.iter().any(|generation| generation.epoch == *epoch)
+            }
+        }
+    }
+
+    fn mark_superseded(&mut self, now: Now) {
+        let current: Vec<Address> = self.shelf.keys().filter(|address| self.is_current(address)).copied().collect();
+        for (address, shelved) in &mut self.shelf {
+            if current.binary_search(address).is_ok() {
+                shelved.superseded = None;
+            } else {
+                shelved.superseded.get_or_insert(now.uptime);
+            }
+        }
+    }
+
+    fn expired_objects(&self, now: Now) -> impl Iterator<Item = Address> {
+        let grace = self.settings.grace;
+        self.shelf
+            .iter()
+            .filter(move |(_, shelved)| {
+                shelved.superseded.is_some_and(|since| now.uptime.saturating_sub(since) >= grace)
+            })
+            .map(|(address, _)| *address)
+    }
+
+    /// The order that makes a crash harmless: keys, chunks, index, ladder, all read back, then the
+    /// manifest; at last what nobody needs any more.
+    fn publication(&self, expired: &[Address]) -> Vec<Step> {
+        let rank = |address: &Address| match address {
+            Address::Keys => 0,
+            Address::Chunk { .. } => 1,
+            Address::Index { .. } => 2,
+            Address::Ladder { .. } => 3,
+            Address::Manifest | Address::Live => 4,
+        };
+        let mut missing: Vec<(&Address, &Shelved)> =
+            self.shelf.iter().filter(|(_, shelved)| !shelved.retained && shelved.superseded.is_none()).collect();
+        missing.sort_by_key(|(address, _)| rank(address));
+        let mut steps = Vec::new();
+        let mut objects = Vec::new();
+        for (address, shelved) in missing {
+            if *address == Address::Manifest && !objects.is_empty() {
+                steps.push(Step::ReadBack { objects: std::mem::take(&mut objects) });
+            }
+            steps.push(Step::Retain { address: *address, bytes: shelved.bytes.clone() });
+            objects.push((*address, Digest::of(&shelved.bytes)));
+        }
+        steps.extend(expired.iter().map(|&address| Step::Clear { address }));
+        steps
+    }
+
+    /// Everything of a plan was done.
+    pub fn done(&mut self, plan: &Plan) {
+        for step in &plan.steps {
+            if let Step::Retain { address, bytes } = step
+                && let Some(shelved) = self.shelf.get_mut(address)
+                && shelved.bytes == *bytes
+            {
+                shelved.retained = true;
+            }
+        }
+        for address in &plan.deletes {
+            if let Some(address) = Address::parse(address) {
+                self.shelf.remove(&address);
+            }
+        }
+    }
+
+    /// The steps of a plan were not all done: its objects are published again with the next.
+    pub const fn failed(&mut self) {
+        self.stale = true;
+    }
+
+    /// What was found at the broker; whatever differs is published again with the next plan.
+    pub fn reconcile(&mut self, found: impl IntoIterator<Item = (Address, Option<Digest>)>) {
+        for (address, digest) in found {
+            if let Some(shelved) = self.shelf.get_mut(&address) {
+                shelved.retained = digest == Some(Digest::of(&shelved.bytes));
+                self.stale |= !shelved.retained && shelved.superseded.is_none();
+            }
+        }
+    }
+
+    /// Everything that should stand at the broker now, with its digest.
+    #[must_use]
+    pub fn standing(&self) -> Vec<(Address, Digest)> {
+        let current = self.shelf.iter().filter(|(address, shelved)| shelved.superseded.is_none() && self.in_catalog(address));
+        current.map(|(address, shelved)| (*address, Digest::of(&shelved.bytes))).collect()
+    }
+
+    /// Whether the manifest refers to it, directly or not. A delta cut since does not stand yet.
+    fn in_catalog(&self, address: &Address) -> bool {
+        match address {
+            Address::Ladder { to, .. } => self.manifest.as_ref().is_some_and(|(manifest, _)| *to <= manifest.sequence),
+            Address::Keys | Address::Manifest | Address::Live | Address::Index { .. } | Address::Chunk { .. } => true,
+        }
+    }
+
+    /// The uptime at which to plan again if nothing else happens before.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        let Some((_, sealed)) = self.manifest else { return Duration::ZERO };
+        let next = if self.stale { self.settings.manifest_every } else { self.settings.heartbeat };
+        sealed + next
+    }
+
+    /// Position of the manifest; `None` before the first.
+    #[must_use]
+    pub fn position(&self) -> Option<Position> {
+        self.manifest.as_ref().map(|(manifest, _)| Position { epoch: manifest.epoch, sequence: manifest.sequence })
+    }
+
+    /// The manifest that was sealed last.
+    #[must_use]
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.manifest.as_ref().map(|(manifest, _)| manifest)
+    }
+
+    /// The realm's state.
+    #[must_use]
+    pub const fn book(&self) -> &Book {
+        &self.book
+    }
+
+    /// Reign of the ledger.
+    #[must_use]
+    pub const fn term(&self) -> Term {
+        self.book.term()
+    }
+
+    /// What is wrong with the clock, if anything.
+    #[must_use]
+    pub const fn clock_alarm(&self) -> Option<ClockAlarm> {
+        self.clock.alarm()
+    }
+
+    /// Bytes of the shelved objects by what they are: snapshot (list and cutoffs), filter, ladder.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        let mut sizes = Sizes::default();
+        let newest = self.generations.last().map(|generation| generation.epoch);
+        for (address, shelved) in &self.shelf {
+            let bytes = shelved.bytes.len() as u64;
+            match address {
+                Address::Chunk { epoch, artifact: Artifact::Filter, .. } if Some(*epoch) == newest => sizes.filter += bytes,
+                Address::Chunk { epoch, .. } | Address::Index { epoch } if Some(*epoch) == newest => {
+                    sizes.snapshot += bytes;
+                }
+                Address::Ladder { .. } if shelved.superseded.is_none() => sizes.ladder += bytes,
+                Address::Manifest => sizes.manifest += bytes,
+                Address::Keys | Address::Live | Address::Ladder { .. } | Address::Index { .. } | Address::Chunk { .. } => {}
+            }
+        }
+        sizes
+    }
+}
+
+/// Bytes on the wire, sealed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Index, list and cutoffs of the newest epoch: what an exact device fetches.
+    pub snapshot: u64,
+    /// The filter of the newest epoch.
+    pub filter: u64,
+    /// The catch-up deltas.
+    pub ladder: u64,
+    /// The manifest.
+    pub manifest: u64,
+}
+
+/// One delta that says what two adjacent ones say; where both speak of a key, the later one counts.
+#[must_use]
+pub fn merge(first: &Delta, second: &Delta) -> Delta {
+    fn without<T: Ord + Copy>(earlier: &[T], a: &[T], b: &[T]) -> Vec<T> {
+        earlier.iter().filter(|key| a.binary_search(key).is_err() && b.binary_search(key).is_err()).copied().collect()
+    }
+    fn union<T: Ord + Copy>(mut kept: Vec<T>, later: &[T]) -> Vec<T> {
+        kept.extend_from_slice(later);
+        kept.sort_unstable();
+        kept
+    }
+    let spoken: Vec<_> = second.cutoffs.iter().map(|cutoff| cutoff.scope).collect();
+    let kept_cutoffs = first.cutoffs.iter().filter(|cutoff| {
+        spoken.binary_search(&cutoff.scope).is_err() && second.lifts.binary_search(&cutoff.scope).is_err()
+    });
+    Delta {
+        term: second.term,
+        from: first.from,
+        to: second.to,
+        issued_at: second.issued_at,
+        horizon: second.horizon.max(first.horizon),
+        revoked: union(without(&first.revoked, &second.revoked, &second.reinstated), &second.revoked),
+        reinstated: union(without(&first.reinstated, &second.revoked, &second.reinstated), &second.reinstated),
+        cutoffs: union(kept_cutoffs.copied().collect(), &second.cutoffs),
+        lifts: union(without(&first.lifts, &spoken, &second.lifts), &second.lifts),
+    }
+}
+
+/// Bytes of the list and the cutoffs: what most devices fetch.
+fn snapshot_bytes(index: &Index) -> usize {
+    let fetched = index.artifacts.iter().filter(|summary| summary.artifact != Artifact::Filter);
+    fetched.map(|summary| summary.bytes as usize).sum()
+}
+
+/// Opens an object of our own that was stored with the ledger.
+fn decode<T>(
+    address: Address,
+    bytes: &[u8],
+    realm: revocast_core::RealmId,
+    kind: Kind,
+    decode: impl FnOnce(&[u8]) -> Result<T, WireError>,
+) -> Result<T, PublishError> {
+    Sealed::expect(bytes, &realm, kind)
+        .and_then(|sealed| decode(sealed.unverified_body()).map_err(Refusal::from))
+        .map_err(|cause| PublishError::DamagedObject { address: address.to_string(), cause })
+}
+

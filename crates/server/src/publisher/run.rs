@@ -1,0 +1,412 @@
+//! Executes plans: stores, publishes, reads back, and begins again when a connection breaks.
+//!
+//! One task a realm. Deltas go out as soon as they are cut; what is retained follows beside them, so
+//! that a large epoch on its way never delays a revocation.
+
+use std::collections::HashSet;
+use std::convert::Infallible;
+use std::future::pending;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use revocast_core::{Address, Digest, Kind, Manifest, RealmId, Salt, Sealed, Sequence, wire};
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::{Plan, PublishError, Publisher, Settings, Signer, Step};
+use crate::broker::{Broker, BrokerError, LinkState};
+use crate::clock::Clock;
+use crate::ledger::{Ledger, LedgerError, Object};
+use crate::service::{Published, PublishedRealms};
+
+/// How long to wait for a retained message before taking it for missing.
+const READ_BACK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Entries read from the ledger at a time.
+const SCAN_LIMIT: usize = 10_000;
+
+/// Pauses after a failure: the first, and the longest.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// What publishing needs.
+#[derive(Clone)]
+pub struct Publishing {
+    /// Where entries come from and objects are stored.
+    pub ledger: Arc<dyn Ledger>,
+    /// Where objects go.
+    pub broker: Broker,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// What signs.
+    pub signer: Signer,
+    /// How a realm is published.
+    pub settings: Settings,
+    /// First level of every topic.
+    pub prefix: String,
+    /// Where progress is told.
+    pub published: watch::Sender<PublishedRealms>,
+    /// The operator confirmed that a ledger which ends before what was published shall go on, in a
+    /// new term.
+    pub resume: bool,
+}
+
+/// Why a realm is not being published just now.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The ledger failed.
+    #[error("the ledger failed")]
+    Ledger(#[from] LedgerError),
+    /// Nothing could be planned.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// The broker failed.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The broker acknowledged an object and does not retain it.
+    #[error("the broker acknowledged {topic} ({bytes} bytes) but does not retain it; check its access rules and size limits")]
+    NotRetained {
+        /// Its topic.
+        topic: String,
+        /// Its size.
+        bytes: usize,
+    },
+    /// The operating system gives no random bytes.
+    #[error("no random bytes for a salt: {cause}")]
+    NoEntropy {
+        /// What it said.
+        cause: String,
+    },
+}
+
+/// Publishes every realm, those founded later included, until it is dropped.
+pub async fn run(publishing: Publishing) -> Infallible {
+    let mut tasks = JoinSet::new();
+    let mut known = HashSet::new();
+    let mut wakes = publishing.ledger.subscribe();
+    loop {
+        wakes.mark_unchanged();
+        match publishing.ledger.realms().await {
+            Ok(realms) => {
+                for realm in realms {
+                    if known.insert(realm.id) {
+                        tasks.spawn(keep_publishing(publishing.clone(), realm.id));
+                    }
+                }
+            }
+            Err(error) => tracing::error!(%error, "realms cannot be read; trying again"),
+        }
+        tokio::select! {
+            changed = wakes.changed() => if changed.is_err() { pending::<()>().await },
+            () = sleep(BACKOFF_MAX) => {}
+        }
+    }
+}
+
+/// Publishes one realm; after a failure it begins anew from what is stored.
+async fn keep_publishing(publishing: Publishing, realm: RealmId) {
+    let mut backoff = BACKOFF_MIN;
+    loop {
+        let started = publishing.clock.now().uptime;
+        let Err(error) = publish(&publishing, realm).await;
+        tracing::error!(%realm, error = %chain(&error), "publishing stopped; beginning anew");
+        publishing.tell(realm, |published| published.trouble = Some(chain(&error)));
+        if let RunError::Publish(PublishError::LedgerBehind { published, .. }) = error
+            && publishing.resume
+        {
+            publishing.go_on_beyond(realm, published).await;
+        }
+        let lasted = publishing.clock.now().uptime.saturating_sub(started);
+        backoff = if lasted > BACKOFF_MAX { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
+        sleep(backoff).await;
+    }
+}
+
+type Catalog<'a> = Pin<Box<dyn Future<Output = (Plan, Result<(), RunError>)> + Send + 'a>>;
+
+async fn publish(publishing: &Publishing, realm: RealmId) -> Result<Infallible, RunError> {
+    let mut wakes = publishing.ledger.subscribe();
+    let mut link = publishing.broker.state();
+    let mut publisher = publishing.load(realm).await?;
+    let mut reconciled = None;
+    let mut catalog: Option<Catalog<'_>> = None;
+    let mut audit_at = Duration::ZERO;
+    loop {
+        wakes.mark_unchanged();
+        let state = link.borrow_and_update().clone();
+        let connection = match state {
+            LinkState::Up { connection } => connection,
+            LinkState::Connecting | LinkState::Down { .. } => {
+                catalog = None;
+                publishing.tell(realm, |published| {
+                    published.trouble = Some("there is no connection to the broker".to_owned());
+                });
+                let _ = link.changed().await;
+                continue;
+            }
+        };
+        let now = publishing.clock.now();
+        if reconciled != Some(connection) || now.uptime >= audit_at {
+            let whole = reconciled != Some(connection);
+            match publishing.reconcile(&mut publisher, whole).await {
+                Ok(()) => reconciled = Some(connection),
+                Err(RunError::Broker(error)) => {
+                    tracing::warn!(%realm, %error, "what the broker retains cannot be read");
+                    sleep(BACKOFF_MIN).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            audit_at = now.uptime + publishing.settings.heartbeat;
+        }
+        publishing.catch_up(&mut publisher).await?;
+        let live = publisher.plan_live(publishing.clock.now())?;
+        if !live.is_empty() {
+            match publishing.execute(realm, publisher.term(), &live).await {
+                Ok(()) => publisher.done(&live),
+                Err(RunError::Broker(error)) => {
+                    // The ladder will carry it: it is stored.
+                    tracing::warn!(%realm, %error, "a live delta was not sent");
+                    publisher.failed();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if catalog.is_none() {
+            let entropy = draw_salt()?;
+            let plan = publisher.plan_catalog(publishing.clock.now(), || entropy)?;
+            if !plan.is_empty() {
+                let term = publisher.term();
+                catalog = Some(Box::pin(async move {
+                    let outcome = publishing.execute(realm, term, &plan).await;
+                    (plan, outcome)
+                }));
+            }
+        }
+        // While a catalog is on its way its end is awaited, not the next deadline.
+        let until = publisher.deadline().min(audit_at).saturating_sub(publishing.clock.now().uptime);
+        let waiting = catalog.is_none();
+        tokio::select! {
+            (plan, outcome) = finish(&mut catalog) => {
+                catalog = None;
+                match outcome {
+                    Ok(()) => {
+                        publisher.done(&plan);
+                        publishing.committed(realm, &publisher).await;
+                    }
+                    Err(error @ (RunError::Broker(_) | RunError::NotRetained { .. })) => {
+                        tracing::warn!(%realm, error = %chain(&error), "not everything was published; trying again");
+                        publishing.tell(realm, |published| published.trouble = Some(chain(&error)));
+                        publisher.failed();
+                        sleep(BACKOFF_MIN).await;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            _ = wakes.changed() => {}
+            _ = link.changed() => {}
+            () = sleep(until), if waiting => {}
+        }
+    }
+}
+
+async fn finish(catalog: &mut Option<Catalog<'_>>) -> (Plan, Result<(), RunError>) {
+    match catalog {
+        Some(running) => running.await,
+        None => pending().await,
+    }
+}
+
+impl Publishing {
+    async fn load(&self, id: RealmId) -> Result<Publisher, RunError> {
+        let realm = self.ledger.realm(id).await?;
+        let head = self.ledger.head(id).await?;
+        let objects = self.ledger.objects(id).await?;
+        let mut entries = Vec::new();
+        let mut after = Sequence(0);
+        loop {
+            let page = self.ledger.scan(id, after, SCAN_LIMIT).await?;
+            let full = page.len() == SCAN_LIMIT;
+            after = page.last().map_or(after, |entry| entry.sequence);
+            entries.extend(page);
+            if !full {
+                break;
+            }
+        }
+        let now = self.clock.now();
+        Ok(Publisher::load(realm, self.settings.clone(), self.signer.clone(), now, head, objects, entries)?)
+    }
+
+    async fn catch_up(&self, publisher: &mut Publisher) -> Result<(), RunError> {
+        loop {
+            let page = self.ledger.scan(publisher.realm.id, publisher.book().sequence(), SCAN_LIMIT).await?;
+            for entry in &page {
+                publisher.take(entry)?;
+            }
+            if page.len() < SCAN_LIMIT {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Compares what stands at the broker with what should: everything, or the manifest alone.
+    async fn reconcile(&self, publisher: &mut Publisher, whole: bool) -> Result<(), RunError> {
+        let realm = publisher.realm.id;
+        let mut wanted: Vec<Address> = publisher.standing().into_iter().map(|(address, _)| address).collect();
+        if !whole {
+            wanted.retain(|address| matches!(address, Address::Manifest | Address::Keys));
+        } else if !wanted.contains(&Address::Manifest) {
+            wanted.push(Address::Manifest);
+        }
+        let found = self.fetch(realm, &wanted).await?;
+        let manifest = found.iter().find(|(address, _)| *address == Address::Manifest);
+        if let Some((_, Some(bytes))) = manifest
+            && let Some(standing) = self.own_manifest(realm, bytes)
+        {
+            publisher.skip_epochs_through(standing.epoch);
+            let (term, reached) = (publisher.term(), publisher.book().sequence());
+            if standing.term > term || (standing.term == term && standing.sequence > reached) {
+                let published = standing.sequence;
+                return Err(PublishError::LedgerBehind { realm, head: reached, published }.into());
+            }
+        }
+        let digests = found.iter().map(|(address, bytes)| (*address, bytes.as_deref().map(Digest::of)));
+        let missing = digests.clone().filter(|(_, digest)| digest.is_none()).count();
+        publisher.reconcile(digests);
+        if missing > 0 && !whole {
+            // The manifest is gone without the connection having broken: so may be the rest.
+            tracing::warn!(%realm, "the broker has lost what it retained; publishing it again");
+            let rest: Vec<Address> = publisher.standing().into_iter().map(|(address, _)| address).collect();
+            let found = self.fetch(realm, &rest).await?;
+            publisher.reconcile(found.iter().map(|(address, bytes)| (*address, bytes.as_deref().map(Digest::of))));
+        }
+        Ok(())
+    }
+
+    /// A manifest at the broker, if our own key signed it.
+    fn own_manifest(&self, realm: RealmId, bytes: &[u8]) -> Option<Manifest> {
+        let sealed = Sealed::expect(bytes, &realm, Kind::Manifest).ok()?;
+        let body = sealed.by_threshold(&[self.signer.content.public()], 1).ok()?;
+        body.try_map(wire::decode_manifest).ok().map(revocast_core::Verified::into_inner)
+    }
+
+    async fn fetch(
+        &self,
+        realm: RealmId,
+        addresses: &[Address],
+    ) -> Result<Vec<(Address, Option<Vec<u8>>)>, RunError> {
+        let topics: Vec<String> = addresses.iter().map(|address| address.topic(&self.prefix, &realm)).collect();
+        let found = self.broker.fetch_retained(&topics, READ_BACK_PATIENCE).await?;
+        Ok(addresses.iter().copied().zip(found.into_iter().map(|(_, bytes)| bytes)).collect())
+    }
+
+    async fn execute(&self, realm: RealmId, term: revocast_core::Term, plan: &Plan) -> Result<(), RunError> {
+        if !plan.puts.is_empty() {
+            self.ledger.store_objects(realm, term, plan.puts.clone(), Vec::new()).await?;
+        }
+        let mut sending: JoinSet<Result<(), BrokerError>> = JoinSet::new();
+        for step in &plan.steps {
+            match step {
+                Step::Live { bytes } => {
+                    let topic = Address::Live.topic(&self.prefix, &realm);
+                    self.broker.publish(&topic, bytes.clone(), false).await?;
+                }
+                Step::Retain { address: Address::Manifest, bytes } => {
+                    // The commit point: everything before it is acknowledged.
+                    settle(&mut sending).await?;
+                    self.broker.publish(&Address::Manifest.topic(&self.prefix, &realm), bytes.clone(), true).await?;
+                }
+                Step::Retain { address, bytes } => {
+                    let (broker, topic, bytes) =
+                        (self.broker.clone(), address.topic(&self.prefix, &realm), bytes.clone());
+                    sending.spawn(async move { broker.publish(&topic, bytes, true).await });
+                }
+                Step::ReadBack { objects } => {
+                    settle(&mut sending).await?;
+                    self.read_back(realm, objects).await?;
+                }
+                Step::Clear { address } => {
+                    self.broker.publish(&address.topic(&self.prefix, &realm), Vec::new(), true).await?;
+                }
+            }
+        }
+        settle(&mut sending).await?;
+        if !plan.deletes.is_empty() {
+            self.ledger.store_objects(realm, term, Vec::<Object>::new(), plan.deletes.clone()).await?;
+        }
+        Ok(())
+    }
+
+    async fn read_back(&self, realm: RealmId, objects: &[(Address, Digest)]) -> Result<(), RunError> {
+        let addresses: Vec<Address> = objects.iter().map(|(address, _)| *address).collect();
+        let found = self.fetch(realm, &addresses).await?;
+        for ((address, digest), (_, bytes)) in objects.iter().zip(&found) {
+            if bytes.as_deref().map(Digest::of) != Some(*digest) {
+                let topic = address.topic(&self.prefix, &realm);
+                return Err(RunError::NotRetained { topic, bytes: bytes.as_ref().map_or(0, Vec::len) });
+            }
+        }
+        Ok(())
+    }
+
+    /// The manifest stands: tell so, and let the ledger forget what it says is expired.
+    async fn committed(&self, realm: RealmId, publisher: &Publisher) {
+        let Some(manifest) = publisher.manifest() else { return };
+        let trouble = publisher.clock_alarm().map(|alarm| alarm.to_string());
+        let sizes = publisher.sizes();
+        self.tell(realm, |published| {
+            *published = Published {
+                term: manifest.term,
+                position: publisher.position().unwrap_or_default(),
+                at: manifest.issued_at,
+                objects: publisher.standing().len(),
+                revocations: publisher.book().revoked_len() as u64,
+                sizes,
+                trouble,
+            };
+        });
+        if let Err(error) = self.ledger.expire(realm, manifest.horizon).await {
+            tracing::warn!(%realm, %error, "expired entries were not dropped");
+        }
+    }
+
+    async fn go_on_beyond(&self, realm: RealmId, published: Sequence) {
+        match self.ledger.resume(realm, self.clock.unix_time(), published).await {
+            Ok((term, sequence)) => tracing::warn!(%realm, %term, %sequence, "the ledger goes on in a new term"),
+            Err(error) => tracing::error!(%realm, %error, "the ledger cannot go on"),
+        }
+    }
+
+    fn tell(&self, realm: RealmId, change: impl FnOnce(&mut Published)) {
+        self.published.send_modify(|realms| change(realms.entry(realm).or_default()));
+    }
+}
+
+async fn settle(sending: &mut JoinSet<Result<(), BrokerError>>) -> Result<(), BrokerError> {
+    while let Some(sent) = sending.join_next().await {
+        sent.unwrap_or_else(|error| Err(BrokerError::Broken { cause: error.to_string() }))?;
+    }
+    Ok(())
+}
+
+/// A salt that was never used and cannot be foreseen.
+fn draw_salt() -> Result<Salt, RunError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| RunError::NoEntropy { cause: error.to_string() })?;
+    Ok(Salt(bytes))
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

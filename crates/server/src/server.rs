@@ -1,0 +1,426 @@
+//! Puts the parts together: one process, from the API to the broker.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::api;
+use crate::broker::{Broker, BrokerConfig, BrokerTask};
+#[cfg(feature = "embedded-broker")]
+use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker as _};
+use crate::clock::Clock;
+use crate::config::{BrokerChoice, RemoteBroker, ServerConfig};
+use crate::keys::{KeyError, Keys};
+use crate::ledger::{Ledger, OpenError, SqliteLedger};
+use crate::publisher::{self, Publishing, Settings, Signer};
+use crate::service::{PublishedRealms, Service};
+
+/// How long a task may take to end when the server stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A running server. Dropping it ends it at once; [`Server::stop`] ends it in order.
+pub struct Server {
+    address: SocketAddr,
+    broker_address: Option<SocketAddr>,
+    service: Arc<Service>,
+    stopping: watch::Sender<bool>,
+    api: JoinHandle<()>,
+    publisher: JoinHandle<Infallible>,
+    broker: Option<BrokerTask>,
+    #[cfg(feature = "embedded-broker")]
+    embedded: Option<EmbeddedBroker>,
+}
+
+impl Server {
+    /// Starts everything. When this returns the API answers; the broker may still be out of reach.
+    ///
+    /// Needs a tokio runtime with at least two threads: the publisher builds filters.
+    pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        let ServerConfig {
+            listen,
+            data,
+            keys,
+            broker,
+            publishing,
+            limits,
+            resume,
+        } = config;
+        let keys = Arc::new(Keys::load(&keys)?);
+        // Opening reads the whole file.
+        let ledger = tokio::task::spawn_blocking(move || SqliteLedger::open(&data))
+            .await
+            .map_err(|error| StartError::Interrupted {
+                cause: error.to_string(),
+            })??;
+        let ledger: Arc<dyn Ledger> = Arc::new(ledger);
+        let listener = TcpListener::bind(listen).await.map_err(|source| match source.kind() {
+            io::ErrorKind::AddrInUse => StartError::Busy { address: listen },
+            _ => StartError::Listen {
+                address: listen,
+                source,
+            },
+        })?;
+        let address = listener.local_addr().map_err(|source| StartError::Listen {
+            address: listen,
+            source,
+        })?;
+
+        #[cfg(feature = "embedded-broker")]
+        let (remote, embedded, broker_address) = match broker {
+            BrokerChoice::Remote(remote) => (remote, None, None),
+            BrokerChoice::Embedded(listen) => {
+                let mut embedded = EmbeddedBroker::start(listen).await?;
+                let address = embedded.ready().await?;
+                (local(address), Some(embedded), Some(address))
+            }
+        };
+        #[cfg(not(feature = "embedded-broker"))]
+        let (remote, broker_address) = match broker {
+            BrokerChoice::Remote(remote) => (remote, None),
+            BrokerChoice::Embedded(_) => return Err(StartError::NoEmbeddedBroker),
+        };
+        let RemoteBroker {
+            url,
+            client_id,
+            credentials,
+            tls,
+        } = remote;
+        // Stable, and different for every publisher, without being configured.
+        let client_id = client_id.unwrap_or_else(|| format!("rvc-{}", keys.publisher().public().id()));
+        let (broker, broker_task) = Broker::connect(BrokerConfig {
+            url,
+            client_id,
+            credentials,
+            tls,
+        });
+
+        let (stopping, stop) = watch::channel(false);
+        let published = watch::Sender::new(PublishedRealms::new());
+        let service = Arc::new(Service::new(
+            Arc::clone(&ledger),
+            Arc::clone(&keys),
+            Arc::clone(&clock),
+            broker.state(),
+            published.subscribe(),
+        ));
+        let api = tokio::spawn(api::serve(listener, api::router(Arc::clone(&service), limits), stop));
+        let settings = Settings {
+            // Checked against limits::CHUNK_BYTES_MAX.
+            chunk_bytes: publishing.chunk_bytes as u32,
+            false_positive_rate: publishing.false_positive_rate,
+            heartbeat: publishing.heartbeat,
+            grace: publishing.grace,
+            ..Settings::default()
+        };
+        let publishes = tokio::spawn(publisher::run(Publishing {
+            ledger,
+            broker,
+            clock,
+            signer: Signer {
+                content: keys.publisher().clone(),
+            },
+            settings,
+            prefix: publishing.prefix,
+            published,
+            resume,
+        }));
+        tracing::info!(%address, "serving");
+        Ok(Self {
+            address,
+            broker_address,
+            service,
+            stopping,
+            api,
+            publisher: publishes,
+            broker: Some(broker_task),
+            #[cfg(feature = "embedded-broker")]
+            embedded,
+        })
+    }
+
+    /// Where the API listens; with port 0 configured, the port that was free.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the embedded broker listens, if there is one.
+    #[must_use]
+    pub const fn broker_addr(&self) -> Option<SocketAddr> {
+        self.broker_address
+    }
+
+    /// What the API calls, for use in the same process.
+    #[must_use]
+    pub const fn service(&self) -> &Arc<Service> {
+        &self.service
+    }
+
+    /// Ends in order: requests under way, then the publisher, then the broker, then the ledger.
+    pub async fn stop(mut self) {
+        self.stopping.send_replace(true);
+        if timeout(STOP_TIMEOUT, &mut self.api).await.is_err() {
+            tracing::warn!("the API did not end in time");
+        }
+        // It may end anywhere: after a restart it goes on from what is stored.
+        self.publisher.abort();
+        let _ = (&mut self.publisher).await;
+        if let Some(broker) = self.broker.take() {
+            broker.stop().await;
+        }
+        #[cfg(feature = "embedded-broker")]
+        if let Some(embedded) = self.embedded.take() {
+            embedded.stop().await;
+        }
+        tracing::info!("stopped");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.api.abort();
+        self.publisher.abort();
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Server({})", self.address)
+    }
+}
+
+/// Why a server did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The keys cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The ledger cannot be used.
+    #[error(transparent)]
+    Ledger(#[from] OpenError),
+    /// Another program listens there.
+    #[error("{address} is in use; choose another with --listen, or port 0 for any free one")]
+    Busy {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The embedded broker did not start.
+    #[cfg(feature = "embedded-broker")]
+    #[error(transparent)]
+    EmbeddedBroker(#[from] EmbeddedBrokerError),
+    /// This build has no broker inside.
+    #[cfg(not(feature = "embedded-broker"))]
+    #[error("this build has no embedded broker; give --broker URL")]
+    NoEmbeddedBroker,
+    /// The runtime is ending.
+    #[error("the start was interrupted: {cause}")]
+    Interrupted {
+        /// How.
+        cause: String,
+    },
+}
+
+#[cfg(feature = "embedded-broker")]
+fn local(address: SocketAddr) -> RemoteBroker {
+    // A broker that listens everywhere is reached on this machine.
+    let reachable = match address {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => ([127, 0, 0, 1], address.port()).into(),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => {
+            SocketAddr::new(std::net::Ipv6Addr::LOCALHOST.into(), address.port())
+        }
+        SocketAddr::V4(_) | SocketAddr::V6(_) => address,
+    };
+    RemoteBroker {
+        url: BrokerUrl::local(reachable),
+        client_id: None,
+        credentials: None,
+        tls: None,
+    }
+}
+
+#[cfg(all(test, feature = "embedded-broker"))]
+mod tests {
+    use std::path::Path;
+
+    use revocast_core::UnixTime;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::config::ConfigFile;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn config(folder: &Path) -> ServerConfig {
+        ConfigFile {
+            listen: Some(([127, 0, 0, 1], 0).into()),
+            data: Some(folder.join("data")),
+            keys: Some(folder.join("keys")),
+            embedded_broker: Some(([127, 0, 0, 1], 0).into()),
+            ..ConfigFile::default()
+        }
+        .check()
+        .unwrap()
+    }
+
+    async fn start(config: ServerConfig) -> Result<Server, StartError> {
+        Server::start(config, Arc::new(SystemClock::new())).await
+    }
+
+    /// Waits until the broker has acknowledged a manifest at this sequence or above.
+    async fn published(server: &Server, sequence: u64) -> revocast_core::Position {
+        let until = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let status = server.service().status().await.unwrap();
+            let published = status
+                .realms
+                .first()
+                .and_then(|realm| realm.published.clone())
+                .unwrap_or_default();
+            if published.position.sequence.0 >= sequence {
+                return published.position;
+            }
+            assert!(tokio::time::Instant::now() < until, "not published: {published:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn ask(server: &Server, method: &str, path: &str, body: &str) -> String {
+        let token = server.service().keys().admin().as_str().to_owned();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut socket = TcpStream::connect(server.local_addr()).await.unwrap();
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, socket.read_to_string(&mut answer))
+            .await
+            .unwrap()
+            .unwrap();
+        answer
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_was_acknowledged_is_there_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        Keys::generate(&folder.path().join("keys"), UnixTime::from_secs(1)).unwrap();
+        let server = start(config(folder.path())).await.unwrap();
+        let founded = ask(&server, "POST", "/v1/realms", r#"{"name":"fleet","issuer":"i"}"#).await;
+        assert!(founded.starts_with("HTTP/1.1 201 "), "{founded}");
+        let body = r#"{"jti":"t","exp":9999999999}"#;
+        let revoked = ask(&server, "POST", "/v1/realms/fleet/revocations", body).await;
+        assert!(
+            revoked.ends_with(r#"{"sequence":1,"exp":9999999999,"recorded":true}"#),
+            "{revoked}"
+        );
+        let mut link = server.service().link();
+        timeout(PATIENCE, link.wait_for(crate::broker::LinkState::is_up))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(ask(&server, "GET", "/readyz", "").await.starts_with("HTTP/1.1 200 "));
+
+        let position = published(&server, 1).await;
+
+        // The folder belongs to this server while it runs.
+        assert!(matches!(
+            start(config(folder.path())).await,
+            Err(StartError::Ledger(OpenError::InUse { .. }))
+        ));
+        // A connection that is open and silent does not keep the server from stopping.
+        let _idle = TcpStream::connect(server.local_addr()).await.unwrap();
+        timeout(PATIENCE, server.stop()).await.unwrap();
+
+        let server = start(config(folder.path())).await.unwrap();
+        let again = ask(&server, "POST", "/v1/realms/fleet/revocations", body).await;
+        assert!(
+            again.ends_with(r#"{"sequence":1,"exp":9999999999,"recorded":false}"#),
+            "{again}"
+        );
+        // From what was stored: no new epoch, though this broker has never heard of it.
+        assert_eq!(published(&server, 1).await, position);
+        server.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_busy_address_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        Keys::generate(&folder.path().join("keys"), UnixTime::from_secs(1)).unwrap();
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = taken.local_addr().unwrap();
+        let busy = start(ServerConfig {
+            listen: address,
+            ..config(folder.path())
+        })
+        .await;
+        assert!(matches!(busy, Err(StartError::Busy { address: named }) if named == address));
+        let embedded = ServerConfig {
+            broker: BrokerChoice::Embedded(address),
+            ..config(folder.path())
+        };
+        assert!(matches!(
+            start(embedded).await,
+            Err(StartError::EmbeddedBroker(EmbeddedBrokerError::Busy { .. }))
+        ));
+        // Nothing of a failed start is left in the way.
+        start(config(folder.path())).await.unwrap().stop().await;
+    }
+
+    #[tokio::test]
+    async fn without_keys_nothing_starts() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            start(config(folder.path())).await,
+            Err(StartError::Keys(KeyError::Io { .. }))
+        ));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn garbage_on_the_socket_is_answered_and_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        Keys::generate(&folder.path().join("keys"), UnixTime::from_secs(1)).unwrap();
+        let server = start(config(folder.path())).await.unwrap();
+        let long = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(64 * 1024));
+        for garbage in [
+            &b"\x16\x03\x01\x02\x00garbage\r\n\r\n"[..],
+            b"GET\r\n\r\n",
+            long.as_bytes(),
+        ] {
+            let mut socket = TcpStream::connect(server.local_addr()).await.unwrap();
+            // The server may close before all of it is written.
+            let _ = socket.write_all(garbage).await;
+            let mut answer = Vec::new();
+            let _ = timeout(PATIENCE, socket.read_to_end(&mut answer))
+                .await
+                .expect("still open");
+            assert!(
+                answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"),
+                "{:?}",
+                String::from_utf8_lossy(&answer)
+            );
+        }
+        assert!(ask(&server, "GET", "/healthz", "").await.starts_with("HTTP/1.1 200 "));
+        server.stop().await;
+    }
+}

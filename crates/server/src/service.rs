@@ -1,0 +1,406 @@
+//! What the server does, whoever asks: the API speaks HTTP, this speaks meaning.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use revocast_core::update::{PublisherKey, Role};
+use revocast_core::wire::{self, WireError};
+use revocast_core::{
+    Address, FingerprintFunction, Fingerprinter, Issuer, Kind, Position, RealmId, RealmKey, Sequence, Term, UnixMillis,
+    UnixTime, Width, seal,
+};
+use thiserror::Error;
+use tokio::sync::watch;
+
+use crate::broker::LinkState;
+use crate::clock::Clock;
+use crate::keys::{KeyError, Keys};
+use crate::ledger::{
+    Action, Expiry, Founding, LEEWAY_DEFAULT, Ledger, LedgerError, MAX_TOKEN_LIFETIME_DEFAULT, Object, Realm, Receipt,
+    Request,
+};
+
+/// Largest leeway of a realm: clocks that differ by more than a day are not clocks.
+pub const LEEWAY_MAX: Duration = Duration::from_hours(24);
+
+/// Longest token lifetime of a realm: every revocation is kept that long.
+pub const MAX_TOKEN_LIFETIME_MAX: Duration = Duration::from_hours(10 * 365 * 24);
+
+/// How long the first publisher key may sign. Long, since replacing it needs the root key, which
+/// should be offline; the key is replaced when it must be, not by the calendar.
+const PUBLISHER_KEY_LIFETIME: Duration = Duration::from_hours(5 * 365 * 24);
+
+/// What a new realm shall be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewRealm {
+    /// Its name.
+    pub id: RealmId,
+    /// The `iss` of its tokens.
+    pub issuer: String,
+    /// How its fingerprints are made.
+    pub fingerprint: FingerprintFunction,
+    /// How many bits of them are used.
+    pub width: Width,
+    /// How much clocks may differ.
+    pub leeway: Duration,
+    /// No token of this issuer lives longer.
+    pub max_token_lifetime: Duration,
+}
+
+impl NewRealm {
+    /// A realm of a foreign issuer, who may choose any `jti`s: hence SHA-256.
+    #[must_use]
+    pub fn new(id: RealmId, issuer: impl Into<String>) -> Self {
+        Self {
+            id,
+            issuer: issuer.into(),
+            fingerprint: FingerprintFunction::Sha256,
+            width: Width::W48,
+            leeway: LEEWAY_DEFAULT,
+            max_token_lifetime: MAX_TOKEN_LIFETIME_DEFAULT,
+        }
+    }
+}
+
+/// A token that shall be revoked, as somebody reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revocation {
+    /// Which.
+    pub jti: String,
+    /// When it expires, by the word of whoever reports it.
+    pub exp: UnixTime,
+    /// Why.
+    pub reason: Option<String>,
+}
+
+/// What of a realm is on the broker; told by the publisher.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Published {
+    /// The ledger's term at that time.
+    pub term: Term,
+    /// Epoch and sequence of the manifest that the broker acknowledged last.
+    pub position: Position,
+    /// When that manifest was sealed.
+    pub at: UnixMillis,
+    /// How many objects should be retained.
+    pub objects: usize,
+    /// Live revocations, by fingerprint.
+    pub revocations: u64,
+    /// Bytes of what stands at the broker.
+    pub sizes: crate::publisher::Sizes,
+    /// What keeps the publisher from going on, if anything.
+    pub trouble: Option<String>,
+}
+
+/// What is published, by realm.
+pub type PublishedRealms = BTreeMap<RealmId, Published>;
+
+/// One realm in a [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RealmStatus {
+    /// Its parameters.
+    pub realm: Realm,
+    /// The ledger's term.
+    pub term: Term,
+    /// The ledger's highest sequence.
+    pub head: Sequence,
+    /// What is on the broker, if anything yet.
+    pub published: Option<Published>,
+}
+
+/// How the server is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Every realm.
+    pub realms: Vec<RealmStatus>,
+    /// The connection to the broker.
+    pub broker: LinkState,
+    /// Whether the ledger takes entries.
+    pub ledger_writable: bool,
+}
+
+/// Owns the ledger, the keys and the clock, and does what the API is asked for.
+pub struct Service {
+    ledger: Arc<dyn Ledger>,
+    keys: Arc<Keys>,
+    clock: Arc<dyn Clock>,
+    broker: watch::Receiver<LinkState>,
+    published: watch::Receiver<PublishedRealms>,
+    // Parameters of a realm never change, so what was read once holds.
+    known: RwLock<BTreeMap<RealmId, Realm>>,
+}
+
+impl Service {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(
+        ledger: Arc<dyn Ledger>,
+        keys: Arc<Keys>,
+        clock: Arc<dyn Clock>,
+        broker: watch::Receiver<LinkState>,
+        published: watch::Receiver<PublishedRealms>,
+    ) -> Self {
+        Self {
+            ledger,
+            keys,
+            clock,
+            broker,
+            published,
+            known: RwLock::default(),
+        }
+    }
+
+    /// The keys in use.
+    #[must_use]
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// The state of the connection to the broker, and news of it.
+    #[must_use]
+    pub fn link(&self) -> watch::Receiver<LinkState> {
+        self.broker.clone()
+    }
+
+    /// Founds a realm and seals its `keys` object with the root key.
+    ///
+    /// Safe to repeat: a realm that is there stays as it is.
+    pub async fn create_realm(&self, new: NewRealm) -> Result<Founding, ServiceError> {
+        if new.leeway > LEEWAY_MAX {
+            return Err(ServiceError::Leeway { found: new.leeway });
+        }
+        if new.max_token_lifetime.is_zero() || new.max_token_lifetime > MAX_TOKEN_LIFETIME_MAX {
+            return Err(ServiceError::MaxTokenLifetime {
+                found: new.max_token_lifetime,
+            });
+        }
+        match self.ledger.realm(new.id).await {
+            // Found again, which needs no root key.
+            Ok(realm) if realm.issuer == new.issuer => return Ok(Founding { realm, created: false }),
+            Ok(_) | Err(LedgerError::RealmUnknown { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Before anything is recorded: a realm without its `keys` object could never be published.
+        let root = self.keys.root()?;
+        let trust = self.keys.trust();
+        if trust.threshold > 1 {
+            return Err(ServiceError::MoreRootsNeeded {
+                threshold: trust.threshold,
+            });
+        }
+        if !trust.roots.contains(&root.public()) {
+            return Err(ServiceError::RootNotTrusted {
+                root: root.public().id().to_string(),
+            });
+        }
+        let mut key = [0; 16];
+        getrandom::fill(&mut key).map_err(ServiceError::Random)?;
+        let now = self.clock.now().wall;
+        let realm = Realm {
+            leeway: new.leeway,
+            max_token_lifetime: new.max_token_lifetime,
+            ..Realm::new(
+                new.id,
+                new.issuer,
+                Fingerprinter::new(new.fingerprint, RealmKey(key), new.width),
+                now.floor(),
+            )
+        };
+        // Before it is encoded, which would refuse it less clearly.
+        Issuer::new(&realm.issuer).map_err(LedgerError::Issuer)?;
+        let keys = Object {
+            address: Address::Keys.to_string(),
+            bytes: self.keys_object(&realm, now)?,
+        };
+        Ok(self.ledger.create_realm(realm, vec![keys]).await?)
+    }
+
+    /// Every realm.
+    pub async fn realms(&self) -> Result<Vec<Realm>, ServiceError> {
+        Ok(self.ledger.realms().await?)
+    }
+
+    /// Records revocations, all of them or none; durable when this returns.
+    pub async fn revoke(
+        &self,
+        realm: RealmId,
+        revocations: Vec<Revocation>,
+        actor: &str,
+    ) -> Result<Vec<Receipt>, ServiceError> {
+        let now = self.clock.unix_time();
+        let parameters = self.realm(realm).await?;
+        for (index, revocation) in revocations.iter().enumerate() {
+            // By the clock of whoever is furthest behind, a token without this is not honored anyway.
+            if revocation.exp <= parameters.horizon(now) {
+                return Err(ServiceError::Expired {
+                    index,
+                    exp: revocation.exp,
+                    now,
+                    leeway: parameters.leeway,
+                });
+            }
+        }
+        let requests = revocations
+            .into_iter()
+            .map(|Revocation { jti, exp, reason }| Request {
+                action: Action::Revoke {
+                    jti,
+                    exp: Expiry::Claimed(exp),
+                },
+                reason,
+                actor: actor.to_owned(),
+            })
+            .collect();
+        Ok(self.ledger.append(realm, now, requests).await?)
+    }
+
+    /// Undoes a revoke; durable when this returns.
+    pub async fn reinstate(
+        &self,
+        realm: RealmId,
+        jti: String,
+        reason: Option<String>,
+        actor: &str,
+    ) -> Result<Receipt, ServiceError> {
+        let request = Request {
+            action: Action::Reinstate { jti },
+            reason,
+            actor: actor.to_owned(),
+        };
+        let receipts = self.ledger.append(realm, self.clock.unix_time(), vec![request]).await?;
+        // One request, one receipt.
+        receipts
+            .first()
+            .copied()
+            .ok_or(ServiceError::Ledger(LedgerError::Closed))
+    }
+
+    /// How the server is.
+    pub async fn status(&self) -> Result<Status, ServiceError> {
+        let published = self.published.borrow().clone();
+        let mut realms = Vec::new();
+        for realm in self.ledger.realms().await? {
+            let (term, head) = self.ledger.head(realm.id).await?;
+            realms.push(RealmStatus {
+                published: published.get(&realm.id).cloned(),
+                realm,
+                term,
+                head,
+            });
+        }
+        Ok(Status {
+            realms,
+            broker: self.broker.borrow().clone(),
+            ledger_writable: self.ledger.is_writable(),
+        })
+    }
+
+    /// Why the server cannot do its work, if so: entries could not be recorded, or not travel.
+    #[must_use]
+    pub fn unready(&self) -> Option<String> {
+        if !self.ledger.is_writable() {
+            return Some(LedgerError::Poisoned.to_string());
+        }
+        match &*self.broker.borrow() {
+            LinkState::Up { .. } => None,
+            LinkState::Connecting => Some("the broker is not connected yet".into()),
+            LinkState::Down { cause } => Some(format!("the broker is not connected: {cause}")),
+        }
+    }
+
+    async fn realm(&self, id: RealmId) -> Result<Realm, LedgerError> {
+        let known = self
+            .known
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned();
+        if let Some(realm) = known {
+            return Ok(realm);
+        }
+        let realm = self.ledger.realm(id).await?;
+        self.known
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, realm.clone());
+        Ok(realm)
+    }
+
+    fn keys_object(&self, realm: &Realm, now: UnixMillis) -> Result<Vec<u8>, ServiceError> {
+        let trust = self.keys.trust();
+        let not_after = now.plus(PUBLISHER_KEY_LIFETIME).floor();
+        let keys = revocast_core::Keys {
+            version: 1,
+            issued_at: now,
+            not_after,
+            threshold: trust.threshold,
+            roots: trust.roots.clone(),
+            // One key for both roles: whoever may say something new may also renew it.
+            publishers: vec![PublisherKey {
+                key: self.keys.publisher().public(),
+                role: Role::Content as u8,
+                not_after,
+            }],
+            issuer: realm.issuer.as_str().into(),
+            fingerprinter: realm.fingerprinter,
+            // Checked against LEEWAY_MAX when the realm was asked for.
+            leeway: u32::try_from(realm.leeway.as_secs()).unwrap_or(u32::MAX),
+        };
+        let body = wire::encode_keys(&keys).map_err(ServiceError::Encode)?;
+        Ok(seal(Kind::Keys, &realm.id, &body, &[self.keys.root()?]))
+    }
+}
+
+/// Why something was not done.
+#[derive(Debug, Error)]
+pub enum ServiceError {
+    /// The ledger refused or failed.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The key that is needed is not at hand.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The token is expired already, whoever asks; nothing is left to revoke.
+    #[error("revocation {index} has exp {exp}, which with a leeway of {} s is past: it is {now}", .leeway.as_secs())]
+    Expired {
+        /// Which of the revocations, counted from 0.
+        index: usize,
+        /// Its `exp`.
+        exp: UnixTime,
+        /// The server's time.
+        now: UnixTime,
+        /// The realm's leeway.
+        leeway: Duration,
+    },
+    /// A leeway that no validator should have.
+    #[error("a leeway of {} s is more than {} s", .found.as_secs(), LEEWAY_MAX.as_secs())]
+    Leeway {
+        /// What was asked for.
+        found: Duration,
+    },
+    /// A lifetime that no token should have.
+    #[error("a max_token_lifetime of {} s; from 1 to {} s is possible", .found.as_secs(), MAX_TOKEN_LIFETIME_MAX.as_secs())]
+    MaxTokenLifetime {
+        /// What was asked for.
+        found: Duration,
+    },
+    /// One root key does not suffice; sign elsewhere.
+    #[error("{threshold} root keys must sign a realm, and only one is here")]
+    MoreRootsNeeded {
+        /// How many.
+        threshold: u8,
+    },
+    /// The root key is not one of those that devices pin: they would refuse all it signs.
+    #[error("root key {root} does not stand in trust.json")]
+    RootNotTrusted {
+        /// Its id.
+        root: String,
+    },
+    /// The operating system gave no random bytes.
+    #[error("the operating system gave no random bytes")]
+    Random(#[source] getrandom::Error),
+    /// Our own mistake: the object cannot be written down.
+    #[error("the keys object cannot be encoded")]
+    Encode(#[source] WireError),
+}
