@@ -1,2 +1,72 @@
-//! The binary.
-fn main() {}
+//! The binary: the only place that prints and exits.
+//!
+//! Each command is a module that returns what it found or a [`Failure`]; what to print, and where, is
+//! decided by [`output`]. Exit codes: 0 done, 1 failed, 2 called wrongly, 3 at least one token rejected.
+
+#![expect(unreachable_pub, reason = "nothing in a binary can be reached; `pub` says what other modules may use")]
+
+mod admin;
+mod agent;
+mod args;
+mod demo;
+mod inspect;
+mod keygen;
+mod output;
+mod serve;
+mod state;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{Arguments, Command};
+use crate::output::{Failure, Output};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let output = Output::new(arguments.json);
+    let outcome = match arguments.command {
+        Command::Demo(demo) => demo::run(&output, &demo),
+        Command::Keygen { out } => keygen::run(&output, &out),
+        Command::Serve(serve) => serve::run(&output, serve),
+        Command::Realm { command, server } => admin::realm(&output, &server, command),
+        Command::Revoke(revoke) => admin::revoke(&output, &revoke),
+        Command::Reinstate { realm, jti, reason, server } => admin::reinstate(&output, &server, &realm, &jti, reason),
+        Command::Status { server } => admin::status(&output, &server),
+        Command::Agent(agent) => agent::run(&output, &agent),
+        Command::Verify(verify) => verify::run(&verify),
+        Command::Inspect { file, verify, keys } => inspect::run(&output, &file, verify.as_deref(), keys.as_deref()),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(failure) => output.failure(&failure),
+    }
+}
+
+/// A runtime for the commands that talk to the network all the time.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        // The publisher builds filters on one thread while another serves.
+        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).max(2))
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new("no-runtime", "the asynchronous runtime cannot be started", &error))
+}
+
+/// Waits until the process is asked to end: interrupt from a terminal, or SIGTERM.
+async fn asked_to_end() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let interrupt = tokio::signal::ctrl_c();
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = interrupt => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        Err(_) => {
+            let _ = interrupt.await;
+        }
+    }
+}

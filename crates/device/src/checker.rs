@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use revocast_core::{Claims, Doubt, Now, Position, RevocationSet, UnixMillis, Verdict};
 
 /// Answers questions about the tokens of one realm. Cheap to clone; use one from any thread.
@@ -63,6 +63,11 @@ impl Checker {
         self.set.load_full()
     }
 
+    /// The set as it stands now, for one question: cheaper than [`Checker::set`], and to be let go soon.
+    pub(crate) fn load(&self) -> Guard<Arc<RevocationSet>> {
+        self.set.load()
+    }
+
     /// The one `iss` of the realm, once its keys are known.
     #[must_use]
     pub fn issuer(&self) -> Option<Arc<str>> {
@@ -103,7 +108,11 @@ mod tests {
     use super::*;
 
     fn knows_nothing() -> Arc<RevocationSet> {
-        let trust = Trust { roots: Vec::new(), threshold: 1, not_before: UnixTime::from_secs(5) };
+        let trust = Trust {
+            roots: Vec::new(),
+            threshold: 1,
+            not_before: UnixTime::from_secs(5),
+        };
         let config = revocast_core::Config::exact(0);
         Arc::new(Replica::new(config, RealmId::new("r").unwrap(), trust).set().clone())
     }

@@ -12,9 +12,9 @@ use revocast_core::seal::{Kind, seal};
 use revocast_core::state::Image;
 use revocast_core::update::Report;
 use revocast_core::wire::encode_report;
-use revocast_core::{Action, Doubt, Event, Now, Position, RealmId, Refusal, Replica, Term};
+use revocast_core::{Action, Doubt, Event, Now, Position, RealmId, Refusal, Replica, Term, UnixMillis};
 use thiserror::Error;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::checker::{Checker, Exposure};
@@ -31,6 +31,7 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 pub struct Device {
     checker: Checker,
     status: watch::Receiver<Status>,
+    proofs: mpsc::Sender<UnixMillis>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
@@ -63,6 +64,7 @@ impl Device {
         let (checker, exposure) = Checker::new(Arc::new(replica.set().clone()));
         let status = watch::Sender::new(Status::new(found));
         let (stop, stopped) = oneshot::channel();
+        let (proofs, proven) = mpsc::channel(1);
         let driver = Driver {
             watcher: status.subscribe(),
             status,
@@ -73,10 +75,17 @@ impl Device {
             exposure,
             store: Arc::new(Mutex::new(store)),
             writing: None,
+            proven,
             logged: [None; Refusal::COUNT],
         };
         let status = driver.watcher.clone();
-        Ok(Self { checker, status, stop: Some(stop), task: tokio::spawn(driver.run(stopped)) })
+        Ok(Self {
+            checker,
+            status,
+            proofs,
+            stop: Some(stop),
+            task: tokio::spawn(driver.run(stopped)),
+        })
     }
 
     /// Where to ask questions. Remains usable after the device has stopped, and grows stale then.
@@ -89,6 +98,14 @@ impl Device {
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
+    }
+
+    /// Tells the time for sure: from a radio clock, NTS, or a signed answer to a nonce of one's own.
+    ///
+    /// For devices whose wall clock cannot be trusted; uptime carries it on from here. Told a second
+    /// time before the first was taken in, it is ignored.
+    pub fn prove_time(&self, wall: UnixMillis) {
+        let _ = self.proofs.try_send(wall);
     }
 
     /// Stops: writes down what is unwritten, says goodbye to the broker.
@@ -201,7 +218,11 @@ fn restore(config: &DeviceConfig, store: &mut impl Store, now: Now) -> Result<Re
         match Replica::restore(replica, realm, trust, now, &candidate.head, base.as_deref()) {
             Ok(replica) => {
                 tracing::info!(%realm, revision = candidate.revision, damaged, "state restored");
-                return Ok(Restored { replica, found: FoundState::Restored { damaged }, realm });
+                return Ok(Restored {
+                    replica,
+                    found: FoundState::Restored { damaged },
+                    realm,
+                });
             }
             Err(refusal) => {
                 tracing::error!(%realm, revision = candidate.revision, refusal = refusal.name(), %refusal, "stored state refused");
@@ -216,7 +237,11 @@ fn restore(config: &DeviceConfig, store: &mut impl Store, now: Now) -> Result<Re
     } else {
         FoundState::Nothing
     };
-    Ok(Restored { replica: Replica::new(config.replica.clone(), realm, config.trust.clone()), found, realm })
+    Ok(Restored {
+        replica: Replica::new(config.replica.clone(), realm, config.trust.clone()),
+        found,
+        realm,
+    })
 }
 
 /// An image on its way to the disk.
@@ -233,6 +258,7 @@ struct Driver<T, C, S> {
     exposure: Exposure,
     store: Arc<Mutex<S>>,
     writing: Option<Writing>,
+    proven: mpsc::Receiver<UnixMillis>,
     status: watch::Sender<Status>,
     /// Keeps the status alive when nobody looks.
     watcher: watch::Receiver<Status>,
@@ -251,6 +277,7 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
                 event = self.link.next() => self.take_in(event),
                 () = self.clock.until(self.replica.deadline()) => self.handle(Event::Elapsed),
                 saved = saved(&mut self.writing) => self.written(saved),
+                Some(wall) = self.proven.recv() => self.handle(Event::TimeProven { wall }),
                 _ = &mut stopped => break,
             }
         }
@@ -275,10 +302,19 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
                 });
                 self.handle(Event::Disconnected);
             }
-            LinkEvent::Packet { address, payload } => self.handle(Event::Packet { address, payload: &payload }),
-            LinkEvent::Oversize { address: Some(address), bytes } => self.handle(Event::Oversize { address, bytes }),
+            LinkEvent::Packet { address, payload } => self.handle(Event::Packet {
+                address,
+                payload: &payload,
+            }),
+            LinkEvent::Oversize {
+                address: Some(address),
+                bytes,
+            } => self.handle(Event::Oversize { address, bytes }),
             // Whose it was is found out by the link; it is counted there.
-            LinkEvent::Oversize { address: None, bytes: _ } => {}
+            LinkEvent::Oversize {
+                address: None,
+                bytes: _,
+            } => {}
         }
     }
 
@@ -308,7 +344,9 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
                 self.handle(Event::Persisted { revision });
             }
             Err(error) => {
-                let error = error.as_ref().map_or_else(|| "the writing thread failed".to_owned(), describe);
+                let error = error
+                    .as_ref()
+                    .map_or_else(|| "the writing thread failed".to_owned(), describe);
                 tracing::warn!(realm = %self.realm, revision, error, "state not written; what is known stays in force");
                 self.status.send_modify(|status| status.persist_failures += 1);
                 self.handle(Event::PersistFailed);
@@ -369,7 +407,8 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
                 // Without a connection the only deadline is that of the next image. Nothing follows
                 // after this, so there is no reason to wait for it.
                 let now = self.clock.now();
-                self.replica.handle(Now::new(now.wall, now.uptime.max(due)), Event::Elapsed);
+                self.replica
+                    .handle(Now::new(now.wall, now.uptime.max(due)), Event::Elapsed);
             }
             while let Some(action) = self.replica.poll_action() {
                 self.perform(action);
@@ -385,7 +424,9 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
 
 /// Waits for the image on its way; for ever if there is none. Losing the race loses nothing.
 async fn saved(writing: &mut Option<Writing>) -> (u64, Result<(), Option<StoreError>>) {
-    let Some(on_its_way) = writing else { return future::pending().await };
+    let Some(on_its_way) = writing else {
+        return future::pending().await;
+    };
     let outcome = (&mut on_its_way.task).await;
     let revision = on_its_way.revision;
     *writing = None;

@@ -73,8 +73,8 @@ pub use policy::{Decision, Policy, Reason, Rule};
 
 mod validator;
 pub use validator::{
-    KeyError, KeySet, KeySetError, Rejected, Rejection, Revocations, RevokedPairs, Token, Unchecked,
-    Validator, ValidatorConfig, ValidatorError,
+    KeyError, KeySet, KeySetError, Rejected, Rejection, Revocations, RevokedPairs, Token, Unchecked, Validator,
+    ValidatorConfig, ValidatorError,
 };
 
 mod driver;

@@ -35,7 +35,7 @@ use gate::{Backoff, Gate};
 const IN_FLIGHT: u16 = 100;
 
 /// Pings queue behind data; a shorter time breaks connections over slow links.
-const KEEP_ALIVE: Duration = Duration::from_secs(60);
+const KEEP_ALIVE: Duration = Duration::from_mins(1);
 
 /// For connecting, and for every write after that.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -154,7 +154,12 @@ impl LinkConfig {
     }
 
     fn report_topic(&self) -> String {
-        format!("{}/{}/devices/{}/report", self.prefix.as_str(), self.realm, self.client_id)
+        format!(
+            "{}/{}/devices/{}/report",
+            self.prefix.as_str(),
+            self.realm,
+            self.client_id
+        )
     }
 }
 
@@ -194,7 +199,12 @@ impl Link {
             backoff: Backoff::default(),
             started: Instant::now(),
         };
-        Self { events, requests, shared, task: tokio::spawn(manager.run()) }
+        Self {
+            events,
+            requests,
+            shared,
+            task: tokio::spawn(manager.run()),
+        }
     }
 
     fn request(&self, request: Request) {
@@ -337,14 +347,14 @@ impl Manager {
             // A new client for every connection: an old one would send again what is of no use now.
             let (client, events) = client(&self.config);
             let (polled_in, mut polled) = mpsc::channel(WAITING_MAX);
-            let poller = Aborting(tokio::spawn(poll(events, polled_in)));
+            let polling = Aborting(tokio::spawn(poll(events, polled_in)));
             let began = self.now();
             let end = self.converse(&client, &mut polled).await;
             let End::Lost(loss) = end else {
                 say_goodbye(&client, &mut polled).await;
                 return;
             };
-            drop(poller);
+            drop(polling);
             let lived = self.now().saturating_sub(began);
             if self.settle(loss, lived).await.is_err() || self.pause(lived).await.is_err() {
                 return;
@@ -358,7 +368,13 @@ impl Manager {
 
     /// One connection, from the attempt to its end.
     async fn converse(&mut self, client: &AsyncClient, polled: &mut mpsc::Receiver<Polled>) -> End {
-        let lost = |why: &str| End::Lost(Loss { why: why.to_owned(), offence: None, overrun: false });
+        let give_up = |why: &str| {
+            End::Lost(Loss {
+                why: why.to_owned(),
+                offence: None,
+                overrun: false,
+            })
+        };
         let mut connected = false;
         // Subscriptions given to the client that have no packet id yet, and those not acknowledged.
         let mut queued = VecDeque::new();
@@ -366,13 +382,13 @@ impl Manager {
         self.shared.reset.store(false, Ordering::Relaxed);
         loop {
             if self.shared.reset.swap(false, Ordering::Relaxed) {
-                return lost("requests came faster than they could be sent");
+                return give_up("requests came faster than they could be sent");
             }
             let now = self.now();
             while connected && let Some(address) = self.gate.poll(now) {
                 let topic = address.topic(self.config.prefix.as_str(), &self.config.realm);
                 if client.try_subscribe(topic, QoS::AtLeastOnce).is_err() {
-                    return lost("subscriptions came faster than they could be sent");
+                    return give_up("subscriptions came faster than they could be sent");
                 }
                 queued.push_back(address);
             }
@@ -413,7 +429,7 @@ impl Manager {
                     }
                     // Everything else is housekeeping.
                     Some(Polled::Event(_)) => {}
-                    Some(Polled::Lost(loss)) => return End::Lost(loss),
+                    Some(Polled::Lost(how)) => return End::Lost(how),
                     None => return End::Lost(Loss {
                         why: "the MQTT client failed".to_owned(),
                         offence: Some(Offence::Malformed),
@@ -425,7 +441,7 @@ impl Manager {
                     Some(Request::Unsubscribe(address)) if connected => {
                         let topic = address.topic(self.config.prefix.as_str(), &self.config.realm);
                         if self.gate.unsubscribe(address) && client.try_unsubscribe(topic).is_err() {
-                            return lost("requests came faster than they could be sent");
+                            return give_up("requests came faster than they could be sent");
                         }
                     }
                     Some(Request::Report(sealed)) if connected => {
@@ -433,7 +449,7 @@ impl Manager {
                         if sealed.len() <= SEALED_BYTES_MAX
                             && client.try_publish(topic, QoS::AtLeastOnce, false, sealed).is_err()
                         {
-                            return lost("reports came faster than they could be sent");
+                            return give_up("reports came faster than they could be sent");
                         }
                     }
                     // Without a connection nothing can be asked for; the replica asks again when there is one.
@@ -472,7 +488,12 @@ impl Manager {
             tracing::warn!(%address, why = loss.why, "quarantined");
         }
         if let Some(Offence::Oversize(bytes)) = loss.offence {
-            self.events.send(LinkEvent::Oversize { address: culprit, bytes }).await?;
+            self.events
+                .send(LinkEvent::Oversize {
+                    address: culprit,
+                    bytes,
+                })
+                .await?;
         }
         tracing::warn!(broker = %self.config.broker, why = loss.why, lived_ms = lived.as_millis() as u64, "not connected");
         self.events.send(LinkEvent::Disconnected { why: loss.why }).await
@@ -507,12 +528,22 @@ async fn poll(mut events: EventLoop, out: mpsc::Sender<Polled>) {
                 Err(mpsc::error::TrySendError::Full(_)) => {
                     drop(events);
                     let why = format!("more than {WAITING_MAX} packets came faster than they were taken in");
-                    let _ = out.send(Polled::Lost(Loss { why, offence: None, overrun: true })).await;
+                    let _ = out
+                        .send(Polled::Lost(Loss {
+                            why,
+                            offence: None,
+                            overrun: true,
+                        }))
+                        .await;
                     return;
                 }
             },
             Err(error) => {
-                let loss = Loss { why: describe(&error), offence: offence(&error), overrun: false };
+                let loss = Loss {
+                    why: describe(&error),
+                    offence: offence(&error),
+                    overrun: false,
+                };
                 // Packets that were read before the one that broke the connection are still good.
                 let read = std::mem::take(&mut events.state.events);
                 drop(events);
@@ -545,7 +576,9 @@ async fn wait_until(at: Option<Instant>) {
 
 /// Whether a packet is to blame for the end of a connection.
 fn offence(error: &ConnectionError) -> Option<Offence> {
-    let ConnectionError::MqttState(StateError::Deserialization(error)) = error else { return None };
+    let ConnectionError::MqttState(StateError::Deserialization(error)) = error else {
+        return None;
+    };
     match error {
         PacketError::PayloadSizeLimitExceeded(bytes) => Some(Offence::Oversize(*bytes as u64)),
         PacketError::Io(_) | PacketError::OutgoingPacketTooLarge { .. } => None,
@@ -564,7 +597,9 @@ fn client(config: &LinkConfig) -> (AsyncClient, EventLoop) {
         options.set_credentials(username, password);
     }
     if let Some(roots) = &config.tls {
-        options.set_transport(MqttTransport::tls_with_config(TlsConfiguration::Rustls(roots.client_config())));
+        options.set_transport(MqttTransport::tls_with_config(TlsConfiguration::Rustls(
+            roots.client_config(),
+        )));
     }
     let (client, mut events) = AsyncClient::new(options, REQUESTS_MAX);
     let mut network = NetworkOptions::new();

@@ -131,6 +131,7 @@ struct PublishedBody {
     snapshot_bytes: u64,
     filter_bytes: u64,
     ladder_bytes: u64,
+    delta_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     trouble: Option<String>,
 }
@@ -156,6 +157,7 @@ impl From<RealmStatus> for RealmStatusBody {
                 snapshot_bytes: sizes.snapshot,
                 filter_bytes: sizes.filter,
                 ladder_bytes: sizes.ladder,
+                delta_bytes: sizes.delta,
                 trouble,
             },
         );

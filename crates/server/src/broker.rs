@@ -379,7 +379,11 @@ impl Broker {
     /// nor retention: read back what matters.
     pub async fn publish(&self, topic: &str, payload: Vec<u8>, retain: bool) -> Result<(), BrokerError> {
         check(topic, payload.len())?;
-        let lane = if retain { &self.shared.retained } else { &self.shared.live };
+        let lane = if retain {
+            &self.shared.retained
+        } else {
+            &self.shared.live
+        };
         // Closed is never: the semaphore lives as long as this.
         let _permit = lane.acquire().await.map_err(|_| self.shared.down())?;
         let (reply, answer) = oneshot::channel();

@@ -31,6 +31,9 @@ const GRACE_DEFAULT: Duration = Duration::from_mins(10);
 const GRACE_MAX: Duration = Duration::from_hours(30 * 24);
 const FALSE_POSITIVE_RATE_DEFAULT: f64 = 0.01;
 
+/// A server that was down for longer is started by somebody who can confirm its clock.
+const RESTART_JUMP_MAX: Duration = Duration::from_hours(7 * 24);
+
 /// The rates that a filter with at most seven probes a line reaches, and that are of use.
 const FALSE_POSITIVE_RATE_MIN: f64 = 1e-5;
 const FALSE_POSITIVE_RATE_MAX: f64 = 0.1;
@@ -144,6 +147,9 @@ pub struct PublishingConfig {
     pub grace: Duration,
     /// Rate of the published filter.
     pub false_positive_rate: f64,
+    /// After a restart, how much later than the last signed time the clock may stand. Beyond it the
+    /// operator confirms the clock, on the command line.
+    pub restart_jump_max: Duration,
 }
 
 impl Default for PublishingConfig {
@@ -154,6 +160,7 @@ impl Default for PublishingConfig {
             heartbeat: HEARTBEAT_DEFAULT,
             grace: GRACE_DEFAULT,
             false_positive_rate: FALSE_POSITIVE_RATE_DEFAULT,
+            restart_jump_max: RESTART_JUMP_MAX,
         }
     }
 }
@@ -235,6 +242,7 @@ impl ConfigFile {
                 FALSE_POSITIVE_RATE_MIN,
                 FALSE_POSITIVE_RATE_MAX,
             )?,
+            restart_jump_max: RESTART_JUMP_MAX,
         };
         let limits = self.limits.unwrap_or_default();
         let defaults = ApiLimits::default();

@@ -1,6 +1,6 @@
 //! The durable, ordered record of every realm, and the objects that were published from it.
 //!
-//! What a request does to a history is decided in one place ([`rules`]) for every backend; a
+//! What a request does to a history is decided in one place (`rules`) for every backend; a
 //! backend only keeps rows. Publishing is not done here: the publisher scans.
 
 mod rules;

@@ -1,5 +1,4 @@
 //! Takes in revocations over HTTP, keeps the ledger, publishes updates.
-#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that unwraps says what it expects"))]
 
 pub mod clock;
 

@@ -76,6 +76,9 @@ const ENVELOPE_BYTES: usize = 512;
 /// at most a snapshot and a quarter.
 const LADDER_SHARE: usize = 4;
 
+/// A ladder smaller than this is left to grow, however small the snapshot.
+const LADDER_BYTES_MIN: usize = 4 * 1024;
+
 /// Why nothing could be planned.
 #[derive(Debug, Error)]
 pub enum PublishError {
@@ -213,6 +216,7 @@ pub struct Publisher {
     highest_epoch: Epoch,
     shelf: BTreeMap<Address, Shelved>,
     live: Vec<Vec<u8>>,
+    last_delta_bytes: u64,
     manifest: Option<(Manifest, Duration)>,
     /// Something changed that the manifest does not say yet.
     stale: bool,
@@ -244,6 +248,7 @@ impl Publisher {
             highest_epoch: Epoch(0),
             shelf: BTreeMap::new(),
             live: Vec::new(),
+            last_delta_bytes: 0,
             manifest: None,
             stale: true,
         };
@@ -391,6 +396,7 @@ impl Publisher {
         let proven = proof::delta(wire::encode_delta(&delta, width)?, &delta, &self.book, width)?;
         let bytes = proven.seal(&self.realm.id, &[&self.signer.content]);
         self.book.settle();
+        self.last_delta_bytes = bytes.len() as u64;
         self.live.push(bytes.clone());
         self.put_rung(delta, bytes);
         self.cut_to = to;
@@ -499,7 +505,7 @@ impl Publisher {
         let since = self.ladder.iter().filter(|rung| rung.delta.to > current.sequence);
         let (bytes, statements) =
             since.fold((0, 0), |(bytes, n), rung| (bytes + rung.bytes as usize, n + rung.delta.statements()));
-        let room = (current.snapshot_bytes / LADDER_SHARE).max(self.settings.chunk_bytes as usize);
+        let room = (current.snapshot_bytes / LADDER_SHARE).max(LADDER_BYTES_MIN.min(self.settings.chunk_bytes as usize));
         let old = now.uptime.saturating_sub(current.built) >= self.settings.epoch_age_max;
         bytes > room
             || statements > RECENT_ENTRIES_MAX / 2
@@ -771,7 +777,7 @@ impl Publisher {
     /// Bytes of the shelved objects by what they are: snapshot (list and cutoffs), filter, ladder.
     #[must_use]
     pub fn sizes(&self) -> Sizes {
-        let mut sizes = Sizes::default();
+        let mut sizes = Sizes { delta: self.last_delta_bytes, ..Sizes::default() };
         let newest = self.generations.last().map(|generation| generation.epoch);
         for (address, shelved) in &self.shelf {
             let bytes = shelved.bytes.len() as u64;
@@ -800,6 +806,8 @@ pub struct Sizes {
     pub ladder: u64,
     /// The manifest.
     pub manifest: u64,
+    /// The delta that was cut last.
+    pub delta: u64,
 }
 
 /// One delta that says what two adjacent ones say; where both speak of a key, the later one counts.

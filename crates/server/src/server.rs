@@ -119,9 +119,10 @@ impl Server {
             false_positive_rate: publishing.false_positive_rate,
             heartbeat: publishing.heartbeat,
             grace: publishing.grace,
+            restart_jump_max: publishing.restart_jump_max,
             ..Settings::default()
         };
-        let publishes = tokio::spawn(publisher::run(Publishing {
+        let publishing_task = tokio::spawn(publisher::run(Publishing {
             ledger,
             broker,
             clock,
@@ -140,7 +141,7 @@ impl Server {
             service,
             stopping,
             api,
-            publisher: publishes,
+            publisher: publishing_task,
             broker: Some(broker_task),
             #[cfg(feature = "embedded-broker")]
             embedded,
@@ -256,7 +257,8 @@ fn local(address: SocketAddr) -> RemoteBroker {
     }
 }
 
-#[cfg(all(test, feature = "embedded-broker"))]
+#[cfg(test)]
+#[cfg(feature = "embedded-broker")]
 mod tests {
     use std::path::Path;
 

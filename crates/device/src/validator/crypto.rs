@@ -8,8 +8,8 @@ use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error, ErrorKind};
 use jsonwebtoken::signature::{Error as SignatureError, Verifier};
 use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind, EncodingKey};
-use ring::signature::{self, RsaParameters, RsaPublicKeyComponents, UnparsedPublicKey, VerificationAlgorithm};
 use ring::hmac;
+use ring::signature::{self, RsaParameters, RsaPublicKeyComponents, UnparsedPublicKey, VerificationAlgorithm};
 
 /// What the validator verifies with. It cannot sign.
 static PROVIDER: CryptoProvider = CryptoProvider {
@@ -23,15 +23,20 @@ pub(super) fn is_signed(algorithm: Algorithm, key: &DecodingKey, message: &[u8],
     (PROVIDER.verifier_factory)(&algorithm, key).is_ok_and(|verifier| verifier.verify(message, signature).is_ok())
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the library's signature")]
 fn refuse_to_sign(_: &Algorithm, _: &EncodingKey) -> Result<Box<dyn JwtSigner>, Error> {
     Err(ErrorKind::InvalidAlgorithm.into())
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the library's signature")]
 fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>, Error> {
     if algorithm.family() != key.family() {
         return Err(ErrorKind::InvalidAlgorithm.into());
     }
-    Ok(Box::new(Strict { algorithm: *algorithm, key: key.clone() }))
+    Ok(Box::new(Strict {
+        algorithm: *algorithm,
+        key: key.clone(),
+    }))
 }
 
 /// A key and the one algorithm it is used with.
@@ -72,16 +77,32 @@ impl Verifier<Vec<u8>> for Strict {
 }
 
 fn hmac(key: &DecodingKey, algorithm: hmac::Algorithm, message: &[u8], signature: &[u8]) -> Option<()> {
-    hmac::verify(&hmac::Key::new(algorithm, key.try_get_as_bytes().ok()?), message, signature).ok()
+    hmac::verify(
+        &hmac::Key::new(algorithm, key.try_get_as_bytes().ok()?),
+        message,
+        signature,
+    )
+    .ok()
 }
 
 fn rsa(key: &DecodingKey, parameters: &'static RsaParameters, message: &[u8], signature: &[u8]) -> Option<()> {
-    let DecodingKeyKind::RsaModulusExponent { n, e } = key.kind() else { return None };
-    RsaPublicKeyComponents { n, e }.verify(parameters, message, signature).ok()
+    let DecodingKeyKind::RsaModulusExponent { n, e } = key.kind() else {
+        return None;
+    };
+    RsaPublicKeyComponents { n, e }
+        .verify(parameters, message, signature)
+        .ok()
 }
 
-fn ec(key: &DecodingKey, algorithm: &'static dyn VerificationAlgorithm, message: &[u8], signature: &[u8]) -> Option<()> {
-    UnparsedPublicKey::new(algorithm, key.try_get_as_bytes().ok()?).verify(message, signature).ok()
+fn ec(
+    key: &DecodingKey,
+    algorithm: &'static dyn VerificationAlgorithm,
+    message: &[u8],
+    signature: &[u8],
+) -> Option<()> {
+    UnparsedPublicKey::new(algorithm, key.try_get_as_bytes().ok()?)
+        .verify(message, signature)
+        .ok()
 }
 
 /// Strict, unlike ring's: no small order, one encoding.

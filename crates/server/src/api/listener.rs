@@ -81,3 +81,54 @@ async fn accept(
     stream.set_nodelay(true)?;
     Ok((stream, slot))
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    async fn served() -> (std::net::SocketAddr, watch::Sender<bool>, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopping) = watch::channel(false);
+        let router = Router::new().route("/", get(async || "here"));
+        (address, stop, tokio::spawn(serve(listener, router, stopping)))
+    }
+
+    /// Somebody opens a connection, sends half a request and waits. Time is given, so the test does not.
+    #[tokio::test(start_paused = true)]
+    async fn half_a_head_is_not_waited_for() {
+        let (address, _stop, _task) = served().await;
+        for part in ["", "G", "GET / HTTP/1.1\r\nhost: x\r\n"] {
+            let mut socket = TcpStream::connect(address).await.unwrap();
+            socket.write_all(part.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            let ended = timeout(HEAD_TIMEOUT * 2, socket.read_to_end(&mut answer)).await;
+            assert!(ended.is_ok(), "{part:?} is still waited for");
+            assert!(
+                answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"),
+                "{part:?}: {answer:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn stopping_ends_what_is_idle() {
+        let (address, stop, task) = served().await;
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = [0; 12];
+        socket.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        stop.send_replace(true);
+        timeout(Duration::from_secs(20), task).await.unwrap().unwrap();
+        let mut rest = Vec::new();
+        timeout(Duration::from_secs(20), socket.read_to_end(&mut rest))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+}

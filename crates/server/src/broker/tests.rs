@@ -309,7 +309,10 @@ async fn a_delta_does_not_queue_behind_an_epoch() {
         async move { broker.publish("d", vec![2], false).await }
     });
     let mut packet = [0; 8];
-    timeout(PATIENCE, socket.read_exact(&mut packet)).await.expect("the delta waits").unwrap();
+    timeout(PATIENCE, socket.read_exact(&mut packet))
+        .await
+        .expect("the delta waits")
+        .unwrap();
     assert_eq!((packet[0], packet[4], packet[7]), (0x32, b'd', 2));
     socket.write_all(&[0x40, 2, packet[5], packet[6]]).await.unwrap();
     timeout(PATIENCE, delta).await.unwrap().unwrap().unwrap();

@@ -621,6 +621,21 @@ async fn a_reopened_ledger_goes_on() {
 }
 
 #[tokio::test]
+async fn expiry_goes_on_piece_by_piece() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(folder.path()).unwrap();
+    ledger.create_realm(realm("a"), vec![]).await.unwrap();
+    let many = (0..9_000)
+        .map(|number| vouched(&number.to_string(), 1 + number % 2))
+        .collect();
+    ledger.append(id("a"), NOW, many).await.unwrap();
+    assert_eq!(ledger.expire(id("a"), NOW.plus(DAY)).await.unwrap(), 4_500);
+    assert_eq!(statements(&ledger).await.len(), 4_500);
+    assert_eq!(ledger.expire(id("a"), NOW.plus(2 * DAY)).await.unwrap(), 4_500);
+    assert_eq!(ledger.head(id("a")).await.unwrap().1, Sequence(9_000));
+}
+
+#[tokio::test]
 async fn a_second_server_on_one_folder_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = SqliteLedger::open(folder.path()).unwrap();

@@ -1,0 +1,222 @@
+//! The commands that talk to a server's API: `realm`, `revoke`, `reinstate`, `status`.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Value, json};
+
+use crate::args::{Fingerprint, RealmCommand, Revoke, ServerArguments};
+use crate::output::{Failure, Output};
+
+/// Longest answer that is read.
+const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// A server's API.
+pub struct Api {
+    agent: ureq::Agent,
+    base: String,
+    authorization: String,
+}
+
+impl Api {
+    /// The server that was named, with the bearer token from its file.
+    pub fn new(server: &ServerArguments) -> Result<Self, Failure> {
+        let path = &server.admin_token_file;
+        let token = std::fs::read_to_string(path).map_err(|error| {
+            Failure::new("no-admin-token", format!("the bearer token {} cannot be read", path.display()), &error)
+                .help("name it with --admin-token-file or REVOCAST_ADMIN_TOKEN_FILE; keygen wrote it as admin.token")
+                .usage()
+        })?;
+        Ok(Self::with_token(&server.server, token.trim()))
+    }
+
+    /// A server at `base` with this bearer token.
+    pub fn with_token(base: &str, token: &str) -> Self {
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs(60)))
+            .build()
+            .new_agent();
+        Self { agent, base: base.trim_end_matches('/').to_owned(), authorization: format!("Bearer {token}") }
+    }
+
+    /// GET
+    pub fn get(&self, path: &str) -> Result<Value, Failure> {
+        let request = self.agent.get(format!("{}{path}", self.base)).header("authorization", &self.authorization);
+        self.answer(request.call())
+    }
+
+    /// POST
+    pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let request = self.agent.post(format!("{}{path}", self.base)).header("authorization", &self.authorization);
+        self.answer(request.send_json(body))
+    }
+
+    fn answer(&self, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Value, Failure> {
+        let mut response = sent.map_err(|error| {
+            Failure::new("server-unreachable", format!("the server {} does not answer", self.base), &error)
+                .help("is it running? start it with: revocast serve --data DIR --embedded-broker 127.0.0.1:1883")
+        })?;
+        let status = response.status();
+        let text = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string().map_err(|error| {
+            Failure::new("bad-answer", format!("the answer of {} cannot be read", self.base), &error)
+        })?;
+        let value: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
+        if status.is_success() {
+            return Ok(value);
+        }
+        // A problem document (RFC 9457).
+        let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+        let kind = text("type").and_then(|kind| kind.rsplit(':').next().map(str::to_owned));
+        let detail = text("detail").or(text("title")).unwrap_or_else(|| "no reason given".to_owned());
+        let failure = Failure::plain(kind.unwrap_or_else(|| "refused".to_owned()), format!("the server refused ({status}): {detail}"));
+        Err(match status.as_u16() {
+            401 => failure.help("the bearer token is wrong; --admin-token-file names the one that keygen wrote"),
+            _ => failure,
+        })
+    }
+}
+
+pub fn realm(output: &Output, server: &ServerArguments, command: RealmCommand) -> Result<ExitCode, Failure> {
+    let api = Api::new(server)?;
+    match command {
+        RealmCommand::Create { name, issuer, fingerprint, width, leeway, max_token_lifetime } => {
+            let function = match fingerprint {
+                Fingerprint::Xxh3 => "xxh3",
+                Fingerprint::Sha256 => "sha256",
+            };
+            let width: u8 = width.parse().unwrap_or(48);
+            let body = json!({
+                "name": name, "issuer": issuer, "fingerprint": function, "width": width,
+                "leeway": leeway, "max_token_lifetime": max_token_lifetime,
+            });
+            let realm = api.post("/v1/realms", &body)?;
+            output.result(format!("realm {name} of issuer {issuer}"), &realm);
+        }
+        RealmCommand::List => {
+            let realms = realms(&api)?;
+            let mut words = String::new();
+            for realm in &realms {
+                let _ = writeln!(words, "{}  {}", text(realm, "name"), text(realm, "issuer"));
+            }
+            let words = if words.is_empty() { "no realms; found one with: revocast realm create NAME --issuer ISS" } else { words.trim_end() };
+            output.result(words, &json!(realms));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn realms(api: &Api) -> Result<Vec<Value>, Failure> {
+    let answer = api.get("/v1/realms")?;
+    let list = answer.get("realms").unwrap_or(&answer).as_array().cloned();
+    list.ok_or_else(|| Failure::plain("bad-answer", "the server's list of realms cannot be read"))
+}
+
+pub fn revoke(output: &Output, arguments: &Revoke) -> Result<ExitCode, Failure> {
+    let api = Api::new(&arguments.server)?;
+    let (jti, exp) = match (&arguments.token, &arguments.jti, arguments.exp) {
+        (Some(token), ..) => {
+            let token = UnverifiedToken::read(token)?;
+            check_issuer(&api, &arguments.realm, &token.issuer)?;
+            (token.jti, token.exp)
+        }
+        (None, Some(jti), Some(exp)) => (jti.clone(), exp),
+        (None, ..) => return Err(Failure::plain("usage", "name the token with --jti and --exp, or with --token").usage()),
+    };
+    let mut body = json!({ "jti": jti, "exp": exp });
+    if let (Some(reason), Some(fields)) = (&arguments.reason, body.as_object_mut()) {
+        fields.insert("reason".to_owned(), json!(reason));
+    }
+    let receipt = api.post(&format!("/v1/realms/{}/revocations", arguments.realm), &body)?;
+    let new = receipt.get("recorded").and_then(Value::as_bool).unwrap_or(false);
+    let words = format!(
+        "{} {jti}: entry {}, kept until {}",
+        if new { "revoked" } else { "was revoked already:" },
+        text(&receipt, "sequence"),
+        text(&receipt, "exp")
+    );
+    output.result(words, &receipt);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn reinstate(
+    output: &Output,
+    server: &ServerArguments,
+    realm: &str,
+    jti: &str,
+    reason: Option<String>,
+) -> Result<ExitCode, Failure> {
+    let api = Api::new(server)?;
+    let mut body = json!({ "jti": jti });
+    if let (Some(reason), Some(fields)) = (reason, body.as_object_mut()) {
+        fields.insert("reason".to_owned(), json!(reason));
+    }
+    let receipt = api.post(&format!("/v1/realms/{realm}/reinstatements"), &body)?;
+    let new = receipt.get("recorded").and_then(Value::as_bool).unwrap_or(false);
+    let words = if new {
+        format!("reinstated {jti}: entry {}", text(&receipt, "sequence"))
+    } else {
+        format!("{jti} is not revoked; nothing to undo")
+    };
+    output.result(words, &receipt);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn status(output: &Output, server: &ServerArguments) -> Result<ExitCode, Failure> {
+    let status = Api::new(server)?.get("/v1/status")?;
+    let words = serde_json::to_string_pretty(&status).unwrap_or_else(|_| status.to_string());
+    output.result(words, &status);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A member in words: a text without quotes, anything else as JSON.
+fn text(value: &Value, name: &str) -> String {
+    match value.get(name) {
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+        None => "-".to_owned(),
+    }
+}
+
+/// A token of the realm's issuer, or its `jti` would name another token.
+fn check_issuer(api: &Api, realm: &str, issuer: &str) -> Result<(), Failure> {
+    let realms = realms(api)?;
+    match realms.iter().find(|found| text(found, "name") == realm).map(|found| text(found, "issuer")) {
+        Some(expected) if expected != issuer => Err(Failure::plain(
+            "wrong-issuer",
+            format!("the token was issued by {issuer}, but realm {realm} belongs to {expected}"),
+        )
+        .usage()),
+        // The server says it better if there is no such realm.
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// What a token says of itself. Nothing is believed but for the worse: the server keeps the revocation
+/// as long as any token of this issuer can live.
+struct UnverifiedToken {
+    issuer: String,
+    jti: String,
+    exp: u64,
+}
+
+impl UnverifiedToken {
+    fn read(token: &str) -> Result<Self, Failure> {
+        let bad = |what: &str| Failure::plain("bad-token", format!("--token: {what}")).usage();
+        let mut parts = token.trim().split('.');
+        let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+            return Err(bad("a JWT has three parts, separated by dots"));
+        };
+        let payload = URL_SAFE_NO_PAD.decode(payload).map_err(|_| bad("its payload is not base64url"))?;
+        let claims: Value = serde_json::from_slice(&payload).map_err(|_| bad("its payload is not JSON"))?;
+        let string = |name: &str| claims.get(name).and_then(Value::as_str).map(str::to_owned);
+        Ok(Self {
+            issuer: string("iss").ok_or_else(|| bad("it has no iss"))?,
+            jti: string("jti").ok_or_else(|| bad("it has no jti, so it cannot be revoked by itself"))?,
+            exp: claims.get("exp").and_then(Value::as_u64).ok_or_else(|| bad("it has no whole-numbered exp"))?,
+        })
+    }
+}

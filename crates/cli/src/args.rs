@@ -1,0 +1,304 @@
+//! What can be said on the command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+
+/// Makes "this token is revoked" true on every device about a second after somebody says so.
+#[derive(Debug, Parser)]
+#[command(
+    name = "revocast",
+    version,
+    after_help = "Exit codes: 0 done; 1 failed; 2 called wrongly; 3 at least one token was rejected (verify).\n\
+                  Logs go to standard error; REVOCAST_LOG=debug says more."
+)]
+pub struct Arguments {
+    /// Print JSON: results on standard output, errors and logs as JSON on standard error.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Shows everything in one go: server, broker, devices, real tokens. Ends by itself.
+    Demo(Demo),
+    /// Makes root, publisher and issuer keys, and the trust file that devices pin.
+    Keygen {
+        /// Folder to write them to; nothing in it is overwritten.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Runs the server: API, ledger, publisher.
+    Serve(Serve),
+    /// Founds realms and lists them.
+    Realm {
+        /// What to do.
+        #[command(subcommand)]
+        command: RealmCommand,
+        /// Which server.
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Revokes a token.
+    Revoke(Revoke),
+    /// Undoes a revoke that was a mistake.
+    Reinstate {
+        /// The realm of the token.
+        #[arg(long)]
+        realm: String,
+        /// The `jti` of the token.
+        #[arg(long)]
+        jti: String,
+        /// Why; kept in the ledger.
+        #[arg(long)]
+        reason: Option<String>,
+        /// Which server.
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Shows how the server is.
+    Status {
+        /// Which server.
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Follows a realm as a device does, logs what happens, answers questions on loopback.
+    Agent(Agent),
+    /// Validates tokens from standard input, one a line; prints a JSON verdict a line.
+    Verify(Verify),
+    /// Says in words what a sealed object or a state file holds.
+    Inspect {
+        /// The file; or a state folder of an agent.
+        file: PathBuf,
+        /// Check signatures against this trust file.
+        #[arg(long, value_name = "TRUST")]
+        verify: Option<PathBuf>,
+        /// The sealed `keys` object that names the publisher keys; state files bring their own.
+        #[arg(long, value_name = "FILE", requires = "verify")]
+        keys: Option<PathBuf>,
+    },
+}
+
+/// `demo`
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Demo {
+    /// Devices that follow, each with its own connection.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=400))]
+    pub devices: u32,
+    /// Tokens to revoke; as many stay good.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub revocations: u32,
+}
+
+/// `serve`
+#[derive(Clone, Debug, Args)]
+pub struct Serve {
+    /// Folder of the ledger; keys are expected in DIR/keys.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Address of the API [default: 127.0.0.1:8180]; port 0 takes any free one.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Broker to publish to: mqtt://host[:port] or mqtts://host[:port].
+    #[arg(long, value_name = "URL", conflicts_with = "embedded_broker")]
+    pub broker: Option<String>,
+    /// Certificates that vouch for an mqtts broker, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub broker_ca: Option<PathBuf>,
+    /// User name at the broker.
+    #[arg(long, value_name = "NAME")]
+    pub broker_user: Option<String>,
+    /// File with the password at the broker.
+    #[arg(long, value_name = "FILE")]
+    pub broker_password_file: Option<PathBuf>,
+    /// Run a broker inside this process, at this address.
+    #[arg(long, value_name = "ADDR")]
+    pub embedded_broker: Option<SocketAddr>,
+    /// Folder of the keys, if not DIR/keys.
+    #[arg(long, value_name = "DIR")]
+    pub keys: Option<PathBuf>,
+    /// TOML file with the same settings and more; the command line wins.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Confirm that a ledger which ends before what was published (a restored backup) goes on, in a
+    /// new term.
+    #[arg(long)]
+    pub resume: bool,
+    /// Confirm that the clock is right although it stands far beyond the last signed time.
+    #[arg(long)]
+    pub confirm_clock: bool,
+}
+
+/// Which server an administrative command talks to.
+#[derive(Clone, Debug, Args)]
+pub struct ServerArguments {
+    /// The server.
+    #[arg(long, value_name = "URL", env = "REVOCAST_SERVER", default_value = "http://127.0.0.1:8180")]
+    pub server: String,
+    /// File with the bearer token; `keygen` wrote it.
+    #[arg(long, value_name = "FILE", env = "REVOCAST_ADMIN_TOKEN_FILE", default_value = "data/keys/admin.token")]
+    pub admin_token_file: PathBuf,
+}
+
+/// `realm`
+#[derive(Clone, Debug, Subcommand)]
+pub enum RealmCommand {
+    /// Founds a realm: one issuer, one history.
+    Create {
+        /// Its name: a-z, 0-9 and hyphens.
+        name: String,
+        /// The `iss` of its tokens.
+        #[arg(long, value_name = "ISS")]
+        issuer: String,
+        /// How fingerprints are made: xxh3 only if nobody but the issuer can choose a `jti`.
+        #[arg(long, value_enum, default_value_t = Fingerprint::Sha256)]
+        fingerprint: Fingerprint,
+        /// Bits of a fingerprint.
+        #[arg(long, default_value = "48", value_parser = ["40", "48", "64"])]
+        width: String,
+        /// Clock difference to allow for, seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        leeway: u64,
+        /// No token of this issuer lives longer, seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 30 * 24 * 3600)]
+        max_token_lifetime: u64,
+    },
+    /// Lists the realms.
+    List,
+}
+
+/// `--fingerprint`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Fingerprint {
+    /// Fast; for realms whose issuer mints unpredictable `jti`s itself.
+    Xxh3,
+    /// For realms where somebody else may choose a `jti`.
+    Sha256,
+}
+
+/// `revoke`
+#[derive(Clone, Debug, Args)]
+#[command(group = ArgGroup::new("which").required(true).args(["jti", "token"]))]
+pub struct Revoke {
+    /// The realm of the token.
+    #[arg(long)]
+    pub realm: String,
+    /// The `jti` of the token.
+    #[arg(long, requires = "exp")]
+    pub jti: Option<String>,
+    /// When the token expires, seconds since 1970.
+    #[arg(long, value_name = "UNIX", requires = "jti")]
+    pub exp: Option<u64>,
+    /// The token itself.
+    #[arg(long, value_name = "JWT")]
+    pub token: Option<String>,
+    /// Why; kept in the ledger.
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Which server.
+    #[command(flatten)]
+    pub server: ServerArguments,
+}
+
+/// `agent`
+#[derive(Clone, Debug, Args)]
+pub struct Agent {
+    /// Broker to follow: mqtt://host[:port] or mqtts://host[:port].
+    #[arg(long, value_name = "URL")]
+    pub broker: String,
+    /// Certificates that vouch for an mqtts broker, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub broker_ca: Option<PathBuf>,
+    /// User name at the broker.
+    #[arg(long, value_name = "NAME", requires = "broker_password_file")]
+    pub broker_user: Option<String>,
+    /// File with the password at the broker.
+    #[arg(long, value_name = "FILE", requires = "broker_user")]
+    pub broker_password_file: Option<PathBuf>,
+    /// The realm to follow.
+    #[arg(long)]
+    pub realm: String,
+    /// The trust file that `keygen` wrote.
+    #[arg(long, value_name = "FILE")]
+    pub trust: PathBuf,
+    /// Folder for what must survive a restart.
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+    /// Where to answer GET /check, POST /verify and GET /status; loopback only.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Name of this client at the broker; made from the state folder unless given.
+    #[arg(long, value_name = "ID")]
+    pub client_id: Option<String>,
+    /// First level of every topic.
+    #[arg(long, default_value = "revocast")]
+    pub prefix: String,
+    /// What to hold of a base.
+    #[arg(long, value_enum, default_value_t = ProfileArgument::Exact)]
+    pub profile: ProfileArgument,
+    /// Answer "unknown" when the last proof of currency is older, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 24 * 3600)]
+    pub staleness: u64,
+    /// Spread moves to a new epoch over this time, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub epoch_jitter: u64,
+    /// Keys of the issuer (JWKS), for POST /verify.
+    #[arg(long, value_name = "FILE", requires = "audience")]
+    pub jwks: Option<PathBuf>,
+    /// Audience that tokens must be for; may be given more than once.
+    #[arg(long, value_name = "A")]
+    pub audience: Vec<String>,
+    /// Required `typ` of tokens.
+    #[arg(long = "type", value_name = "T")]
+    pub token_type: Option<String>,
+    /// Clock difference to allow for, seconds; at most the realm's.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub leeway: u32,
+}
+
+/// `--profile`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProfileArgument {
+    /// The published filter alone: smallest; a match is "suspect".
+    Filter,
+    /// The list alone: exact, slower.
+    List,
+    /// The list and a filter of its own: exact and fast.
+    Exact,
+}
+
+/// `verify`
+#[derive(Clone, Debug, Args)]
+#[command(group = ArgGroup::new("revocations").args(["state", "revoked"]))]
+pub struct Verify {
+    /// Keys of the issuer (JWKS).
+    #[arg(long, value_name = "FILE")]
+    pub jwks: PathBuf,
+    /// The `iss` that tokens must have.
+    #[arg(long, value_name = "I")]
+    pub issuer: String,
+    /// The audience that tokens must be for; may be given more than once.
+    #[arg(long, value_name = "A", required = true)]
+    pub audience: Vec<String>,
+    /// Required `typ`.
+    #[arg(long = "type", value_name = "T")]
+    pub token_type: Option<String>,
+    /// Judge as of this time instead of now, seconds since 1970.
+    #[arg(long, value_name = "UNIX")]
+    pub at: Option<u64>,
+    /// Clock difference to allow for, seconds.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub leeway: u32,
+    /// State folder of an agent; without this or --revoked nothing is known about revocations, and
+    /// tokens are judged by the rest.
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// JSON array of [iss, jti] pairs that are revoked.
+    #[arg(long, value_name = "FILE")]
+    pub revoked: Option<PathBuf>,
+}

@@ -1,0 +1,114 @@
+//! `revocast verify`: tokens on standard input, one verdict a line.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use revocast_core::{Now, UnixTime};
+use revocast_device::{
+    Checker, KeySet, Policy, Rejected, RevokedPairs, Revocations, Rule, SystemClock, Token, Unchecked, Validator,
+    ValidatorConfig,
+};
+use serde_json::{Value, json};
+
+use crate::args::Verify;
+use crate::output::{Failure, read_file};
+use crate::state;
+
+/// At least one token was rejected.
+pub const REJECTED: u8 = 3;
+
+/// A line longer than this is no token; the rest of it is skipped unread.
+const LINE_BYTES_MAX: u64 = 1024 * 1024;
+
+pub fn run(arguments: &Verify) -> Result<ExitCode, Failure> {
+    let keys = key_set(&arguments.jwks)?;
+    let mut config =
+        ValidatorConfig::new(&arguments.issuer, arguments.audience.clone(), keys).with_leeway_secs(arguments.leeway);
+    if let Some(token_type) = &arguments.token_type {
+        config = config.with_type(token_type);
+    }
+    let now = match arguments.at {
+        Some(at) => Now::new(UnixTime::from_secs(at).millis(), Duration::ZERO),
+        None => SystemClock::now(),
+    };
+    if let Some(folder) = &arguments.state {
+        let replica = state::restore(&state::newest(folder)?, now)?;
+        let (checker, _exposure) = Checker::new(Arc::new(replica.set().clone()));
+        return judge(config, checker, Policy::strict(), now);
+    }
+    if let Some(path) = &arguments.revoked {
+        let pairs = RevokedPairs::from_json(&read_file(path, "the list")?).map_err(|error| {
+            Failure::new("bad-list", format!("{} is no JSON array of [iss, jti] pairs", path.display()), &error).usage()
+        })?;
+        return judge(config, pairs, Policy::strict(), now);
+    }
+    // Nobody named a source: the caller asks about everything but revocation, and every line says so.
+    judge(config, Unchecked, Policy::strict().on_not_followed(Rule::Accept), now)
+}
+
+/// Reads a JWKS file.
+pub fn key_set(path: &std::path::Path) -> Result<KeySet, Failure> {
+    KeySet::from_jwks(&read_file(path, "the key set")?)
+        .map_err(|error| Failure::new("bad-jwks", format!("{} cannot be used", path.display()), &error).usage())
+}
+
+fn judge<R: Revocations>(config: ValidatorConfig, revocations: R, policy: Policy, now: Now) -> Result<ExitCode, Failure> {
+    let validator = Validator::new(config, revocations, policy)
+        .map_err(|error| Failure::new("bad-rules", "no validator can be made of these arguments", &error).usage())?;
+    let failed = |error: std::io::Error| Failure::new("io", "standard input or output failed", &error);
+    let mut input = BufReader::new(std::io::stdin().lock());
+    let mut output = std::io::stdout().lock();
+    let (mut number, mut rejected) = (0_u64, false);
+    while let Some(line) = next_line(&mut input).map_err(failed)? {
+        number += 1;
+        let outcome = validator.validate(now, &line);
+        rejected |= outcome.is_err();
+        let mut object = verdict_object(&outcome);
+        if let Some(fields) = object.as_object_mut() {
+            fields.insert("line".to_owned(), json!(number));
+        }
+        writeln!(output, "{object}").map_err(failed)?;
+    }
+    Ok(if rejected { ExitCode::from(REJECTED) } else { ExitCode::SUCCESS })
+}
+
+/// The next line without its end. What is longer than any token, or not UTF-8, becomes a line that no
+/// validator accepts.
+fn next_line(input: &mut impl std::io::BufRead) -> std::io::Result<Option<String>> {
+    let mut bytes = Vec::new();
+    if input.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut bytes)? == 0 {
+        return Ok(None);
+    }
+    if bytes.last() != Some(&b'\n') && bytes.len() as u64 == LINE_BYTES_MAX {
+        // Skipped piece by piece, so that an endless line takes no memory.
+        loop {
+            let (found, used) = {
+                let buffer = input.fill_buf()?;
+                match buffer.iter().position(|byte| *byte == b'\n') {
+                    Some(at) => (true, at + 1),
+                    None => (buffer.is_empty(), buffer.len()),
+                }
+            };
+            input.consume(used);
+            if found {
+                break;
+            }
+        }
+    }
+    while matches!(bytes.last(), Some(b'\n' | b'\r')) {
+        bytes.pop();
+    }
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// The members of a verdict, as `verify` prints them and the agent answers.
+pub fn verdict_object(outcome: &Result<Token, Rejected>) -> Value {
+    let (verdict, reason, token) = match outcome {
+        Ok(token) => ("accept", "accepted", Some(token)),
+        Err(rejected) => ("reject", rejected.reason(), rejected.token.as_deref()),
+    };
+    let revocation = token.map_or("unknown", |token| token.verdict().name());
+    json!({ "verdict": verdict, "reason": reason, "jti": token.map(Token::jti), "revocation": revocation })
+}
