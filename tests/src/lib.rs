@@ -5,6 +5,8 @@ pub mod sim;
 
 pub mod forge;
 
+pub mod follower;
+
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 

@@ -116,12 +116,12 @@ impl Cutting {
         bytes.len() as u64 == summary.bytes
             && self
                 .layer(summary.artifact, Layer::Content, bytes, |_, sealed| {
-                    digests.extend_from_slice(&Digest::of(&sealed).0)
+                    digests.extend_from_slice(&Digest::of(&sealed).0);
                 })
                 .is_ok()
             && self
                 .layer(summary.artifact, Layer::Pages, &digests, |_, sealed| {
-                    pages.push(Digest::of(&sealed))
+                    pages.push(Digest::of(&sealed));
                 })
                 .is_ok()
             && pages == summary.pages

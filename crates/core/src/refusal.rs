@@ -54,10 +54,8 @@ pub enum Refusal {
         found: &'static str,
     },
     /// An object of another realm.
-    #[error("the object belongs to realm {found}, not to {expected}")]
+    #[error("the object belongs to another realm: {found}")]
     WrongRealm {
-        /// The realm this replica follows.
-        expected: RealmId,
         /// The realm the object names.
         found: RealmId,
     },

@@ -7,6 +7,7 @@
 //!
 //! The rules in the comments are those of `docs/architecture.md`, section "Rules".
 
+use alloc::collections::btree_map::Entry;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -65,13 +66,13 @@ impl Config {
         Self {
             profile: Profile::Exact,
             artifact_bytes_max: 64 * 1024 * 1024,
-            staleness_max: Duration::from_secs(24 * 3600),
-            clock_skew: Duration::from_secs(60),
-            epoch_jitter: Duration::from_secs(600),
+            staleness_max: Duration::from_hours(24),
+            clock_skew: Duration::from_mins(1),
+            epoch_jitter: Duration::from_mins(10),
             retry_after: Duration::from_secs(8),
             persist_every: Duration::from_secs(1),
-            persist_proof_every: Duration::from_secs(3600),
-            report_every: Duration::from_secs(60),
+            persist_proof_every: Duration::from_hours(1),
+            report_every: Duration::from_mins(1),
             seed,
         }
     }
@@ -163,6 +164,17 @@ struct HeldManifest {
     freeze_at: Option<Duration>,
 }
 
+/// What has changed and has not been told yet.
+#[derive(Debug, Default)]
+struct Dirty {
+    /// Checkers should see another set.
+    set: bool,
+    /// Something is known that is not written down.
+    content: bool,
+    /// A proof of currency, or a horizon, is not written down; that can wait longer.
+    proof: bool,
+}
+
 /// Deltas whose digests are remembered, to notice two that claim one range.
 const SEEN_DELTAS: usize = 64;
 
@@ -202,9 +214,7 @@ pub struct Replica {
     given_up: Option<(Term, Epoch)>,
 
     revision: u64,
-    exposed_dirty: bool,
-    content_dirty: bool,
-    proof_dirty: bool,
+    dirty: Dirty,
     persist_in_flight: Option<u64>,
     last_persist: Option<Duration>,
     persisted: Option<(Term, Position)>,
@@ -259,9 +269,7 @@ impl Replica {
             move_at: None,
             given_up: None,
             revision: 0,
-            exposed_dirty: false,
-            content_dirty: false,
-            proof_dirty: false,
+            dirty: Dirty::default(),
             persist_in_flight: None,
             last_persist: None,
             persisted: None,
@@ -293,10 +301,7 @@ impl Replica {
     ) -> Result<Self, Refusal> {
         let head = Head::decode(head)?;
         if head.realm != realm {
-            return Err(Refusal::WrongRealm {
-                expected: realm,
-                found: head.realm,
-            });
+            return Err(Refusal::WrongRealm { found: head.realm });
         }
         let mut replica = Self::new(config, realm, trust);
         // What was good when it was written stays good: expiry is for what arrives.
@@ -356,7 +361,7 @@ impl Replica {
             replica.set.cutoffs.record(cutoff);
         }
         replica.persisted = replica.position.map(|(term, _)| (term, replica.set.position()));
-        replica.exposed_dirty = true;
+        replica.dirty.set = true;
         replica.settle(now);
         Ok(replica)
     }
@@ -413,14 +418,14 @@ impl Replica {
             Event::Persisted { revision } => self.on_persisted(now, revision),
             Event::PersistFailed => {
                 self.persist_in_flight = None;
-                self.content_dirty = true;
+                self.dirty.content = true;
                 self.last_persist = Some(now.uptime);
             }
             Event::TimeProven { wall } => {
                 // A signed time is a floor for every other claim about the time.
                 let wall = wall.max(self.set.freshness.floor);
                 self.set.freshness.proven = Some((wall, now.uptime));
-                self.exposed_dirty = true;
+                self.dirty.set = true;
             }
             Event::Elapsed => {}
         }
@@ -511,8 +516,8 @@ impl Replica {
     fn on_keys(&mut self, now: Now, sealed: &[u8]) -> Result<(), Refusal> {
         let first = self.keys.is_none();
         if self.accept_keys(self.latest_time(now), sealed)? {
-            self.content_dirty = true;
-            self.exposed_dirty = true;
+            self.dirty.content = true;
+            self.dirty.set = true;
             if first && self.connected {
                 self.actions.push_back(Action::Subscribe(Address::Live));
             }
@@ -620,8 +625,8 @@ impl Replica {
             arrived: now.uptime,
             freeze_at: Some(now.uptime + patience),
         });
-        self.proof_dirty = true;
-        self.exposed_dirty = true;
+        self.dirty.proof = true;
+        self.dirty.set = true;
         Ok(())
     }
 
@@ -687,7 +692,7 @@ impl Replica {
         }
         self.set.freshness.floor = self.set.freshness.floor.max(delta.issued_at);
         self.raise_horizon(delta.horizon);
-        self.exposed_dirty = true;
+        self.dirty.set = true;
         let held = self.position;
         if held.is_some_and(|(term, sequence)| delta.term == term && delta.to <= sequence) {
             return Ok(());
@@ -717,8 +722,8 @@ impl Replica {
 
     /// Puts every statement of a delta into force; says whether all of them found room.
     fn apply(&mut self, delta: Delta) -> bool {
-        self.content_dirty = true;
-        self.exposed_dirty = true;
+        self.dirty.content = true;
+        self.dirty.set = true;
         let stamp = delta.to;
         let fresh_keys = |set: &RevocationSet, keys: &[crate::token::Fingerprint]| {
             keys.iter().filter(|key| !set.recent.holds(**key)).count()
@@ -897,7 +902,7 @@ impl Replica {
     fn raise_horizon(&mut self, horizon: UnixTime) {
         if horizon > self.set.horizon {
             self.set.horizon = horizon;
-            self.proof_dirty = true;
+            self.dirty.proof = true;
         }
     }
 
@@ -927,8 +932,8 @@ impl Replica {
         if sequence != self.set.sequence {
             self.position = Some((term, sequence));
             self.set.sequence = sequence;
-            self.content_dirty = true;
-            self.exposed_dirty = true;
+            self.dirty.content = true;
+            self.dirty.set = true;
         }
     }
 
@@ -946,8 +951,8 @@ impl Replica {
             .is_none_or(|(issued_at, _)| issued_at < proof.0);
         if reached && newer {
             self.set.freshness.proof = Some(proof);
-            self.proof_dirty = true;
-            self.exposed_dirty = true;
+            self.dirty.proof = true;
+            self.dirty.set = true;
         }
     }
 
@@ -1057,8 +1062,8 @@ impl Replica {
         self.base_digest = Some(Digest::of(&image));
         self.base_image = Some((self.revision + 1, Arc::new(image)));
         self.move_at = None;
-        self.content_dirty = true;
-        self.exposed_dirty = true;
+        self.dirty.content = true;
+        self.dirty.set = true;
     }
 
     /// Drops a download that cannot succeed and does not try that epoch again.
@@ -1159,8 +1164,8 @@ impl Replica {
 
     /// Turns what is wanted, exposed and unwritten into actions.
     fn pump(&mut self, now: Now) {
-        if self.exposed_dirty {
-            self.exposed_dirty = false;
+        if self.dirty.set {
+            self.dirty.set = false;
             self.actions.push_back(Action::Expose(Arc::new(self.set.clone())));
         }
         if self.connected {
@@ -1214,15 +1219,8 @@ impl Replica {
             if self.asks.len() > FETCH_WINDOW {
                 break;
             }
-            if !self.asks.contains_key(&address) {
-                self.asks.insert(
-                    address,
-                    Ask {
-                        since: now.uptime,
-                        tries: 0,
-                        subscribed: true,
-                    },
-                );
+            if let Entry::Vacant(place) = self.asks.entry(address) {
+                place.insert(Ask { since: now.uptime, tries: 0, subscribed: true });
                 self.actions.push_back(Action::Subscribe(address));
             }
         }
@@ -1256,9 +1254,9 @@ impl Replica {
         if self.persist_in_flight.is_some() || self.keys.is_none() {
             return None;
         }
-        let every = if self.content_dirty {
+        let every = if self.dirty.content {
             self.config.persist_every
-        } else if self.proof_dirty {
+        } else if self.dirty.proof {
             self.config.persist_proof_every
         } else {
             return None;
@@ -1271,7 +1269,7 @@ impl Replica {
             return;
         }
         let Some(held) = &self.keys else { return };
-        let head = Head {
+        let state = Head {
             realm: self.realm,
             revision: self.revision + 1,
             profile: self.config.profile,
@@ -1292,17 +1290,17 @@ impl Replica {
             cutoffs: self.set.cutoffs.recent().to_vec(),
         };
         // Everything in a head is within its limits already.
-        let Ok(head) = head.encode() else { return };
+        let Ok(bytes) = state.encode() else { return };
         self.revision += 1;
-        self.content_dirty = false;
-        self.proof_dirty = false;
+        self.dirty.content = false;
+        self.dirty.proof = false;
         self.last_persist = Some(now.uptime);
         self.persist_in_flight = Some(self.revision);
         self.in_flight_position = (self.term(), self.set.position());
         let base = self.base_image.as_ref().map(|(_, image)| Arc::clone(image));
         self.actions.push_back(Action::Persist(Image {
             revision: self.revision,
-            head,
+            head: bytes,
             base,
         }));
     }

@@ -143,8 +143,8 @@ impl PublicKey {
     /// The first 8 bytes of its SHA-256.
     #[must_use]
     pub fn id(&self) -> KeyId {
-        let [a, b, c, d, e, f, g, h, ..] = Digest::of(&self.0).0;
-        KeyId([a, b, c, d, e, f, g, h])
+        // A digest has 32 bytes, so the default is never taken.
+        KeyId(Digest::of(&self.0).0.first_chunk().copied().unwrap_or_default())
     }
 }
 
@@ -337,10 +337,7 @@ impl<'a> Sealed<'a> {
     pub fn expect(bytes: &'a [u8], realm: &RealmId, kind: Kind) -> Result<Self, Refusal> {
         let sealed = Self::parse(bytes)?;
         if sealed.realm != *realm {
-            return Err(Refusal::WrongRealm {
-                expected: *realm,
-                found: sealed.realm,
-            });
+            return Err(Refusal::WrongRealm { found: sealed.realm });
         }
         if sealed.kind != kind {
             return Err(Refusal::Extraneous {
@@ -366,8 +363,7 @@ impl<'a> Sealed<'a> {
     /// Ids of the keys that are said to have signed it.
     pub fn signers(&self) -> impl Iterator<Item = KeyId> + 'a {
         self.signatures.iter().map(|pair| {
-            let [a, b, c, d, e, f, g, h, ..] = *pair;
-            KeyId([a, b, c, d, e, f, g, h])
+            KeyId(pair.first_chunk().copied().unwrap_or_default())
         })
     }
 

@@ -239,20 +239,18 @@ pub struct Freshness {
 }
 
 /// A wall clock further than this above the highest signed time is a fault, not a long sleep.
-const PLAUSIBLE_AHEAD: Duration = Duration::from_secs(400 * 24 * 3600);
+const PLAUSIBLE_AHEAD: Duration = Duration::from_hours(400 * 24);
 
 impl Freshness {
     /// The time, if it can be told: proven once and carried by uptime, or a plausible wall clock.
     #[must_use]
     pub fn wall(&self, now: Now) -> Option<UnixMillis> {
-        match self.proven {
-            Some((wall, at)) => Some(wall.plus(now.uptime.saturating_sub(at)).max(self.floor)),
-            None => {
-                let plausible = now.wall.plus(self.clock_skew) >= self.floor
-                    && (self.floor == UnixMillis::default() || now.wall <= self.floor.plus(PLAUSIBLE_AHEAD));
-                plausible.then_some(now.wall.max(self.floor))
-            }
+        if let Some((wall, at)) = self.proven {
+            return Some(wall.plus(now.uptime.saturating_sub(at)).max(self.floor));
         }
+        let not_behind = now.wall.plus(self.clock_skew) >= self.floor;
+        let not_ahead = self.floor == UnixMillis::default() || now.wall <= self.floor.plus(PLAUSIBLE_AHEAD);
+        (not_behind && not_ahead).then_some(now.wall.max(self.floor))
     }
 
     /// How old the last proof of currency is, by both clocks: the larger counts (design rule 2).

@@ -328,13 +328,13 @@ impl Fingerprinter {
     /// Binds function, key and width of a realm.
     #[must_use]
     pub const fn new(function: FingerprintFunction, key: RealmKey, width: Width) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = key.0;
+        let [seed, whitening] = halves(key.0);
         Self {
             function,
             key,
             width,
-            seed: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            whitening: u64::from_le_bytes([i, j, k, l, m, n, o, p]),
+            seed,
+            whitening,
         }
     }
 
@@ -367,8 +367,8 @@ impl Fingerprinter {
             .chain_update([kind])
             .chain_update(bytes)
             .finalize();
-        let [a, b, c, d, e, f, g, h, ..] = digest.0;
-        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+        // A digest has 32 bytes, so the default is never taken.
+        u64::from_le_bytes(digest.0.first_chunk().copied().unwrap_or_default())
     }
 
     /// The function in use.
@@ -387,5 +387,14 @@ impl Fingerprinter {
     #[must_use]
     pub const fn width(&self) -> Width {
         self.width
+    }
+}
+
+/// Both halves of a key as numbers, first half first.
+const fn halves(key: [u8; 16]) -> [u64; 2] {
+    match key.as_chunks::<8>() {
+        ([first, second], _) => [u64::from_le_bytes(*first), u64::from_le_bytes(*second)],
+        // Sixteen bytes are always two halves.
+        _ => [0, 0],
     }
 }

@@ -198,6 +198,7 @@ impl Link {
             gate: Gate::default(),
             backoff: Backoff::default(),
             started: Instant::now(),
+            connected_at: None,
         };
         Self {
             events,
@@ -308,6 +309,25 @@ struct Loss {
     overrun: bool,
 }
 
+impl Loss {
+    /// We ended it.
+    fn of_ours(why: &str) -> Self {
+        Self {
+            why: why.to_owned(),
+            offence: None,
+            overrun: false,
+        }
+    }
+
+    /// The polling task ended without a word: the client panicked, over some packet.
+    fn of_client() -> Self {
+        Self {
+            offence: Some(Offence::Malformed),
+            ..Self::of_ours("the MQTT client failed")
+        }
+    }
+}
+
 /// A packet broke the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Offence {
@@ -330,6 +350,8 @@ struct Manager {
     gate: Gate,
     backoff: Backoff,
     started: Instant,
+    /// When the present connection was accepted, since the start.
+    connected_at: Option<Duration>,
 }
 
 /// A task that does not outlive whoever started it.
@@ -348,14 +370,16 @@ impl Manager {
             let (client, events) = client(&self.config);
             let (polled_in, mut polled) = mpsc::channel(WAITING_MAX);
             let polling = Aborting(tokio::spawn(poll(events, polled_in)));
-            let began = self.now();
+            self.connected_at = None;
             let end = self.converse(&client, &mut polled).await;
             let End::Lost(loss) = end else {
                 say_goodbye(&client, &mut polled).await;
                 return;
             };
             drop(polling);
-            let lived = self.now().saturating_sub(began);
+            let lived = self
+                .connected_at
+                .map_or(Duration::ZERO, |at| self.now().saturating_sub(at));
             if self.settle(loss, lived).await.is_err() || self.pause(lived).await.is_err() {
                 return;
             }
@@ -368,13 +392,6 @@ impl Manager {
 
     /// One connection, from the attempt to its end.
     async fn converse(&mut self, client: &AsyncClient, polled: &mut mpsc::Receiver<Polled>) -> End {
-        let give_up = |why: &str| {
-            End::Lost(Loss {
-                why: why.to_owned(),
-                offence: None,
-                overrun: false,
-            })
-        };
         let mut connected = false;
         // Subscriptions given to the client that have no packet id yet, and those not acknowledged.
         let mut queued = VecDeque::new();
@@ -382,13 +399,15 @@ impl Manager {
         self.shared.reset.store(false, Ordering::Relaxed);
         loop {
             if self.shared.reset.swap(false, Ordering::Relaxed) {
-                return give_up("requests came faster than they could be sent");
+                return End::Lost(Loss::of_ours("requests came faster than they could be sent"));
             }
             let now = self.now();
             while connected && let Some(address) = self.gate.poll(now) {
                 let topic = address.topic(self.config.prefix.as_str(), &self.config.realm);
                 if client.try_subscribe(topic, QoS::AtLeastOnce).is_err() {
-                    return give_up("subscriptions came faster than they could be sent");
+                    // It never left, so it is not to blame for anything.
+                    self.gate.unsubscribe(address);
+                    return unsent(polled).await;
                 }
                 queued.push_back(address);
             }
@@ -397,6 +416,7 @@ impl Manager {
                 event = polled.recv() => match event {
                     Some(Polled::Event(Event::Incoming(Packet::ConnAck(_)))) => {
                         connected = true;
+                        self.connected_at = Some(self.now());
                         count(&self.shared.connections);
                         tracing::info!(broker = %self.config.broker, "connected");
                         if self.events.send(LinkEvent::Connected).await.is_err() {
@@ -430,18 +450,14 @@ impl Manager {
                     // Everything else is housekeeping.
                     Some(Polled::Event(_)) => {}
                     Some(Polled::Lost(how)) => return End::Lost(how),
-                    None => return End::Lost(Loss {
-                        why: "the MQTT client failed".to_owned(),
-                        offence: Some(Offence::Malformed),
-                        overrun: false,
-                    }),
+                    None => return End::Lost(Loss::of_client()),
                 },
                 request = self.requests.recv() => match request {
                     Some(Request::Subscribe(address)) if connected => self.gate.subscribe(self.now(), address),
                     Some(Request::Unsubscribe(address)) if connected => {
                         let topic = address.topic(self.config.prefix.as_str(), &self.config.realm);
                         if self.gate.unsubscribe(address) && client.try_unsubscribe(topic).is_err() {
-                            return give_up("requests came faster than they could be sent");
+                            return unsent(polled).await;
                         }
                     }
                     Some(Request::Report(sealed)) if connected => {
@@ -449,7 +465,7 @@ impl Manager {
                         if sealed.len() <= SEALED_BYTES_MAX
                             && client.try_publish(topic, QoS::AtLeastOnce, false, sealed).is_err()
                         {
-                            return give_up("reports came faster than they could be sent");
+                            return unsent(polled).await;
                         }
                     }
                     // Without a connection nothing can be asked for; the replica asks again when there is one.
@@ -557,6 +573,23 @@ async fn poll(mut events: EventLoop, out: mpsc::Sender<Polled>) {
             }
         }
     }
+}
+
+/// What ended a connection on which nothing can be sent any more: mostly the polling task has a
+/// reason to tell, which matters; if it lives, its queue is full.
+async fn unsent(polled: &mut mpsc::Receiver<Polled>) -> End {
+    let reason = async {
+        loop {
+            match polled.recv().await {
+                Some(Polled::Lost(how)) => return how,
+                // The replica asks again for whatever it still needs.
+                Some(Polled::Event(_)) => {}
+                None => return Loss::of_client(),
+            }
+        }
+    };
+    let stuck = || Loss::of_ours("requests came faster than they could be sent");
+    End::Lost(timeout(CLOSE_TIMEOUT, reason).await.unwrap_or_else(|_| stuck()))
 }
 
 /// Ends the session; the polling task stops once the goodbye is on its way.

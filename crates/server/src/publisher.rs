@@ -62,9 +62,9 @@ impl Default for Settings {
             false_positive_rate: 0.01,
             heartbeat: Duration::from_secs(30),
             manifest_every: Duration::from_secs(1),
-            grace: Duration::from_secs(600),
-            epoch_age_max: Duration::from_secs(24 * 3600),
-            restart_jump_max: Duration::from_secs(7 * 24 * 3600),
+            grace: Duration::from_mins(10),
+            epoch_age_max: Duration::from_hours(24),
+            restart_jump_max: Duration::from_hours(7 * 24),
         }
     }
 }
@@ -260,8 +260,11 @@ impl Publisher {
         }
         publisher.load_manifest(now, term)?;
         if publisher.cut_to > head {
-            let (realm, published) = (publisher.realm.id, publisher.cut_to);
-            return Err(PublishError::LedgerBehind { realm, head, published });
+            return Err(PublishError::LedgerBehind {
+                realm: publisher.realm.id,
+                head,
+                published: publisher.cut_to,
+            });
         }
         let (mut known, mut fresh) = (true, Vec::new());
         for entry in entries {

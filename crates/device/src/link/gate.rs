@@ -91,6 +91,7 @@ impl Gate {
         self.wanted.remove(&address);
         self.queue.retain(|queued| *queued != address);
         self.refused.remove(&address);
+        self.watched.take_if(|watched| watched.address == address);
         self.standing.remove(&address)
     }
 

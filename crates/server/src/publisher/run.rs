@@ -269,8 +269,11 @@ impl Publishing {
             publisher.skip_epochs_through(standing.epoch);
             let (term, reached) = (publisher.term(), publisher.book().sequence());
             if standing.term > term || (standing.term == term && standing.sequence > reached) {
-                let published = standing.sequence;
-                return Err(PublishError::LedgerBehind { realm, head: reached, published }.into());
+                return Err(PublishError::LedgerBehind {
+                    realm,
+                    head: reached,
+                    published: standing.sequence,
+                }.into());
             }
         }
         let digests = found.iter().map(|(address, bytes)| (*address, bytes.as_deref().map(Digest::of)));

@@ -109,7 +109,7 @@ mod tests {
     }
 
     fn clock(last: u64) -> SigningClock {
-        SigningClock::new(Some(UnixMillis::from_millis(last)), Duration::from_secs(7 * 24 * 3600))
+        SigningClock::new(Some(UnixMillis::from_millis(last)), Duration::from_hours(7 * 24))
     }
 
     #[test]
