@@ -37,7 +37,7 @@ impl Api {
     pub fn with_token(base: &str, token: &str) -> Self {
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_secs(60)))
+            .timeout_global(Some(Duration::from_mins(1)))
             .build()
             .new_agent();
         Self { agent, base: base.trim_end_matches('/').to_owned(), authorization: format!("Bearer {token}") }
@@ -80,7 +80,7 @@ impl Api {
     }
 }
 
-pub fn realm(output: &Output, server: &ServerArguments, command: RealmCommand) -> Result<ExitCode, Failure> {
+pub fn realm(output: Output, server: &ServerArguments, command: RealmCommand) -> Result<ExitCode, Failure> {
     let api = Api::new(server)?;
     match command {
         RealmCommand::Create { name, issuer, fingerprint, width, leeway, max_token_lifetime } => {
@@ -115,7 +115,7 @@ fn realms(api: &Api) -> Result<Vec<Value>, Failure> {
     list.ok_or_else(|| Failure::plain("bad-answer", "the server's list of realms cannot be read"))
 }
 
-pub fn revoke(output: &Output, arguments: &Revoke) -> Result<ExitCode, Failure> {
+pub fn revoke(output: Output, arguments: &Revoke) -> Result<ExitCode, Failure> {
     let api = Api::new(&arguments.server)?;
     let (jti, exp) = match (&arguments.token, &arguments.jti, arguments.exp) {
         (Some(token), ..) => {
@@ -143,7 +143,7 @@ pub fn revoke(output: &Output, arguments: &Revoke) -> Result<ExitCode, Failure> 
 }
 
 pub fn reinstate(
-    output: &Output,
+    output: Output,
     server: &ServerArguments,
     realm: &str,
     jti: &str,
@@ -165,7 +165,7 @@ pub fn reinstate(
     Ok(ExitCode::SUCCESS)
 }
 
-pub fn status(output: &Output, server: &ServerArguments) -> Result<ExitCode, Failure> {
+pub fn status(output: Output, server: &ServerArguments) -> Result<ExitCode, Failure> {
     let status = Api::new(server)?.get("/v1/status")?;
     let words = serde_json::to_string_pretty(&status).unwrap_or_else(|_| status.to_string());
     output.result(words, &status);

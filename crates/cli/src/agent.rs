@@ -32,7 +32,7 @@ const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOS
 /// More than the largest token, so that one that is too large is told so by the validator.
 const BODY_BYTES_MAX: usize = 32 * 1024;
 
-pub fn run(output: &Output, arguments: &Agent) -> Result<ExitCode, Failure> {
+pub fn run(output: Output, arguments: &Agent) -> Result<ExitCode, Failure> {
     output.start_logging()?;
     let listen = arguments.listen.unwrap_or(LISTEN_DEFAULT);
     if !listen.ip().is_loopback() {
@@ -74,14 +74,13 @@ fn device_config(arguments: &Agent) -> Result<DeviceConfig, Failure> {
     let broker = arguments.broker.parse().map_err(|error| bad("--broker", &error))?;
     let realm = RealmId::new(&arguments.realm).map_err(|error| bad("--realm", &error))?;
     let trust = trust_from_file(&arguments.trust).map_err(|error| bad("--trust", &error))?;
-    let client_id = match &arguments.client_id {
-        Some(text) => ClientId::new(text),
+    let client_id = if let Some(text) = &arguments.client_id {
+        ClientId::new(text)
+    } else {
         // Stable as long as the state is, and different for every state folder.
-        None => {
-            let folder = std::path::absolute(&arguments.state).unwrap_or_else(|_| arguments.state.clone());
-            let digest = Digest::of(folder.as_os_str().as_encoded_bytes()).to_string();
-            ClientId::new(&format!("agent-{}", digest.get(..16).unwrap_or(&digest)))
-        }
+        let folder = std::path::absolute(&arguments.state).unwrap_or_else(|_| arguments.state.clone());
+        let digest = Digest::of(folder.as_os_str().as_encoded_bytes()).to_string();
+        ClientId::new(&format!("agent-{}", digest.get(..16).unwrap_or(&digest)))
     };
     let seed = random_seed().map_err(|error| bad("no random seed", &error))?;
     let profile = match arguments.profile {

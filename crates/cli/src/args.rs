@@ -1,5 +1,7 @@
 //! What can be said on the command line.
 
+#![expect(clippy::doc_markdown, reason = "doc comments are the help text, printed as they stand")]
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 

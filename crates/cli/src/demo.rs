@@ -44,11 +44,11 @@ const EPOCH_JITTER: Duration = Duration::from_millis(500);
 /// Revocations in one request: below the server's limit.
 const BATCH: usize = 1_000;
 
-pub fn run(output: &Output, arguments: &Demo) -> Result<ExitCode, Failure> {
+pub fn run(output: Output, arguments: Demo) -> Result<ExitCode, Failure> {
     let folder = Scratch::new()?;
     runtime()?.block_on(async {
-        let mut demo = Show::begin(*output, *arguments, folder.path()).await?;
-        demo.accept_one().await?;
+        let mut demo = Show::begin(output, arguments, folder.path()).await?;
+        demo.accept_one()?;
         demo.revoke_one_by_one().await?;
         demo.revoke_the_rest().await?;
         demo.restart_one_without_network().await?;
@@ -178,7 +178,7 @@ impl Show {
 
     // ---- acts --------------------------------------------------------------------------------
 
-    async fn accept_one(&mut self) -> Result<(), Failure> {
+    fn accept_one(&self) -> Result<(), Failure> {
         let Some(token) = self.bad.first().cloned() else { return Ok(()) };
         for follower in &self.followers {
             self.validate(follower, &token)?.map_err(|rejection| {
@@ -563,7 +563,7 @@ fn verdict(checker: &revocast_device::Checker, token: &Issued) -> Verdict {
     }
 }
 
-/// Makes real tokens: EdDSA (RFC 8037), signed with the issuer key that `keygen` makes.
+/// Makes real tokens: `EdDSA` (RFC 8037), signed with the issuer key that `keygen` makes.
 struct Mint {
     key: Ed25519KeyPair,
     kid: String,

@@ -47,7 +47,7 @@ impl Findings {
     }
 }
 
-pub fn run(output: &Output, file: &Path, trust: Option<&Path>, keys: Option<&Path>) -> Result<ExitCode, Failure> {
+pub fn run(output: Output, file: &Path, trust: Option<&Path>, keys: Option<&Path>) -> Result<ExitCode, Failure> {
     let trust = trust.map(|path| {
         trust_from_file(path).map_err(|error| Failure::new("bad-trust", format!("{} cannot be used", path.display()), &error).usage())
     });

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::output::{Failure, Output};
 
-pub fn run(output: &Output, folder: &Path) -> Result<ExitCode, Failure> {
+pub fn run(output: Output, folder: &Path) -> Result<ExitCode, Failure> {
     let keys = Keys::generate(folder, SystemClock::new().unix_time()).map_err(|error| failure(&error))?;
     let file = |name: &str| folder.join(name).display().to_string();
     let roots: Vec<String> = keys.trust().roots.iter().map(|root| root.id().to_string()).collect();

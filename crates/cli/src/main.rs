@@ -27,16 +27,16 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let output = Output::new(arguments.json);
     let outcome = match arguments.command {
-        Command::Demo(demo) => demo::run(&output, &demo),
-        Command::Keygen { out } => keygen::run(&output, &out),
-        Command::Serve(serve) => serve::run(&output, serve),
-        Command::Realm { command, server } => admin::realm(&output, &server, command),
-        Command::Revoke(revoke) => admin::revoke(&output, &revoke),
-        Command::Reinstate { realm, jti, reason, server } => admin::reinstate(&output, &server, &realm, &jti, reason),
-        Command::Status { server } => admin::status(&output, &server),
-        Command::Agent(agent) => agent::run(&output, &agent),
+        Command::Demo(demo) => demo::run(output, demo),
+        Command::Keygen { out } => keygen::run(output, &out),
+        Command::Serve(serve) => serve::run(output, serve),
+        Command::Realm { command, server } => admin::realm(output, &server, command),
+        Command::Revoke(revoke) => admin::revoke(output, &revoke),
+        Command::Reinstate { realm, jti, reason, server } => admin::reinstate(output, &server, &realm, &jti, reason),
+        Command::Status { server } => admin::status(output, &server),
+        Command::Agent(agent) => agent::run(output, &agent),
         Command::Verify(verify) => verify::run(&verify),
-        Command::Inspect { file, verify, keys } => inspect::run(&output, &file, verify.as_deref(), keys.as_deref()),
+        Command::Inspect { file, verify, keys } => inspect::run(output, &file, verify.as_deref(), keys.as_deref()),
     };
     match outcome {
         Ok(code) => code,

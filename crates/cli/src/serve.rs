@@ -13,7 +13,7 @@ use crate::args::Serve;
 use crate::output::{Failure, Output};
 use crate::{asked_to_end, keygen, runtime};
 
-pub fn run(output: &Output, arguments: Serve) -> Result<ExitCode, Failure> {
+pub fn run(output: Output, arguments: Serve) -> Result<ExitCode, Failure> {
     output.start_logging()?;
     let unusable =
         |error: &dyn std::error::Error| Failure::new("bad-config", "the configuration cannot be used", error).usage();
