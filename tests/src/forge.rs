@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use revocast_core::artifact::Cutting;
+use revocast_core::replica::Config;
 use revocast_core::update::{Artifact, Keys, Piece, PublisherKey, Role};
 use revocast_core::{
     Address, Cutoff, Delta, Digest, Epoch, FilterBuf, FilterParams, Fingerprint, FingerprintFunction, Fingerprinter, Index,
     Jti, Kind, Manifest, RealmId, RealmKey, Salt, Sequence, SigningKey, Term, Trust, UnixMillis, UnixTime, Width, rice, seal,
     wire,
 };
+
+use crate::follower::{Follower, Shelf};
 
 /// Seconds at which every forged world begins: 2026-01-01.
 pub const START: u64 = 1_767_225_600;
@@ -229,6 +232,29 @@ impl Forge {
     pub fn manifest(&self, manifest: &Manifest) -> Vec<u8> {
         let body = wire::encode_manifest(manifest).expect("a valid manifest");
         seal(Kind::Manifest, &self.realm, &body, &[&self.content])
+    }
+}
+
+impl Forge {
+    /// Everything a new device reads: keys, an epoch, a ladder, a manifest issued at second `at`.
+    #[must_use]
+    pub fn shelf(&self, epochal: &Epochal, ladder: &[Delta], sequence: u64, at: u64) -> Shelf {
+        let mut shelf: Shelf = epochal.objects.iter().cloned().collect();
+        shelf.insert(Address::Keys, self.keys(1));
+        let sealed: Vec<(u64, u64, Vec<u8>)> =
+            ladder.iter().map(|delta| (delta.from.0, delta.to.0, self.delta(delta))).collect();
+        let named: Vec<(u64, u64, &[u8])> = sealed.iter().map(|(from, to, bytes)| (*from, *to, &bytes[..])).collect();
+        shelf.insert(Address::Manifest, self.manifest(&self.manifest_meant(epochal, sequence, &named, at)));
+        for (from, to, bytes) in sealed {
+            shelf.insert(Address::Ladder { from: Sequence(from), to: Sequence(to) }, bytes);
+        }
+        shelf
+    }
+
+    /// A connected device of this realm, `at` seconds after the start.
+    #[must_use]
+    pub fn device(&self, config: Config, at: u64) -> Follower {
+        Follower::new(self.realm, self.trust(), config, at)
     }
 }
 

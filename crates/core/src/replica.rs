@@ -300,6 +300,36 @@ impl Replica {
         base: Option<&[u8]>,
     ) -> Result<Self, Refusal> {
         let head = Head::decode(head)?;
+        let same_profile = head.profile == config.profile;
+        match (head.base, base) {
+            // A base for another profile is of no use; what else is known stays in force.
+            (Some(_), _) if !same_profile => Self::go_on(config, realm, trust, now, head, None),
+            (Some(digest), Some(bytes)) if Digest::of(bytes) == digest => {
+                Self::go_on(config, realm, trust, now, head, Some(bytes))
+            }
+            (Some(_), _) => Err(Refusal::DamagedState {
+                what: "the base image is missing or damaged",
+            }),
+            (None, _) => Self::go_on(config, realm, trust, now, head, None),
+        }
+    }
+
+    /// A replica that goes on from a head whose base is lost.
+    ///
+    /// Floors, horizon, keys, the highest manifest and every revocation since the base stay in force;
+    /// everything else is `Unknown` until a base has been fetched.
+    pub fn salvage(config: Config, realm: RealmId, trust: Trust, now: Now, head: &[u8]) -> Result<Self, Refusal> {
+        Self::go_on(config, realm, trust, now, Head::decode(head)?, None)
+    }
+
+    fn go_on(
+        config: Config,
+        realm: RealmId,
+        trust: Trust,
+        now: Now,
+        head: Head,
+        base: Option<&[u8]>,
+    ) -> Result<Self, Refusal> {
         if head.realm != realm {
             return Err(Refusal::WrongRealm { found: head.realm });
         }
@@ -338,24 +368,20 @@ impl Replica {
             }
             replica.set.recent.record(entry);
         }
-        match (head.base, base) {
-            (Some(digest), Some(bytes)) if Digest::of(bytes) == digest && head.profile == replica.config.profile => {
+        match base {
+            Some(bytes) => {
                 replica.restore_base(bytes)?;
-                replica.base_digest = Some(digest);
+                replica.base_digest = head.base;
             }
-            (None, _) => {}
-            // Without its base, or with one for another profile, a position means nothing: what is
-            // recent stays in force, and the base is fetched.
-            (Some(_), _) if head.profile != replica.config.profile => {
+            None if head.base.is_some() => {
+                // A position says that everything up to it is known, and a proof that it is current:
+                // neither is true without the base.
                 replica.position = None;
                 replica.set.sequence = Sequence::default();
+                replica.set.freshness.proof = None;
                 replica.early.clear();
             }
-            (Some(_), _) => {
-                return Err(Refusal::DamagedState {
-                    what: "the base image is missing or damaged",
-                });
-            }
+            None => {}
         }
         for cutoff in head.cutoffs {
             replica.set.cutoffs.record(cutoff);

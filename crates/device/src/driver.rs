@@ -190,7 +190,7 @@ pub enum FoundState {
         /// Whether a newer or other slot was damaged.
         damaged: bool,
     },
-    /// Nothing that could be used: it began anew.
+    /// No whole state: it began anew, or from what a head without its base still holds.
     Damaged {
         /// What was wrong with the newest that could be read at all.
         refusal: Option<Refusal>,
@@ -229,6 +229,18 @@ fn restore(config: &DeviceConfig, store: &mut impl Store, now: Now) -> Result<Re
                 damaged = true;
                 refused.get_or_insert(refusal);
             }
+        }
+    }
+    // Without its base a head still holds floors, horizon and the revocations since.
+    for candidate in &heads.candidates {
+        let (replica, trust) = (config.replica.clone(), config.trust.clone());
+        if let Ok(replica) = Replica::salvage(replica, realm, trust, now, &candidate.head) {
+            tracing::error!(%realm, revision = candidate.revision, "the stored base is lost; answering unknown until it is fetched");
+            return Ok(Restored {
+                replica,
+                found: FoundState::Damaged { refusal: refused },
+                realm,
+            });
         }
     }
     let found = if damaged {

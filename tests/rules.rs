@@ -1,0 +1,1169 @@
+//! The rules of the design, section 7: each is a test, as a law over random histories where it
+//! speaks of orders of events.
+//!
+//! P is a device's gap-free sequence, S a base's sequence, H the `gc_horizon`.
+//!
+//! Five rules have their place kept for later issues: 7 (folding `recent` into the filter), 17 (what
+//! `covered_until` covers), 18 (exceptions and a frozen registry), 21 (signed answers to one question),
+//! 22 (renewal and descendants). What they speak of does not exist yet.
+#![allow(clippy::unwrap_used)] // a test that cannot go on should stop
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use revocast_core::limits::{RECENT_ENTRIES_MAX, SEALED_BYTES_MAX};
+use revocast_core::update::{PublisherKey, Role};
+use revocast_core::{
+    Address, Claims, Cutoff, Delta, Digest, Doubt, Epoch, Event, FilterBuf, FilterParams, Fingerprint,
+    FingerprintFunction, Fingerprinter, Jti, Kind, Membership, Now, Profile, RealmId, RealmIdError, RealmKey, Refusal,
+    Salt, Scope, ScopeKind, Sequence, SigningKey, Term, UnixMillis, UnixTime, Verdict, Why, Width, seal, wire,
+};
+use revocast_server::ledger::{self, Ledger as _, LedgerError};
+use revocast_server::publisher::{Book, SigningClock};
+use revocast_tests::follower::{Follower, Shelf, Site, prompt, small_settings};
+use revocast_tests::forge::{Forge, START, horizon, time};
+use revocast_tests::{Random, ready};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn is_revoked(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::Revoked { .. })
+}
+
+fn is_good(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::NotRevoked { .. })
+}
+
+fn names(refused: &[Refusal]) -> Vec<&'static str> {
+    refused.iter().map(Refusal::name).collect()
+}
+
+fn fingerprinter(width: Width) -> Fingerprinter {
+    Fingerprinter::new(FingerprintFunction::Xxh3, RealmKey([5; 16]), width)
+}
+
+fn site(seed: u64) -> Site {
+    Site::new(seed, fingerprinter(Width::W48), small_settings(), |realm| {
+        realm.leeway = Duration::from_secs(5);
+        realm.max_token_lifetime = Duration::from_secs(600);
+    })
+}
+
+// ---- Freshness -----------------------------------------------------------------------------------
+
+#[test]
+fn rule_01_a_manifest_proves_currency_only_once_its_sequence_is_reached() {
+    let forge = Forge::new(1);
+    let base = forge.epoch(1, 3, &["a"], &[], 0);
+    let first = forge.delta_meant((3, 4), &["b"], &[], 20);
+    let second = forge.delta_meant((4, 5), &["c"], &[], 4_000);
+    let mut device = forge.device(prompt(Profile::Exact), 0);
+    device.serve(&forge.shelf(&base, &[], 3, 10));
+    assert!(matches!(device.ask("good"), Verdict::NotRevoked { at } if at.sequence == Sequence(3)));
+
+    // A newer manifest whose delta is held back: the proof stays the old one, and runs out on time.
+    let held_back = forge.shelf(&base, &[first.clone()], 4, 20);
+    device.give(Address::Manifest, &held_back[&Address::Manifest]);
+    assert_eq!(device.exposed.freshness().proof.unwrap().0, time(10));
+    device.pass(3_700 * SECOND);
+    assert!(matches!(device.ask("good"), Verdict::Unknown { doubt: Doubt::Stale { age } } if age >= 3_690 * SECOND));
+    // Deltas never renew freshness, however young they are; what they revoke is revoked all the same.
+    device.give(Address::Live, &forge.delta(&second));
+    assert!(matches!(device.ask("good"), Verdict::Unknown { doubt: Doubt::Stale { .. } }));
+    assert!(is_revoked(device.ask("c")));
+    // The gap closes: P passes the held manifest, so it counts, as old as it is.
+    device.give(Address::Live, &forge.delta(&first));
+    assert_eq!((device.sequence(), device.exposed.freshness().proof.unwrap().0), (5, time(20)));
+    assert!(matches!(device.ask("good"), Verdict::Unknown { doubt: Doubt::Stale { .. } }));
+    // A manifest at or below P proves it.
+    let fresh = forge.shelf(&base, &[first, second], 5, 3_700);
+    device.give(Address::Manifest, &fresh[&Address::Manifest]);
+    assert!(matches!(device.ask("good"), Verdict::NotRevoked { at } if at.sequence == Sequence(5)));
+
+    // The same as a law: the proof is the highest manifest so far, from the moment P satisfied it.
+    for seed in 0..200 {
+        let mut random = Random::new(seed);
+        let mut device = forge.device(prompt(Profile::List), 0);
+        device.serve(&forge.shelf(&base, &[], 3, 1));
+        let deltas: Vec<Delta> =
+            (3..13).map(|from| forge.delta_meant((from, from + 1), &["x"], &[], from)).collect();
+        let (mut held, mut proof) = ((3, 1), 1);
+        for at in 2..60 {
+            if random.chance(40) {
+                let sequence = 3 + random.below(11);
+                let manifest = forge.manifest_meant(&base, sequence, &[], at);
+                device.give(Address::Manifest, &forge.manifest(&manifest));
+                held = held.max((sequence, at));
+            } else {
+                device.give(Address::Live, &forge.delta(random.pick(&deltas)));
+            }
+            if device.sequence() >= held.0 {
+                proof = held.1;
+            }
+            assert_eq!(device.exposed.freshness().proof.unwrap().0, time(proof), "seed {seed} at {at}");
+        }
+    }
+}
+
+#[test]
+fn rule_02_age_is_the_larger_of_both_clocks_and_an_untrusted_clock_answers_nothing() {
+    let forge = Forge::new(2);
+    let base = forge.epoch(1, 3, &["a"], &[], 0);
+    let shelf = forge.shelf(&base, &[], 3, 10_000_000);
+    for seed in 0..300 {
+        let mut random = Random::new(seed);
+        let mut device = forge.device(prompt(Profile::Exact), 10_000_000);
+        device.serve(&shelf);
+        let arrived = device.uptime;
+        for _ in 0..20 {
+            device.uptime += Duration::from_secs(random.below(600));
+            let offset = random.below(20_000) as i64 - 5_000;
+            device.wall = time(10_000_000).millis().saturating_add_signed(offset * 1_000);
+            let by_uptime = device.uptime - arrived;
+            match device.ask("good") {
+                Verdict::NotRevoked { .. } => {
+                    assert!(offset >= -60 && offset <= 3_600 && by_uptime <= 3_600 * SECOND, "{offset} {by_uptime:?}");
+                }
+                Verdict::Unknown { doubt: Doubt::Stale { age } } => {
+                    assert_eq!(age, by_uptime.max(Duration::from_secs(offset.max(0) as u64)));
+                    assert!(age > 3_600 * SECOND);
+                }
+                Verdict::Unknown { doubt: Doubt::TimeUnknown } => assert!(offset < -60),
+                other => panic!("{other:?}"),
+            }
+            assert!(is_revoked(device.ask("a")), "no clock softens a revocation");
+        }
+    }
+    // Implausibly far above the floor is as untrustworthy as below it.
+    let mut device = forge.device(prompt(Profile::Exact), 10_000_000);
+    device.serve(&shelf);
+    device.wall += 401 * 24 * 3_600 * 1_000;
+    assert_eq!(device.ask("good"), Verdict::Unknown { doubt: Doubt::TimeUnknown });
+    assert!(is_revoked(device.ask("a")));
+    // Proven once, uptime carries the time: the wall clock is not asked any more.
+    device.tell(Event::TimeProven { wall: time(10_000_100) });
+    assert!(is_good(device.ask("good")));
+    device.wall = 0;
+    device.uptime += 3_000 * SECOND;
+    assert!(is_good(device.ask("good")));
+    device.uptime += 1_000 * SECOND;
+    assert!(matches!(device.ask("good"), Verdict::Unknown { doubt: Doubt::Stale { .. } }));
+}
+
+// ---- Deltas and bases ----------------------------------------------------------------------------
+
+/// A random history over few keys and scopes, and what it says as of any sequence.
+struct History {
+    keys: Vec<BTreeMap<&'static str, bool>>,
+    scopes: Vec<BTreeMap<&'static str, Option<u64>>>,
+    length: u64,
+}
+
+const KEYS: [&str; 6] = ["k0", "k1", "k2", "k3", "k4", "k5"];
+const SUBS: [&str; 2] = ["s0", "s1"];
+
+impl History {
+    fn new(random: &mut Random, length: u64) -> Self {
+        let (mut keys, mut scopes) = (vec![BTreeMap::new()], vec![BTreeMap::new()]);
+        for _ in 0..length {
+            let (mut said, mut cut) = (BTreeMap::new(), BTreeMap::new());
+            if random.chance(75) {
+                said.insert(*random.pick(&KEYS), random.chance(55));
+            } else {
+                let not_before = random.chance(60).then(|| START + 100 * random.below(10));
+                cut.insert(*random.pick(&SUBS), not_before);
+            }
+            keys.push(said);
+            scopes.push(cut);
+        }
+        Self { keys, scopes, length }
+    }
+
+    fn key(&self, key: &str, as_of: u64) -> Option<bool> {
+        (0..=as_of).rev().find_map(|at| self.keys[at as usize].get(key).copied())
+    }
+
+    fn scope(&self, sub: &str, as_of: u64) -> Option<Option<u64>> {
+        (0..=as_of).rev().find_map(|at| self.scopes[at as usize].get(sub).copied())
+    }
+
+    /// The net change over (from, to].
+    fn delta(&self, forge: &Forge, from: u64, to: u64) -> Delta {
+        let range = from + 1..=to;
+        let touched = |key: &str| range.clone().any(|at| self.keys[at as usize].contains_key(key));
+        let cut = |sub: &str| range.clone().any(|at| self.scopes[at as usize].contains_key(sub));
+        let with = |state| -> Vec<&str> {
+            KEYS.into_iter().filter(|key| touched(key) && self.key(key, to) == Some(state)).collect()
+        };
+        let mut delta = forge.delta_meant((from, to), &with(true), &with(false), 50 + to);
+        for sub in SUBS.into_iter().filter(|sub| cut(sub)) {
+            let scope = Scope::new(&forge.fingerprinter, ScopeKind::Subject, sub);
+            match self.scope(sub, to).flatten() {
+                Some(not_before) => {
+                    delta.cutoffs.push(Cutoff { scope, not_before: UnixTime::from_secs(not_before) });
+                }
+                None => delta.lifts.push(scope),
+            }
+        }
+        delta.cutoffs.sort_unstable();
+        delta.lifts.sort_unstable();
+        delta
+    }
+
+    fn base(&self, forge: &Forge, epoch: u64, sequence: u64) -> revocast_tests::forge::Epochal {
+        let revoked: Vec<&str> = KEYS.into_iter().filter(|key| self.key(key, sequence) == Some(true)).collect();
+        let mut cutoffs: Vec<Cutoff> = SUBS
+            .into_iter()
+            .filter_map(|sub| {
+                let scope = Scope::new(&forge.fingerprinter, ScopeKind::Subject, sub);
+                let not_before = UnixTime::from_secs(self.scope(sub, sequence)??);
+                Some(Cutoff { scope, not_before })
+            })
+            .collect();
+        cutoffs.sort_unstable();
+        forge.epoch(epoch, sequence, &revoked, &cutoffs, 20 + epoch)
+    }
+
+    /// Compares every answer of a device with what the history says, each key and scope as of the
+    /// highest of the given stamps at which the device was told of it.
+    fn judge(&self, device: &Follower, base: u64, told: &BTreeSet<(u64, u64)>, what: &str) {
+        let as_of = |touched: &dyn Fn(u64) -> bool| {
+            let deltas = told.iter().filter(|(from, to)| (from + 1..=*to).any(touched));
+            deltas.map(|(_, to)| *to).max().unwrap_or(0).max(base)
+        };
+        for key in KEYS {
+            let at = as_of(&|at| self.keys[at as usize].contains_key(key));
+            let expected = self.key(key, at) == Some(true);
+            assert_eq!(is_revoked(device.ask(key)), expected, "{what}: {key} as of {at}");
+        }
+        for sub in SUBS {
+            let at = as_of(&|at| self.scopes[at as usize].contains_key(sub));
+            let expected = self.scope(sub, at).flatten();
+            for iat in (0..=1_000).step_by(50).map(|iat| START + iat) {
+                let claims = Claims {
+                    iat: Some(UnixTime::from_secs(iat)),
+                    sub: Some(sub),
+                    ..Claims::new(Jti::new("never revoked").unwrap(), UnixTime::from_secs(u64::MAX))
+                };
+                let revoked = is_revoked(device.check(&claims));
+                assert_eq!(revoked, expected.is_some_and(|not_before| iat < not_before), "{what}: {sub} as of {at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rule_03_in_any_order_the_statement_with_the_highest_to_wins_for_each_key() {
+    let forge = Forge::new(3);
+    for seed in 0..600 {
+        let mut random = Random::new(seed);
+        let history = History::new(&mut random, 14);
+        let mut device = forge.device(prompt(Profile::Exact), 100);
+        device.serve(&forge.shelf(&history.base(&forge, 1, 2), &[], 2, 90));
+        let (mut told, mut reached) = (BTreeSet::new(), 2);
+        for _ in 0..random.below(24) {
+            let from = random.below(history.length);
+            let to = from + 1 + random.below((history.length - from).min(5));
+            device.give(Address::Live, &forge.delta(&history.delta(&forge, from, to)));
+            told.insert((from, to));
+            // Dropped and repeated ones leave gaps or close them.
+            while let Some((_, to)) = told.iter().find(|(from, to)| *from <= reached && *to > reached) {
+                reached = *to;
+            }
+            assert_eq!(device.sequence(), reached, "seed {seed}");
+            history.judge(&device, 2, &told, &format!("seed {seed}"));
+        }
+        // Any way of saying all of it ends in the same set.
+        let mut from = 2;
+        let mut rest = Vec::new();
+        while from < history.length {
+            let to = from + 1 + random.below((history.length - from).min(4));
+            rest.push((from, to));
+            from = to;
+        }
+        while !rest.is_empty() {
+            let (from, to) = rest.swap_remove(random.below(rest.len() as u64) as usize);
+            device.give(Address::Live, &forge.delta(&history.delta(&forge, from, to)));
+        }
+        assert_eq!(device.sequence(), history.length);
+        history.judge(&device, history.length, &BTreeSet::new(), &format!("seed {seed} at the end"));
+    }
+}
+
+#[test]
+fn rule_04_moving_to_a_base_keeps_what_is_newer_and_never_goes_back() {
+    let forge = Forge::new(4);
+    for seed in 0..600 {
+        let mut random = Random::new(seed);
+        let history = History::new(&mut random, 14);
+        let mut device = forge.device(prompt(*random.pick(&[Profile::Exact, Profile::List])), 100);
+        let (mut base, mut epoch) = (random.below(4), 1);
+        device.serve(&forge.shelf(&history.base(&forge, epoch, base), &[], base, 60));
+        let (mut told, mut reached) = (BTreeSet::new(), base);
+        for round in 0..12 {
+            if random.chance(30) {
+                // A new epoch, above or below P; of the ladder nothing comes.
+                let next = base + random.below(history.length + 1 - base);
+                epoch += 1;
+                let mut shelf = forge.shelf(&history.base(&forge, epoch, next), &[], next, 60 + epoch);
+                // The manifest's sequence never falls, so a base below it needs a ladder.
+                let sequence = history.length;
+                let rung = history.delta(&forge, next, sequence.max(next + 1).min(history.length));
+                if next < sequence {
+                    shelf = forge.shelf(&history.base(&forge, epoch, next), &[rung], sequence, 60 + epoch);
+                    shelf.retain(|address, _| !matches!(address, Address::Ladder { .. }));
+                }
+                // While it is on its way the old set answers.
+                let index = shelf.remove(&Address::Index { epoch: Epoch(epoch) }).unwrap();
+                device.hear(Address::Manifest, &shelf[&Address::Manifest]);
+                device.serve(&shelf);
+                assert_eq!((device.epoch(), device.sequence()), (epoch - 1, reached), "seed {seed}");
+                history.judge(&device, base, &told, &format!("seed {seed} round {round}, moving"));
+                device.give(Address::Index { epoch: Epoch(epoch) }, &index);
+                device.serve(&shelf);
+                assert_eq!(device.epoch(), epoch, "seed {seed} round {round}");
+                base = next;
+                reached = reached.max(next);
+            } else {
+                let from = random.below(history.length);
+                let to = from + 1 + random.below((history.length - from).min(5));
+                device.give(Address::Live, &forge.delta(&history.delta(&forge, from, to)));
+                told.insert((from, to));
+            }
+            while let Some((_, to)) = told.iter().find(|(from, to)| *from <= reached && *to > reached) {
+                reached = *to;
+            }
+            assert_eq!(device.sequence(), reached, "seed {seed} round {round}");
+            history.judge(&device, base, &told, &format!("seed {seed} round {round}"));
+        }
+    }
+    // Within a term a base never gives way to one with a lower S, whatever a manifest names.
+    let mut device = forge.device(prompt(Profile::Exact), 100);
+    device.serve(&forge.shelf(&forge.epoch(1, 9, &["a"], &[], 0), &[], 9, 10));
+    let lower = forge.epoch(2, 5, &[], &[], 0);
+    let rung = forge.delta_meant((5, 10), &["a"], &[], 20);
+    let shelf = forge.shelf(&lower, &[rung], 10, 20);
+    device.hear(Address::Manifest, &shelf[&Address::Manifest]);
+    device.serve(&shelf);
+    assert_eq!((device.epoch(), device.sequence()), (1, 10));
+    assert_eq!(names(&device.refused), ["rollback"]);
+    assert!(is_revoked(device.ask("a")));
+}
+
+/// Two `jti`s whose fingerprints of 40 bits are one: found by the birthday bound.
+fn colliding(fingerprinter: &Fingerprinter) -> (String, String) {
+    let text = |number: u64| format!("token-{number}");
+    let mut all: Vec<(Fingerprint, u64)> = (0..4_000_000_u64)
+        .map(|number| (fingerprinter.fingerprint(Jti::new(&text(number)).unwrap()), number))
+        .collect();
+    all.sort_unstable();
+    let pair = all.windows(2).find(|pair| pair[0].0 == pair[1].0).expect("four million of 2^40 collide");
+    (text(pair[0].1), text(pair[1].1))
+}
+
+#[test]
+fn rule_05_a_fingerprint_is_revoked_while_any_of_its_tokens_is() {
+    let narrow = fingerprinter(Width::W40);
+    let (one, other) = colliding(&narrow);
+    let mut random = Random::new(5);
+    for round in 0..200 {
+        let mut site = Site::new(round, narrow, small_settings(), |_| ());
+        let mut device = site.device(prompt(Profile::Exact));
+        let mut standing = [false; 2];
+        for _ in 0..12 {
+            let which = random.below(2) as usize;
+            let jti = [&one, &other][which];
+            standing[which] = random.chance(50);
+            if standing[which] {
+                site.revoke(jti, START + 10_000);
+            } else {
+                site.reinstate(jti);
+            }
+            if random.chance(60) {
+                for bytes in site.publish() {
+                    let sealed = revocast_core::Sealed::parse(&bytes).unwrap();
+                    let delta = wire::decode_delta(sealed.unverified_body(), Width::W40).unwrap();
+                    let any = standing.contains(&true);
+                    // A reinstate is published only when none is left.
+                    assert_eq!((delta.revoked.len(), delta.reinstated.len()), (usize::from(any), usize::from(!any)));
+                    device.hear(Address::Live, &bytes);
+                }
+                device.hear(Address::Manifest, &site.shelf[&Address::Manifest]);
+                device.serve(&site.shelf);
+                for jti in [&one, &other] {
+                    let verdict = device.ask(jti);
+                    assert_eq!(is_revoked(verdict), standing.contains(&true), "{verdict:?} {standing:?}");
+                }
+            }
+            // The ledger's state stays per token.
+            let last = |jti: &str| {
+                site.entries(0).into_iter().rev().find_map(|entry| match entry.statement {
+                    ledger::Statement::Revoke { jti: of, .. } if of == jti => Some(true),
+                    ledger::Statement::Reinstate { jti: of, .. } if of == jti => Some(false),
+                    _ => None,
+                })
+            };
+            assert_eq!([&one, &other].map(|jti| last(jti) == Some(true)), standing);
+            site.pass(1_000);
+        }
+    }
+    // Likewise scopes: two names for the whole realm are one scope, and one lift ends it.
+    let mut book = Book::new(narrow, Term(1));
+    let entry = |sequence, statement| ledger::Entry {
+        sequence: Sequence(sequence),
+        at: UnixTime::from_secs(START),
+        statement,
+        reason: None,
+        actor: String::new(),
+    };
+    let scope = ledger::Scope::Sub("s".to_owned());
+    book.apply(&entry(1, ledger::Statement::Cutoff { scope: scope.clone(), not_before: UnixTime::from_secs(9) }));
+    book.apply(&entry(2, ledger::Statement::Lift { scope }));
+    let change = book.net_change();
+    assert_eq!((change.cutoffs.len(), change.lifts.len()), (0, 1));
+}
+
+#[test]
+fn rule_06_probes_depend_on_the_bits_of_the_fingerprint_and_the_salt_alone() {
+    let mut random = Random::new(6);
+    for width in [Width::W40, Width::W48, Width::W64] {
+        for _ in 0..200 {
+            let params = FilterParams::for_target(50, 0.05, Salt(random.sixteen())).unwrap();
+            let hashes: Vec<u64> = (0..50).map(|_| random.bits()).collect();
+            let inserted = hashes.iter().map(|hash| Fingerprint::from_hash(*hash, width));
+            let filter = FilterBuf::build(params, inserted);
+            for hash in hashes.into_iter().chain((0..200).map(|_| random.bits()).collect::<Vec<_>>()) {
+                let fingerprint = Fingerprint::from_hash(hash, width);
+                // Whatever the rest of the hash was, and however the number came about.
+                let rest = random.bits() & (u64::MAX >> 1 >> (width.bits() - 1));
+                let again = Fingerprint::from_hash((hash >> (64 - width.bits()) << (64 - width.bits())) | rest, width);
+                let read = Fingerprint::from_bits(fingerprint.bits(), width).unwrap();
+                assert_eq!((fingerprint, fingerprint), (again, read));
+                assert_eq!(filter.query(fingerprint), filter.query(again));
+                // Another salt is another filter of the same keys; the first does not change with it.
+                let bytes = filter.to_bytes();
+                let view = revocast_core::Filter::new(params, &bytes).unwrap();
+                assert_eq!(view.query(read), filter.query(fingerprint));
+            }
+        }
+    }
+    // A false positive does not follow one token from epoch to epoch.
+    let keys: Vec<Fingerprint> = (0..1_000).map(|_| Fingerprint::from_hash(random.bits(), Width::W48)).collect();
+    let strangers: Vec<Fingerprint> = (0..40_000).map(|_| Fingerprint::from_hash(random.bits(), Width::W48)).collect();
+    let [first, second] = [1, 2].map(|salt| {
+        let params = FilterParams::for_target(1_000, 0.01, Salt([salt; 16])).unwrap();
+        FilterBuf::build(params, keys.iter().copied())
+    });
+    let flagged: Vec<_> = strangers.iter().filter(|key| first.query(**key) == Membership::Possible).collect();
+    let twice = flagged.iter().filter(|key| second.query(***key) == Membership::Possible).count();
+    assert!(flagged.len() > 250 && twice < flagged.len() / 10, "{twice} of {}", flagged.len());
+}
+
+/// Deltas that revoke `count` numbered fingerprints each, as live objects.
+fn flood(forge: &Forge, from: u64, to: u64, begin: u64, count: u64, reinstate: bool) -> Vec<u8> {
+    let list: Vec<Fingerprint> =
+        (begin..begin + count).map(|bits| Fingerprint::from_bits(bits * 1_000, Width::W48).unwrap()).collect();
+    let mut delta = forge.delta_meant((from, to), &[], &[], 50);
+    if reinstate {
+        delta.reinstated = list;
+    } else {
+        delta.revoked = list;
+    }
+    forge.delta(&delta)
+}
+
+#[test]
+fn rule_08_on_overflow_softness_goes_first_and_then_nothing_reads_as_good() {
+    let forge = Forge::new(8);
+    let base = forge.epoch(1, 3, &["a", "r"], &[], 0);
+    let mut device = forge.device(prompt(Profile::Exact), 60);
+    device.serve(&forge.shelf(&base, &[], 3, 50));
+    let half = RECENT_ENTRIES_MAX as u64 / 2;
+    // A reinstatement and half a load of others; then revocations that need the room.
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((3, 4), &[], &["r"], 50)));
+    assert!(is_good(device.ask("r")));
+    device.give(Address::Live, &flood(&forge, 4, 5, 0, half, true));
+    device.give(Address::Live, &flood(&forge, 5, 6, half, half, false));
+    assert_eq!(names(&device.refused), <[&str; 0]>::default());
+    assert_eq!((device.sequence(), device.exposed.recent_entries() as u64), (6, half));
+    assert!(is_revoked(device.ask("r")), "what only softens was dropped: the base speaks again");
+    assert!(is_good(device.ask("good")), "every revocation is still held");
+    device.give(Address::Live, &flood(&forge, 6, 7, 2 * half, half, false));
+    assert_eq!((device.sequence(), device.exposed.recent_entries()), (7, RECENT_ENTRIES_MAX));
+    assert!(is_good(device.ask("good")));
+
+    // One more cannot be held: nothing reads as good any more, what is known stays revoked.
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((7, 8), &["late"], &[], 50)));
+    assert_eq!(names(&device.refused), ["overflow"]);
+    assert_eq!(device.sequence(), 7, "what was not held never advances P");
+    assert_eq!(device.ask("good"), Verdict::Unknown { doubt: Doubt::Overflow });
+    assert_eq!(device.ask("late"), Verdict::Unknown { doubt: Doubt::Overflow });
+    assert!(is_revoked(device.ask("a")));
+    // An early delta that does not fit either is dropped, and P does not pass it later.
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((9, 10), &["later"], &[], 50)));
+    assert_eq!(device.sequence(), 7);
+    // It survives a restart.
+    device.restart();
+    assert_eq!(device.ask("good"), Verdict::Unknown { doubt: Doubt::Overflow });
+    // A base that covers it all ends it.
+    let next = forge.epoch(2, 10, &["a", "late", "later"], &[], 60);
+    device.reconnect(&forge.shelf(&next, &[], 10, 60));
+    assert_eq!((device.epoch(), device.sequence()), (2, 10));
+    assert!(is_good(device.ask("good")) && is_good(device.ask("r")));
+    assert!(is_revoked(device.ask("late")) && is_revoked(device.ask("later")));
+}
+
+#[test]
+fn rule_09_a_history_that_may_have_lost_entries_goes_on_in_a_new_term() {
+    let mut site = site(9);
+    site.revoke("a", START + 500);
+    site.publish();
+    let mut device = site.device(prompt(Profile::Exact));
+    let old = site.shelf.clone();
+    // A copy of the ledger that lacks what was published must not go on by itself.
+    let lost = revocast_server::ledger::MemoryLedger::new();
+    ready(lost.create_realm(site.realm.clone(), Vec::new())).unwrap();
+    let objects = ready(site.ledger.objects(site.realm.id)).unwrap();
+    ready(lost.store_objects(site.realm.id, Term(1), objects, Vec::new())).unwrap();
+    let ledger = std::mem::replace(&mut site.ledger, lost);
+    let refused = site.restart().unwrap_err();
+    assert!(refused.to_string().contains("has lost entries"), "{refused}");
+    site.ledger = ledger;
+    site.restart().unwrap();
+
+    let published = site.publisher.manifest().unwrap().sequence;
+    let at = UnixTime::from_secs(site.seconds());
+    let (term, sequence) = ready(site.ledger.resume(site.realm.id, at, published)).unwrap();
+    assert_eq!(term, Term(2));
+    assert!(sequence.0 > published.0 + 1_000, "a wide gap");
+    // Nobody who missed it can store or publish in the old term.
+    let stale = ready(site.ledger.store_objects(site.realm.id, Term(1), Vec::new(), Vec::new()));
+    assert!(matches!(stale, Err(LedgerError::TermChanged { .. })));
+    let receipt = site.revoke("b", START + 500);
+    assert_eq!(receipt.sequence.0, sequence.0 + 1, "sequences are never reused");
+    site.pass(1_000);
+    let live = site.publish();
+    let manifest = site.publisher.manifest().unwrap().clone();
+    assert_eq!((manifest.term, manifest.sequence), (Term(2), receipt.sequence));
+    assert!(manifest.epoch > Epoch(1), "a new epoch");
+    // The new term reaches the device, also when its deltas come first.
+    device.wall = site.time;
+    for bytes in live {
+        device.hear(Address::Live, &bytes);
+    }
+    device.hear(Address::Manifest, &site.shelf[&Address::Manifest]);
+    device.serve(&site.shelf);
+    assert_eq!((device.replica.term(), device.sequence()), (Term(2), receipt.sequence.0));
+    assert!(is_revoked(device.ask("a")) && is_revoked(device.ask("b")) && is_good(device.ask("good")));
+    // Nothing of the old term is believed any more.
+    let before = device.image();
+    assert_eq!(names(&device.give(Address::Manifest, &old[&Address::Manifest])), ["rollback"]);
+    let forged_in_time: Vec<_> = site.live.iter().take(1).cloned().collect();
+    for bytes in forged_in_time {
+        assert_eq!(names(&device.give(Address::Live, &bytes)), ["rollback"]);
+    }
+    assert_eq!(device.image(), before);
+}
+
+#[test]
+fn rule_10_of_two_bodies_for_one_name_the_revocations_of_both_count() {
+    let forge = Forge::new(10);
+    let base = forge.epoch(1, 3, &["a"], &[], 0);
+    let shelf = forge.shelf(&base, &[], 3, 50);
+    let mut device = forge.device(prompt(Profile::Exact), 60);
+    device.serve(&shelf);
+
+    // Manifests: (term, sequence, issued-at); lower is refused, equal with another body as well.
+    let offer = |sequence, at| forge.manifest(&forge.manifest_meant(&base, sequence, &[], at));
+    assert_eq!(names(&device.give(Address::Manifest, &offer(3, 49))), ["rollback"]);
+    assert_eq!(names(&device.give(Address::Manifest, &offer(2, 60))), ["rollback"]);
+    assert_eq!(names(&device.give(Address::Manifest, &offer(3, 50))), <[&str; 0]>::default(), "the same bytes");
+    let mut twin = forge.manifest_meant(&base, 3, &[], 50);
+    twin.next_update = twin.next_update.plus(1);
+    assert_eq!(names(&device.give(Address::Manifest, &forge.manifest(&twin))), ["equivocation"]);
+    // One epoch with two indexes.
+    let other = forge.epoch(1, 3, &["a", "z"], &[], 0);
+    let manifest = forge.manifest(&forge.manifest_meant(&other, 3, &[], 51));
+    assert_eq!(names(&device.give(Address::Manifest, &manifest)), ["equivocation"]);
+    assert_eq!(device.replica.manifest().unwrap().index, base.digest);
+
+    // Deltas: the union of the revocations, nothing that softens, whichever came first.
+    for (first, second) in [((vec!["x"], vec!["a"]), (vec!["y"], vec!["x"])), ((vec!["y"], vec!["x"]), (vec!["x"], vec!["a"]))] {
+        let mut device = forge.device(prompt(Profile::Exact), 60);
+        device.serve(&shelf);
+        let [first, second] = [first, second].map(|(revoked, reinstated)| {
+            forge.delta(&forge.delta_meant((3, 4), &revoked, &reinstated, 55))
+        });
+        assert!(device.give(Address::Live, &first).is_empty());
+        assert_eq!(names(&device.give(Address::Live, &second)), ["equivocation"]);
+        assert_eq!(names(&device.give(Address::Live, &second)), ["equivocation"], "every time");
+        assert!(is_revoked(device.ask("x")) && is_revoked(device.ask("y")));
+        assert_eq!(device.sequence(), 4);
+        device.restart();
+        assert!(is_revoked(device.ask("x")) && is_revoked(device.ask("y")), "after a restart as well");
+    }
+    // Keys: one version with two bodies.
+    let mut twin = forge.keys_meant(1);
+    twin.leeway += 1;
+    let twin = seal(Kind::Keys, &forge.realm, &wire::encode_keys(&twin).unwrap(), &[&forge.root]);
+    assert_eq!(names(&device.give(Address::Keys, &twin)), ["equivocation"]);
+}
+
+#[test]
+fn rule_11_the_ladder_reaches_every_epoch_not_retired_and_what_is_missing_is_looked_up_again() {
+    for seed in 0..30 {
+        let mut random = Random::new(seed);
+        let mut site = site(seed);
+        let mut gone: BTreeMap<Address, u64> = BTreeMap::new();
+        for number in 0..120 {
+            for of in 0..random.below(30) {
+                site.revoke(&format!("{number}-{of}"), site.seconds() + 30 + random.below(300));
+            }
+            let before = site.shelf.clone();
+            site.pass(200 + random.below(2_000));
+            site.publish();
+            let manifest = site.publisher.manifest().unwrap().clone();
+            let standing: BTreeSet<Address> = site.publisher.standing().into_iter().map(|(address, _)| address).collect();
+            for address in &standing {
+                assert!(site.shelf.contains_key(address), "{address} should stand");
+                let Address::Index { .. } = address else { continue };
+                let sealed = revocast_core::Sealed::parse(&site.shelf[address]).unwrap();
+                let index = wire::decode_index(sealed.unverified_body()).unwrap();
+                let first = manifest.ladder.first().map_or(manifest.sequence, |piece| piece.from);
+                assert!(first <= index.sequence, "seed {seed}: the ladder begins at {first}, epoch {} at {}", index.epoch, index.sequence);
+            }
+            for piece in &manifest.ladder {
+                let bytes = &site.shelf[&Address::Ladder { from: piece.from, to: piece.to }];
+                assert_eq!((Digest::of(bytes), bytes.len() as u32), (piece.digest, piece.bytes));
+            }
+            // Nothing is cleared before its grace is over.
+            for address in site.shelf.keys() {
+                if standing.contains(address) {
+                    gone.remove(address);
+                } else {
+                    gone.entry(*address).or_insert(site.time);
+                }
+            }
+            for address in before.keys().filter(|address| !site.shelf.contains_key(address)) {
+                let since = gone.remove(address).unwrap_or(site.time);
+                assert!(site.time - since >= 12_000, "seed {seed}: {address} was cleared {} ms early", 12_000 - (site.time - since));
+            }
+            // O(log n) of them, and never more than a quarter of a snapshot beyond one chunk.
+            assert!(manifest.ladder.len() <= 29, "seed {seed}: {} pieces", manifest.ladder.len());
+        }
+    }
+
+    // A device below the ladder's start fetches the newest base at once, whatever its jitter.
+    let forge = Forge::new(11);
+    let mut config = prompt(Profile::Exact);
+    config.epoch_jitter = Duration::from_secs(600);
+    let mut device = forge.device(config, 60);
+    device.serve(&forge.shelf(&forge.epoch(1, 3, &["a"], &[], 0), &[], 3, 50));
+    let next = forge.epoch(2, 8, &["b"], &[], 50);
+    let within = forge.shelf(&next, &[forge.delta_meant((3, 8), &["b"], &["a"], 55)], 8, 55);
+    let mut waits = device;
+    waits.hear(Address::Manifest, &within[&Address::Manifest]);
+    waits.serve(&within);
+    assert_eq!((waits.epoch(), waits.sequence()), (1, 8), "the ladder leads there; the epoch can wait");
+    let far = forge.epoch(3, 20, &["c"], &[], 55);
+    let shelf = forge.shelf(&far, &[forge.delta_meant((15, 20), &["c"], &["b"], 56)], 20, 56);
+    waits.hear(Address::Manifest, &shelf[&Address::Manifest]);
+    waits.serve(&shelf);
+    assert_eq!((waits.epoch(), waits.sequence()), (3, 20));
+
+    // A piece that does not come means reading the manifest again.
+    let later = forge.delta_meant((20, 21), &["d"], &[], 57);
+    let mut shelf = forge.shelf(&far, &[later.clone()], 21, 57);
+    let piece = shelf.remove(&Address::Ladder { from: Sequence(20), to: Sequence(21) }).unwrap();
+    waits.hear(Address::Manifest, &shelf[&Address::Manifest]);
+    waits.serve(&shelf);
+    for _ in 0..4 {
+        waits.pass(8 * SECOND);
+    }
+    assert!(waits.asked.contains(&Address::Manifest), "{:?}", waits.asked);
+    assert!(names(&waits.refused).contains(&"slow-retrieval"));
+    shelf.insert(Address::Ladder { from: Sequence(20), to: Sequence(21) }, piece);
+    waits.serve(&shelf);
+    assert_eq!(waits.sequence(), 21);
+}
+
+#[test]
+fn rule_12_every_retained_payload_fits_the_chunk_size() {
+    let mut most = BTreeMap::new();
+    for (seed, chunk_bytes) in [(1, 2_048_u32), (2, 4_096), (3, 32_768)] {
+        let mut settings = small_settings();
+        settings.chunk_bytes = chunk_bytes;
+        let mut site = Site::new(seed, fingerprinter(Width::W64), settings, |_| ());
+        let mut random = Random::new(seed);
+        for round in 0..60 {
+            let burst = if random.chance(10) { 3_000 } else { random.below(40) };
+            for of in 0..burst {
+                let jti = format!("{round}-{of}");
+                site.revoke(&jti, START + 100_000);
+                if random.chance(10) {
+                    site.reinstate(&jti);
+                }
+                if random.chance(5) && round < 20 {
+                    let scope = ledger::Scope::Sub(format!("{round}-{of}"));
+                    let not_before = UnixTime::from_secs(site.seconds() + 1);
+                    site.request(ledger::Action::Cutoff { scope, not_before });
+                }
+            }
+            site.pass(1_000);
+            for live in site.publish() {
+                assert!(live.len() <= chunk_bytes as usize, "a live delta of {} bytes", live.len());
+            }
+            for (address, bytes) in &site.shelf {
+                // A chunk's content fits; envelope and head stand around it.
+                let room = if matches!(address, Address::Chunk { .. }) { 64 } else { 0 };
+                assert!(bytes.len() <= chunk_bytes as usize + room, "{address}: {} bytes", bytes.len());
+                let longest = most.entry((chunk_bytes, address.name())).or_insert(0);
+                *longest = bytes.len().max(*longest);
+            }
+        }
+        assert!(site.publisher.manifest().unwrap().epoch > Epoch(1), "beyond the ladder's limit an epoch was forced");
+    }
+    // The largest of each were really near the limit, or the test has shown nothing.
+    assert!(most[&(2_048, "ladder piece")] > 1_200 && most[&(2_048, "chunk")] > 2_048, "{most:?}");
+    assert!(most[&(2_048, "page")] > 500, "{most:?}");
+}
+
+// ---- Forgetting ----------------------------------------------------------------------------------
+
+#[test]
+fn rule_13_nothing_is_forgotten_by_the_clock_of_a_device() {
+    let forge = Forge::new(13);
+    let base = forge.epoch(1, 3, &["a"], &[], 0);
+    let mut device = forge.device(prompt(Profile::Exact), 100);
+    device.serve(&forge.shelf(&base, &[], 3, 100));
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((3, 4), &["b"], &[], 100)));
+    let exp = |jti, exp| Claims::new(Jti::new(jti).unwrap(), exp);
+    // Ten years on by its own clock, both are still revoked, and not for being expired.
+    device.wall += 10 * 365 * 24 * 3_600 * 1_000;
+    for jti in ["a", "b"] {
+        let claims = exp(jti, horizon(100).plus(1));
+        assert_eq!(device.check(&claims), Verdict::Revoked { why: Why::Token });
+    }
+    // Index, delta and manifest each raise H; the largest is kept, and persisted.
+    let mut expected = horizon(100);
+    for (at, carrier) in [(300, "delta"), (200, "delta"), (500, "manifest"), (900, "delta"), (600, "manifest")] {
+        if carrier == "delta" {
+            device.give(Address::Live, &forge.delta(&forge.delta_meant((at, at + 1), &["x"], &[], at)));
+        } else {
+            device.give(Address::Manifest, &forge.manifest(&forge.manifest_meant(&base, 3, &[], at)));
+        }
+        expected = expected.max(horizon(at));
+        assert_eq!(device.exposed.horizon(), expected);
+    }
+    let next = forge.epoch(2, 5, &["a"], &[], 2_000);
+    device.hear(Address::Manifest, &forge.manifest(&forge.manifest_meant(&next, 5, &[], 1_000)));
+    let shelf: Shelf = next.objects.iter().cloned().collect();
+    device.serve(&shelf);
+    assert_eq!(device.exposed.horizon(), horizon(2_000), "the index carries it too");
+    device.restart();
+    assert_eq!(device.exposed.horizon(), horizon(2_000));
+    // exp at H is refused without leeway, whatever the clock says; one second later it is not.
+    for wall in [0, START * 1_000, device.wall, u64::MAX] {
+        device.wall = wall;
+        let expired = device.check(&exp("good", horizon(2_000)));
+        assert_eq!(expired, Verdict::Revoked { why: Why::Expired { horizon: horizon(2_000) } });
+        assert!(!is_revoked(device.check(&exp("good", horizon(2_000).plus(1)))));
+    }
+
+    // The server: H is now less the leeway, and only what expired at or before H is dropped.
+    let mut site = site(13);
+    let mut random = Random::new(13);
+    for number in 0..300 {
+        site.revoke(&number.to_string(), site.seconds() + random.below(40));
+        let held = site.entries(0);
+        site.pass(random.below(3_000));
+        site.publish();
+        let manifest = site.publisher.manifest().unwrap();
+        assert_eq!(manifest.horizon, manifest.issued_at.floor().minus(5));
+        let kept: BTreeSet<Sequence> = site.entries(0).iter().map(|entry| entry.sequence).collect();
+        for entry in held {
+            let ledger::Statement::Revoke { exp, .. } = entry.statement else { continue };
+            assert!(kept.contains(&entry.sequence) || exp <= manifest.horizon);
+        }
+    }
+    assert!(site.entries(0).len() < 60, "and it is dropped");
+}
+
+#[test]
+fn rule_14_signed_times_advance_no_faster_than_true_time_and_five_seconds() {
+    for seed in 0..60 {
+        let mut random = Random::new(seed);
+        let mut site = site(seed);
+        // The first clock is believed: there is nothing to compare it with.
+        let (mut last, mut horizon) = (site.publisher.manifest().unwrap().issued_at, UnixTime::default());
+        for number in 0..80 {
+            site.revoke(&number.to_string(), site.seconds() + 300);
+            site.pass(500 + random.below(5_000));
+            site.clock_error = *random.pick(&[0, 0, 3_000, -3_000, 3_600_000, -86_400_000, 400_000_000_000, i64::MIN / 4]);
+            if random.chance(5) {
+                site.clock_error = 0;
+                site.restart().unwrap();
+            }
+            let before = site.live.len();
+            site.publish();
+            let manifest = site.publisher.manifest().unwrap();
+            assert!(manifest.issued_at > last, "seed {seed}: strictly rising");
+            assert!(manifest.issued_at.millis() <= site.time + 6_000, "seed {seed}: {} ahead of {}", manifest.issued_at, site.time);
+            assert!(manifest.horizon >= horizon && manifest.horizon.secs() <= site.time / 1_000 + 1);
+            (last, horizon) = (manifest.issued_at, manifest.horizon);
+            for bytes in &site.live[before..] {
+                let sealed = revocast_core::Sealed::parse(bytes).unwrap();
+                let delta = wire::decode_delta(sealed.unverified_body(), Width::W48).unwrap();
+                assert!(delta.issued_at.millis() <= site.time + 6_000 && delta.horizon.secs() <= site.time / 1_000 + 1);
+            }
+        }
+    }
+    // After a restart with a larger jump it holds until the operator confirms.
+    let week = Duration::from_secs(7 * 24 * 3_600);
+    let signed = time(0);
+    let year = Now::new(time(365 * 24 * 3_600), Duration::ZERO);
+    let mut clock = SigningClock::new(Some(signed), week);
+    assert!(clock.take(year) <= signed.plus(6 * SECOND));
+    assert!(clock.alarm().is_some());
+    clock.confirm(year);
+    assert_eq!(clock.take(year), year.wall);
+
+    // Nothing but root-signed keys could lower a floor or H: no manifest or delta does.
+    let forge = Forge::new(14);
+    let base = forge.epoch(1, 3, &["a"], &[], 0);
+    let mut device = forge.device(prompt(Profile::Exact), 1_000);
+    device.serve(&forge.shelf(&base, &[], 3, 1_000));
+    let (floor, held) = (device.exposed.freshness().floor, device.exposed.horizon());
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((3, 4), &["b"], &[], 5)));
+    let mut lower = forge.manifest_meant(&base, 4, &[], 5);
+    lower.horizon = UnixTime::default();
+    assert!(device.give(Address::Manifest, &forge.manifest(&lower)).is_empty(), "a higher sequence is newer");
+    assert_eq!((device.exposed.freshness().floor, device.exposed.horizon()), (floor, held));
+}
+
+// ---- Asking the question -------------------------------------------------------------------------
+
+#[test]
+fn rule_15_the_question_is_answered_in_this_order() {
+    let mut seen = BTreeMap::new();
+    for width in [Width::W40, Width::W48, Width::W64] {
+        let mut forge = Forge::new(15);
+        forge.fingerprinter = fingerprinter(width);
+        for profile in [Profile::Filter, Profile::List, Profile::Exact] {
+            // 0 no base, 1 a base without the token, 2 a base with it.
+            for in_base in 0..3 {
+                // 0 nothing, 1 revoked, 2 reinstated since the base.
+                for recent in 0..3 {
+                    for (expired, cut, fresh) in (0..8).map(|bits| (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0)) {
+                        let mut device = forge.device(prompt(profile), 100);
+                        device.give(Address::Keys, &forge.keys(1));
+                        if in_base > 0 {
+                            let revoked: &[&str] = if in_base == 2 { &["t", "other"] } else { &["other"] };
+                            device.serve(&forge.shelf(&forge.epoch(1, 3, revoked, &[], 0), &[], 3, 100));
+                        }
+                        let mut delta = forge.delta_meant((3, 4), &[], &[], 100);
+                        match recent {
+                            1 => delta.revoked = forge.fingerprints(&["t"]),
+                            2 => delta.reinstated = forge.fingerprints(&["t"]),
+                            _ => {}
+                        }
+                        if cut {
+                            delta.cutoffs.push(Cutoff { scope: Scope::REALM, not_before: UnixTime::from_secs(START) });
+                        }
+                        device.give(Address::Live, &forge.delta(&delta));
+                        if !fresh {
+                            device.uptime += 4_000 * SECOND;
+                        }
+                        let exp = if expired { horizon(100) } else { horizon(100).plus(1) };
+                        let claims = Claims {
+                            iat: Some(UnixTime::from_secs(START - 1)),
+                            ..Claims::new(Jti::new("t").unwrap(), exp)
+                        };
+                        let verdict = device.check(&claims);
+                        let exact = width.is_exact() && profile != Profile::Filter;
+                        let expected = if expired {
+                            matches!(verdict, Verdict::Revoked { why: Why::Expired { .. } })
+                        } else if cut {
+                            matches!(verdict, Verdict::Revoked { why: Why::Cutoff { scope: ScopeKind::Realm, .. } })
+                        } else if recent == 1 || (recent == 0 && in_base == 2 && exact) {
+                            verdict == Verdict::Revoked { why: Why::Token }
+                        } else if in_base == 0 {
+                            verdict == Verdict::Unknown { doubt: Doubt::NoState }
+                        } else if !fresh {
+                            matches!(verdict, Verdict::Unknown { doubt: Doubt::Stale { .. } })
+                        } else if recent == 0 && in_base == 2 {
+                            matches!(verdict, Verdict::Suspect { false_positive_rate } if false_positive_rate < 0.1)
+                        } else {
+                            is_good(verdict)
+                        };
+                        let case = (width, profile, in_base, recent, expired, cut, fresh);
+                        assert!(expected, "{case:?}: {verdict:?}");
+                        *seen.entry(verdict.name()).or_insert(0) += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(seen.values().sum::<u32>(), 3 * 3 * 3 * 3 * 8);
+    assert_eq!(seen.len(), 4, "every kind of answer was met: {seen:?}");
+}
+
+#[test]
+fn rule_16_a_cutoff_takes_every_token_issued_before_its_whole_second() {
+    let forge = Forge::new(16);
+    let at = START + 100;
+    // "Now" in the middle of a second: the whole second is cut.
+    let not_before = UnixMillis::from_millis(at * 1_000 + 999).floor().plus(1);
+    assert_eq!(not_before, UnixTime::from_secs(at + 1));
+    let named = [(ScopeKind::Realm, ""), (ScopeKind::Subject, "n"), (ScopeKind::KeyId, "n"), (ScopeKind::Client, "n")];
+    for in_base in [false, true] {
+        // All combinations of scopes, all of before, at, after and absent: any that matches revokes.
+        for cut in 0..16_u32 {
+            let scopes: Vec<Scope> = named
+                .iter()
+                .enumerate()
+                .filter(|(bit, _)| cut & (1 << bit) != 0)
+                .map(|(_, (kind, text))| Scope::new(&forge.fingerprinter, *kind, text))
+                .collect();
+            let mut cutoffs: Vec<Cutoff> = scopes.into_iter().map(|scope| Cutoff { scope, not_before }).collect();
+            cutoffs.sort_unstable();
+            let mut device = forge.device(prompt(Profile::Exact), 110);
+            let base = forge.epoch(1, 3, &[], if in_base { &cutoffs } else { &[] }, 100);
+            device.serve(&forge.shelf(&base, &[], 3, 110));
+            if !in_base {
+                let mut delta = forge.delta_meant((3, 4), &[], &[], 110);
+                delta.cutoffs = cutoffs;
+                device.give(Address::Live, &forge.delta(&delta));
+            }
+            for claimed in 0..8_u32 {
+                for iat in [None, Some(0), Some(at - 1), Some(at), Some(at + 1), Some(at + 2), Some(u64::MAX)] {
+                    let name = |bit: u32| (claimed & (1 << bit) != 0).then_some("n");
+                    let claims = Claims {
+                        iat: iat.map(UnixTime::from_secs),
+                        sub: name(0),
+                        kid: name(1),
+                        client: name(2),
+                        ..Claims::new(Jti::new("t").unwrap(), UnixTime::from_secs(u64::MAX))
+                    };
+                    let matched = cut & 1 != 0 || (cut >> 1) & claimed != 0;
+                    let before = iat.is_none_or(|iat| iat < at + 1);
+                    assert_eq!(is_revoked(device.check(&claims)), matched && before, "{cut:04b} {claimed:03b} {iat:?}");
+                }
+            }
+        }
+    }
+    // A cutoff never lowers a live one in its scope; only a lift ends it.
+    let mut site = site(16);
+    let sub = || ledger::Scope::Sub("n".to_owned());
+    let cutoff = |site: &mut Site, not_before| {
+        site.request(ledger::Action::Cutoff { scope: sub(), not_before: UnixTime::from_secs(not_before) })
+    };
+    assert!(cutoff(&mut site, START + 50).recorded);
+    assert!(!cutoff(&mut site, START + 40).recorded);
+    assert!(cutoff(&mut site, START + 60).recorded);
+    assert!(site.request(ledger::Action::Lift { scope: sub() }).recorded);
+    assert!(cutoff(&mut site, START + 40).recorded);
+    site.pass(1_000);
+    site.publish();
+    let device = site.device(prompt(Profile::Exact));
+    let ask = |iat| {
+        let claims = Claims {
+            iat: Some(UnixTime::from_secs(START + iat)),
+            sub: Some("n"),
+            ..Claims::new(Jti::new("t").unwrap(), UnixTime::from_secs(u64::MAX))
+        };
+        is_revoked(device.check(&claims))
+    };
+    assert_eq!([39, 40, 55].map(ask), [true, false, false]);
+}
+
+#[test]
+fn rule_19_after_a_restart_everything_that_was_persisted_holds() {
+    let forge = Forge::new(19);
+    for seed in 0..300 {
+        let mut random = Random::new(seed);
+        let history = History::new(&mut random, 12);
+        let mut config = prompt(*random.pick(&[Profile::Exact, Profile::List]));
+        config.persist_every = Duration::from_secs(random.below(3));
+        let mut device = forge.device(config, 100);
+        device.serve(&forge.shelf(&history.base(&forge, 1, 2), &[], 2, 90));
+        let mut told = BTreeSet::new();
+        let mut persisted = (device.writes, device.image(), told.clone());
+        for round in 0..30 {
+            match random.below(10) {
+                0..5 => {
+                    let from = random.below(history.length);
+                    let to = from + 1 + random.below((history.length - from).min(4));
+                    device.give(Address::Live, &forge.delta(&history.delta(&forge, from, to)));
+                    told.insert((from, to));
+                }
+                5 => device.disk_fails = random.chance(50),
+                6 => {
+                    let manifest = forge.manifest_meant(&history.base(&forge, 1, 2), 2, &[], 91 + round);
+                    device.give(Address::Manifest, &forge.manifest(&manifest));
+                }
+                7 => {
+                    // What is held in memory counts at once; what is written, after a restart.
+                    history.judge(&device, 2, &told, &format!("seed {seed} round {round}"));
+                    let before = (device.sequence(), device.replica.manifest().map(|held| held.rank()));
+                    device.restart();
+                    told = persisted.2.clone();
+                    history.judge(&device, 2, &told, &format!("seed {seed} round {round}, restarted"));
+                    assert!((device.sequence(), device.replica.manifest().map(|held| held.rank())) <= before);
+                    device.disk_fails = false;
+                }
+                _ => {
+                    device.pass(SECOND);
+                }
+            }
+            if device.writes != persisted.0 {
+                persisted = (device.writes, device.image(), told.clone());
+            }
+            // A report names only what is persisted.
+            if let Some(report) = device.reports.last() {
+                let (head, base) = device.disk.clone().unwrap();
+                let restored = device.restored(&head, base.as_deref()).unwrap();
+                assert_eq!(report.position.epoch, restored.set().position().epoch);
+                assert!(report.position.sequence <= restored.set().position().sequence);
+            }
+        }
+    }
+    // Early deltas, H, the highest manifest and the version of the keys, by name.
+    let mut device = forge.device(prompt(Profile::Exact), 500);
+    device.serve(&forge.shelf(&forge.epoch(1, 3, &["a"], &[], 0), &[], 3, 400));
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((7, 9), &["early"], &["a"], 450)));
+    device.give(Address::Keys, &forge.keys(2));
+    let manifest = forge.manifest_meant(&forge.epoch(1, 3, &["a"], &[], 0), 9, &[], 460);
+    device.give(Address::Manifest, &forge.manifest(&manifest));
+    device.restart();
+    assert!(is_revoked(device.ask("early")));
+    assert_eq!(device.exposed.horizon(), horizon(460));
+    assert_eq!(device.replica.manifest(), Some(&manifest));
+    assert_eq!(device.replica.keys().unwrap().version, 2);
+    assert_eq!(device.sequence(), 3);
+    device.tell(Event::Connected);
+    assert_eq!(names(&device.give(Address::Keys, &forge.keys(1))), ["rollback"]);
+    let older = forge.manifest_meant(&forge.epoch(1, 3, &["a"], &[], 0), 9, &[], 459);
+    assert_eq!(names(&device.give(Address::Manifest, &forge.manifest(&older))), ["rollback"]);
+    // The gap closes over what was early before the restart.
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((3, 7), &["b"], &[], 455)));
+    assert_eq!(device.sequence(), 9);
+    assert!(is_good(device.ask("a")) && is_revoked(device.ask("b")) && is_revoked(device.ask("early")));
+}
+
+// ---- Trust ---------------------------------------------------------------------------------------
+
+/// Keys of some version: roots that sign from now on, and the content key.
+fn keys(forge: &Forge, version: u64, roots: &[&SigningKey], threshold: u8, content: &SigningKey, signed_by: &[&SigningKey]) -> Vec<u8> {
+    let mut keys = forge.keys_meant(version);
+    keys.roots = roots.iter().map(|root| root.public()).collect();
+    keys.roots.sort_unstable();
+    keys.threshold = threshold;
+    keys.publishers = vec![PublisherKey { key: content.public(), role: Role::Content as u8, not_after: keys.not_after }];
+    seal(Kind::Keys, &forge.realm, &wire::encode_keys(&keys).unwrap(), signed_by)
+}
+
+#[test]
+fn rule_20_keys_are_handed_on_by_the_thresholds_of_both_versions() {
+    let mut forge = Forge::new(20);
+    let [a, b, c, d, e] = [1, 2, 3, 4, 5].map(|seed| SigningKey::from_seed([seed; 32]));
+    let mut device = forge.device(prompt(Profile::Exact), 100);
+    device.trust.roots = vec![a.public(), b.public()];
+    device.trust.threshold = 2;
+    device.restart();
+    device.tell(Event::Connected);
+    let content = forge.content.clone();
+    // The first version: the pinned threshold, and its own.
+    assert_eq!(names(&device.give(Address::Keys, &keys(&forge, 1, &[&a, &b], 2, &content, &[&a]))), ["threshold"]);
+    assert_eq!(names(&device.give(Address::Keys, &keys(&forge, 1, &[&a, &b], 2, &content, &[&a, &a]))), ["threshold"]);
+    let own = device.give(Address::Keys, &keys(&forge, 1, &[&a, &b, &c], 3, &content, &[&a, &b]));
+    assert_eq!(names(&own), ["threshold"]);
+    assert!(device.give(Address::Keys, &keys(&forge, 1, &[&a, &b], 2, &content, &[&a, &b])).is_empty());
+    let base = forge.epoch(1, 3, &["revoked"], &[], 0);
+    device.serve(&{
+        let mut shelf = forge.shelf(&base, &[], 3, 100);
+        shelf.remove(&Address::Keys);
+        shelf
+    });
+    assert!(is_good(device.ask("good")));
+
+    // N+1 by the thresholds of N and of N+1: each alone is not enough.
+    let next = |signed_by: &[&SigningKey]| keys(&forge, 2, &[&c, &d], 2, &content, signed_by);
+    for (signed_by, refusal) in [
+        (&[&a, &b][..], "wrong-key"),
+        (&[&c, &d][..], "wrong-key"),
+        (&[&a, &b, &c][..], "threshold"),
+        (&[&a, &c, &d][..], "threshold"),
+    ] {
+        let before = device.image();
+        assert_eq!(names(&device.give(Address::Keys, &next(signed_by))), [refusal]);
+        assert_eq!(device.image(), before);
+    }
+    // An extra stranger's signature beside enough good ones does no harm.
+    assert!(device.give(Address::Keys, &next(&[&a, &e, &b, &c, &d])).is_empty());
+    assert_eq!(device.replica.keys().unwrap().version, 2);
+    // What lives as long as the realm cannot change with it.
+    let mut changed = forge.keys_meant(3);
+    changed.roots = vec![c.public(), d.public()];
+    changed.roots.sort_unstable();
+    changed.threshold = 2;
+    for change in [0, 1] {
+        let mut changed = changed.clone();
+        match change {
+            0 => changed.issuer = "https://other.example".into(),
+            _ => changed.fingerprinter = fingerprinter(Width::W64),
+        }
+        let sealed = seal(Kind::Keys, &forge.realm, &wire::encode_keys(&changed).unwrap(), &[&c, &d]);
+        assert_eq!(names(&device.give(Address::Keys, &sealed)), ["equivocation"]);
+    }
+
+    // A publisher key rotates out: what a verified manifest names by digest still counts, and what
+    // stands on the disk is not lost with it.
+    let successor = SigningKey::from_seed([9; 32]);
+    assert!(device.give(Address::Keys, &keys(&forge, 3, &[&c, &d], 2, &successor, &[&c, &d])).is_empty());
+    device.restart();
+    assert!(is_revoked(device.ask("revoked")) && is_good(device.ask("good")), "{:?}", device.ask("good"));
+    device.tell(Event::Connected);
+    let old = forge.epoch(2, 5, &["revoked", "later"], &[], 100);
+    let rung = forge.delta_meant((3, 5), &["later"], &[], 100);
+    let sealed_rung = forge.delta(&rung);
+    let retired = std::mem::replace(&mut forge.content, successor.clone());
+    let mut shelf: Shelf = old.objects.iter().cloned().collect();
+    let named = forge.manifest_meant(&old, 5, &[(3, 5, &sealed_rung)], 110);
+    shelf.insert(Address::Manifest, forge.manifest(&named));
+    shelf.insert(Address::Ladder { from: Sequence(3), to: Sequence(5) }, sealed_rung);
+    device.serve(&shelf);
+    assert_eq!((device.epoch(), device.sequence()), (2, 5), "refused: {:?}", names(&device.refused));
+    assert!(is_revoked(device.ask("later")));
+    // The key itself may sign nothing new.
+    forge.content = retired;
+    let refused = device.give(Address::Live, &forge.delta(&forge.delta_meant((5, 6), &["good"], &[], 120)));
+    assert_eq!(names(&refused), ["wrong-key"]);
+    device.restart();
+    assert_eq!((device.epoch(), device.sequence()), (2, 5));
+
+    // A second rotation of the roots: the pinned ones sign nothing any more, the chain holds.
+    device.tell(Event::Connected);
+    assert!(device.give(Address::Keys, &keys(&forge, 4, &[&e], 1, &successor, &[&c, &d, &e])).is_empty());
+    device.restart();
+    assert_eq!(device.replica.keys().unwrap().version, 4);
+    assert!(is_revoked(device.ask("later")) && is_good(device.ask("good")));
+}
+
+#[test]
+fn rule_23_realm_ids_are_plain_and_a_token_names_itself_and_its_end() {
+    for byte in 0..=255_u8 {
+        let plain = byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        for place in [0, 1, 63] {
+            let mut text = [b'a'; 64];
+            text[place] = byte;
+            assert_eq!(RealmId::from_bytes(&text).is_ok(), plain, "byte {byte} at {place}");
+        }
+    }
+    assert_eq!(RealmId::new(""), Err(RealmIdError::Empty));
+    assert_eq!(RealmId::new(&"a".repeat(65)), Err(RealmIdError::TooLong { bytes: 65 }));
+    assert!(RealmId::new(&"a".repeat(64)).is_ok());
+    // An empty jti is none; without exp there are no claims to ask about.
+    assert!(Jti::new("").is_err() && Jti::new(&"j".repeat(257)).is_err() && Jti::new(&"j".repeat(256)).is_ok());
+    const { assert!(SEALED_BYTES_MAX > 64) };
+}
