@@ -10,7 +10,9 @@ use bloomfilter::Bloom;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use fastbloom::BloomFilter;
-use revocast_benches::{COUNTS, Exact, Keys, RATE, Rotation, absent_keys, fingerprints, present_keys};
+use revocast_benches::{
+    Asked, COUNTS, Exact, Keys, RATE, Rotation, absent_keys, fingerprints, forge, present_keys, replica,
+};
 
 fn check(criterion: &mut Criterion) {
     let absent = absent_keys();
@@ -20,7 +22,8 @@ fn check(criterion: &mut Criterion) {
         for (kind, keys) in [("absent", &absent), ("present", &present.shuffled())] {
             let mut group = criterion.benchmark_group(format!("check/{name}/{kind}"));
             group.throughput(Throughput::Elements(1));
-            ask(&mut group, "revocast exact", keys, |text| held.ours.contains(text));
+            ask(&mut group, "revocast Checker::check", keys, |text| held.checker.is_revoked(text));
+            ask(&mut group, "revocast filter and list", keys, |text| held.ours.contains(text));
             ask(&mut group, "revocast filter", keys, |text| held.ours.maybe(text));
             ask(&mut group, "revocast list", keys, |text| held.ours.listed(text));
             ask(&mut group, "bloomfilter", keys, |text| held.bloomfilter.check(text));
@@ -39,6 +42,7 @@ fn ask(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, keys: &Keys, questi
 
 /// Everything that is asked, holding the same keys.
 struct Opponents {
+    checker: Asked,
     ours: Exact,
     bloomfilter: Bloom<str>,
     fastbloom: BloomFilter,
@@ -56,6 +60,7 @@ impl Opponents {
         }
         let set = texts.iter().map(|&text| text.to_owned()).collect();
         Self {
+            checker: Asked::new(&replica(&forge(), keys)),
             ours: Exact::new(&fingerprints(keys)),
             bloomfilter,
             fastbloom,

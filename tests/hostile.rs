@@ -1,1 +1,1560 @@
-//! To come.
+//! What a hostile broker, a damaged disk or a wrong clock can do, and what comes of it.
+//!
+//! First one test per [`Refusal`], in the order of the enum: refused by that name, counted, nothing
+//! changed, and good objects are taken in afterwards. Then the rows of the table of attacks that core
+//! and publisher can show by themselves.
+#![allow(clippy::unwrap_used)] // a test that cannot go on should stop
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use revocast_core::artifact::{Cut, Cutting};
+use revocast_core::limits::{CHUNK_BYTES_MAX, RECENT_ENTRIES_MAX, SEALED_BYTES_MAX};
+use revocast_core::update::{Artifact, ArtifactSummary, Layer};
+use revocast_core::{
+    Address, Base, Claims, Delta, Digest, Doubt, Epoch, Event, Fingerprint, FingerprintFunction, Fingerprinter, Jti,
+    Kind, Profile, RealmId, RealmKey, Refusal, Sequence, SigningKey, Term, UnixTime, Verdict, Width, seal, wire,
+};
+use revocast_server::ledger::{self, Entry, Statement};
+use revocast_server::publisher::{Book, proof};
+use revocast_tests::Random;
+use revocast_tests::follower::{Follower, Shelf, Site, prompt, small_settings};
+use revocast_tests::forge::{Epochal, Forge, START, horizon, time};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn is_revoked(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::Revoked { .. })
+}
+
+fn is_good(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::NotRevoked { .. })
+}
+
+fn names(refused: &[Refusal]) -> Vec<&'static str> {
+    refused.iter().map(Refusal::name).collect()
+}
+
+/// A device in good standing: base at 3 with `a`, `b`, `c`; second 100.
+fn scene() -> (Forge, Epochal, Follower) {
+    scene_with(prompt(Profile::Exact))
+}
+
+fn scene_with(config: revocast_core::Config) -> (Forge, Epochal, Follower) {
+    let forge = Forge::new(9);
+    let base = forge.epoch(1, 3, &["a", "b", "c"], &[], 90);
+    let mut device = forge.device(config, 100);
+    device.serve(&forge.shelf(&base, &[], 3, 100));
+    assert!(is_revoked(device.ask("a")) && is_good(device.ask("good")) && device.refused.is_empty());
+    (forge, base, device)
+}
+
+/// Offers something that must be refused by this name, and by nothing else; nothing may change.
+fn refuses(device: &mut Follower, name: &str, offer: impl FnOnce(&mut Follower)) {
+    let image = device.image();
+    let (counts, before) = (*device.replica.refusals(), device.refused.len());
+    offer(device);
+    assert_eq!(names(&device.refused[before..]), [name]);
+    let number = usize::from(device.refused[before].number());
+    for (at, (was, is)) in counts.iter().zip(device.replica.refusals()).enumerate() {
+        assert_eq!(*is, was + u64::from(at == number), "counted once, under its own number");
+    }
+    assert_eq!(device.image(), image);
+}
+
+/// Good objects are still taken in.
+fn goes_on(forge: &Forge, device: &mut Follower) {
+    let from = device.sequence();
+    let next = forge.delta(&forge.delta_meant((from, from + 1), &["next"], &[], 100));
+    assert!(is_good(device.ask("next")));
+    assert!(device.give(Address::Live, &next).is_empty());
+    assert_eq!(device.sequence(), from + 1);
+    assert!(is_revoked(device.ask("next")) && is_revoked(device.ask("a")) && is_good(device.ask("good")));
+}
+
+// ---- One per refusal -----------------------------------------------------------------------------
+
+#[test]
+fn endless_data() {
+    let (forge, base, mut device) = scene();
+    let mut manifest = forge.manifest(&forge.manifest_meant(&base, 3, &[], 101));
+    manifest.resize(SEALED_BYTES_MAX + 1, 0);
+    for address in [Address::Manifest, Address::Keys, Address::Live] {
+        refuses(&mut device, "endless-data", |device| {
+            drop(device.give(address, &manifest))
+        });
+        refuses(&mut device, "endless-data", |device| {
+            drop(device.tell(Event::Oversize {
+                address,
+                bytes: 1 << 28,
+            }))
+        });
+    }
+    goes_on(&forge, &mut device);
+}
+
+#[test]
+fn malformed() {
+    let (forge, _, mut device) = scene();
+    let sealed = |kind, body: &[u8]| seal(kind, &forge.realm, body, &[&forge.content]);
+    let good = forge.delta(&forge.delta_meant((3, 4), &["x"], &[], 100));
+    let mut offers = vec![
+        vec![0],
+        b"RVC".to_vec(),
+        vec![0xff; 300],
+        good[..good.len() - 1].to_vec(),
+        good[1..].to_vec(),
+    ];
+    // Signed by the right key and yet no delta: nothing, half of one, one and a byte, one that says nothing.
+    let body = wire::encode_delta(&forge.delta_meant((3, 4), &["x"], &[], 100), Width::W48).unwrap();
+    offers.push(sealed(Kind::Delta, &[]));
+    offers.push(sealed(Kind::Delta, &body[..body.len() - 1]));
+    offers.push(sealed(Kind::Delta, &[&body[..], &[0]].concat()));
+    let mut backwards = body;
+    backwards[4..12].copy_from_slice(&5_u64.to_le_bytes());
+    offers.push(sealed(Kind::Delta, &backwards));
+    for offer in offers {
+        refuses(&mut device, "malformed", |device| {
+            drop(device.give(Address::Live, &offer))
+        });
+    }
+    refuses(&mut device, "malformed", |device| {
+        drop(device.give(Address::Manifest, &sealed(Kind::Manifest, &[1; 77])))
+    });
+    goes_on(&forge, &mut device);
+}
+
+#[test]
+fn format() {
+    let (forge, _, mut device) = scene();
+    let mut delta = forge.delta(&forge.delta_meant((3, 4), &["x"], &[], 100));
+    for format in [0, 2, 255] {
+        delta[3] = format;
+        refuses(&mut device, "format", |device| drop(device.give(Address::Live, &delta)));
+    }
+    goes_on(&forge, &mut device);
+}
+
+#[test]
+fn extraneous() {
+    let (forge, base, mut device) = scene();
+    let delta = forge.delta(&forge.delta_meant((3, 4), &["x"], &[], 100));
+    let manifest = forge.manifest(&forge.manifest_meant(&base, 3, &[], 101));
+    refuses(&mut device, "extraneous", |device| {
+        drop(device.give(Address::Manifest, &delta))
+    });
+    refuses(&mut device, "extraneous", |device| {
+        drop(device.give(Address::Keys, &delta))
+    });
+    refuses(&mut device, "extraneous", |device| {
+        drop(device.give(Address::Live, &manifest))
+    });
+    // The right kind under the name of another range.
+    let elsewhere = Address::Ladder {
+        from: Sequence(3),
+        to: Sequence(5),
+    };
+    refuses(&mut device, "extraneous", |device| drop(device.give(elsewhere, &delta)));
+    goes_on(&forge, &mut device);
+}
+
+#[test]
+fn wrong_realm() {
+    let (forge, base, mut device) = scene();
+    let mut other = forge.clone();
+    other.realm = RealmId::new("others").unwrap();
+    let delta = other.delta(&other.delta_meant((3, 4), &[], &["a"], 100));
+    let manifest = other.manifest(&other.manifest_meant(&base, 3, &[], 101));
+    refuses(&mut device, "wrong-realm", |device| {
+        drop(device.give(Address::Live, &delta))
+    });
+    refuses(&mut device, "wrong-realm", |device| {
+        drop(device.give(Address::Manifest, &manifest))
+    });
+    refuses(&mut device, "wrong-realm", |device| {
+        drop(device.give(Address::Keys, &other.keys(2)))
+    });
+    goes_on(&forge, &mut device);
+}
+
+#[test]
+fn wrong_key() {
+    let (forge, base, mut device) = scene();
+    let mut thief = forge.clone();
+    thief.content = SigningKey::from_seed([77; 32]);
+    thief.root = SigningKey::from_seed([78; 32]);
+    let delta = thief.delta(&thief.delta_meant((3, 4), &[], &["a"], 100));
+    let manifest = thief.manifest(&thief.manifest_meant(&base, 3, &[], 101));
+    refuses(&mut device, "wrong-key", |device| {
+        drop(device.give(Address::Live, &delta))
+    });
+    refuses(&mut device, "wrong-key", |device| {
+        drop(device.give(Address::Manifest, &manifest))
+    });
+    refuses(&mut device, "wrong-key", |device| {
+        drop(device.give(Address::Keys, &thief.keys(2)))
+    });
+    // Unsigned, and signed by ours over other bytes under our id.
+    let body = wire::encode_delta(&forge.delta_meant((3, 4), &[], &["a"], 100), Width::W48).unwrap();
+    let unsigned = seal(Kind::Delta, &forge.realm, &body, &[]);
+    refuses(&mut device, "wrong-key", |device| {
+        drop(device.give(Address::Live, &unsigned))
+    });
+    let good = forge.delta(&forge.delta_meant((3, 4), &["x"], &[], 100));
+    let spliced = [&unsigned[..unsigned.len() - 1], &good[good.len() - 73..]].concat();
+    refuses(&mut device, "wrong-key", |device| {
+        drop(device.give(Address::Live, &spliced))
+    });
+    goes_on(&forge, &mut device);
+}
+
+#[test]
+fn wrong_role() {
+    let (forge, base, mut device) = scene();
+    // The heartbeat key renews and says nothing new: no delta, no higher sequence, no other index.
+    let mut heartbeat = forge.clone();
+    heartbeat.content = forge.heartbeat.clone();
+    let delta = heartbeat.delta(&heartbeat.delta_meant((3, 4), &["x"], &[], 100));
+    refuses(&mut device, "wrong-role", |device| {
+        drop(device.give(Address::Live, &delta))
+    });
+    let held = device.replica.manifest().unwrap().clone();
+    let renewed = |change: &dyn Fn(&mut revocast_core::Manifest)| {
+        let mut manifest = held.clone();
+        manifest.issued_at = time(105);
+        change(&mut manifest);
+        heartbeat.manifest(&manifest)
+    };
+    let news: [fn(&mut revocast_core::Manifest); 4] = [
+        |manifest| manifest.sequence = Sequence(9),
+        |manifest| manifest.epoch = Epoch(2),
+        |manifest| manifest.term = Term(2),
+        |manifest| manifest.horizon = horizon(4_000),
+    ];
+    for change in news {
+        let offer = renewed(&change);
+        refuses(&mut device, "wrong-role", |device| {
+            drop(device.give(Address::Manifest, &offer))
+        });
+    }
+    assert!(
+        device.give(Address::Manifest, &renewed(&|_| ())).is_empty(),
+        "a plain renewal is its right"
+    );
+    assert_eq!(device.exposed.freshness().proof.unwrap().0, time(105));
+    // To a device that knows nothing yet, it cannot say what is current.
+    let mut newcomer = forge.device(prompt(Profile::Exact), 100);
+    newcomer.give(Address::Keys, &forge.keys(1));
+    let first = heartbeat.manifest(&forge.manifest_meant(&base, 3, &[], 101));
+    refuses(&mut newcomer, "wrong-role", |device| {
+        drop(device.give(Address::Manifest, &first))
+    });
+    goes_on(&forge, &mut device);
+}
+
+#[test]
+fn threshold() {
+    let (forge, _, mut device) = scene();
+    // Two roots must sign the next version from now on.
+    let second = SigningKey::from_seed([66; 32]);
+    let keys = |version, signed_by: &[&SigningKey]| {
+        let mut keys = forge.keys_meant(version);
+        keys.roots.push(second.public());
+        keys.roots.sort_unstable();
+        keys.threshold = 2;
+        seal(Kind::Keys, &forge.realm, &wire::encode_keys(&keys).unwrap(), signed_by)
+    };
+    assert!(device.give(Address::Keys, &keys(2, &[&forge.root, &second])).is_empty());
+    let stranger = SigningKey::from_seed([67; 32]);
+    // Too few; one key twice; one and a stranger.
+    for signed_by in [
+        &[&forge.root][..],
+        &[&second],
+        &[&second, &second],
+        &[&forge.root, &stranger],
+    ] {
+        let offer = keys(3, signed_by);
+        refuses(&mut device, "threshold", |device| {
+            drop(device.give(Address::Keys, &offer))
+        });
+    }
+    // One key under two ids.
+    let mut twice = keys(3, &[&second, &second]);
+    let at = twice.len() - 1 - 72;
+    twice[at..at + 8].copy_from_slice(&forge.root.public().id().0);
+    refuses(&mut device, "threshold", |device| {
+        drop(device.give(Address::Keys, &twice))
+    });
+    goes_on(&forge, &mut device);
+}
+
+#[test]
+fn keys_expired() {
+    let (forge, _, mut device) = scene();
+    let mut keys = forge.keys_meant(2);
+    keys.not_after = UnixTime::from_secs(START + 50);
+    let late = seal(
+        Kind::Keys,
+        &forge.realm,
+        &wire::encode_keys(&keys).unwrap(),
+        &[&forge.root],
+    );
+    refuses(&mut device, "keys-expired", |device| {
+        drop(device.give(Address::Keys, &late))
+    });
+    // A publisher key past its end signs nothing any more.
+    let mut keys = forge.keys_meant(2);
+    for publisher in &mut keys.publishers {
+        publisher.not_after = UnixTime::from_secs(START + 200);
+    }
+    let short = seal(
+        Kind::Keys,
+        &forge.realm,
+        &wire::encode_keys(&keys).unwrap(),
+        &[&forge.root],
+    );
+    assert!(device.give(Address::Keys, &short).is_empty());
+    goes_on(&forge, &mut device);
+    device.wall += 150_000;
+    let delta = forge.delta(&forge.delta_meant((4, 5), &["x"], &[], 150));
+    refuses(&mut device, "keys-expired", |device| {
+        drop(device.give(Address::Live, &delta))
+    });
+    assert!(
+        device.give(Address::Keys, &forge.keys(3)).is_empty(),
+        "the successor is taken in"
+    );
+    device.wall = (START + 100) * 1_000;
+    assert!(device.give(Address::Live, &delta).is_empty());
+    assert!(is_revoked(device.ask("x")));
+}
+
+#[test]
+fn rollback() {
+    let (forge, base, mut device) = scene();
+    assert!(device.give(Address::Keys, &forge.keys(5)).is_empty());
+    let manifest = |sequence, at| forge.manifest(&forge.manifest_meant(&base, sequence, &[], at));
+    for (sequence, at) in [(3, 99), (2, 100), (2, 500), (0, 0)] {
+        refuses(&mut device, "rollback", |device| {
+            drop(device.give(Address::Manifest, &manifest(sequence, at)))
+        });
+    }
+    refuses(&mut device, "rollback", |device| {
+        drop(device.give(Address::Keys, &forge.keys(4)))
+    });
+    let mut delta = forge.delta_meant((3, 4), &[], &["a"], 100);
+    delta.term = Term(0);
+    let delta = forge.delta(&delta);
+    refuses(&mut device, "rollback", |device| {
+        drop(device.give(Address::Live, &delta))
+    });
+    goes_on(&forge, &mut device);
+}
+
+#[test]
+fn equivocation() {
+    let (forge, base, mut device) = scene();
+    let mut twin = device.replica.manifest().unwrap().clone();
+    twin.horizon = horizon(99);
+    refuses(&mut device, "equivocation", |device| {
+        drop(device.give(Address::Manifest, &forge.manifest(&twin)))
+    });
+    let other = forge.epoch(1, 3, &[], &[], 90);
+    let named = forge.manifest(&forge.manifest_meant(&other, 3, &[], 101));
+    refuses(&mut device, "equivocation", |device| {
+        drop(device.give(Address::Manifest, &named))
+    });
+    let mut keys = forge.keys_meant(1);
+    keys.leeway = 61;
+    let keys = seal(
+        Kind::Keys,
+        &forge.realm,
+        &wire::encode_keys(&keys).unwrap(),
+        &[&forge.root],
+    );
+    refuses(&mut device, "equivocation", |device| {
+        drop(device.give(Address::Keys, &keys))
+    });
+    // Two deltas for one range: here the set does change, to the union (rule 10), and never softer.
+    assert!(
+        device
+            .give(
+                Address::Live,
+                &forge.delta(&forge.delta_meant((3, 4), &["x"], &[], 100))
+            )
+            .is_empty()
+    );
+    let twin = forge.delta(&forge.delta_meant((3, 4), &["y"], &["x", "a"], 100));
+    assert_eq!(names(&device.give(Address::Live, &twin)), ["equivocation"]);
+    assert!(["a", "x", "y"].into_iter().all(|jti| is_revoked(device.ask(jti))));
+    assert_eq!(device.replica.manifest().unwrap().index, base.digest);
+    goes_on(&forge, &mut device);
+}
+
+#[test]
+fn mix_and_match() {
+    let (forge, _, mut device) = scene();
+    // A new epoch whose index, page, chunk or ladder piece is another's.
+    let (next, other) = (
+        forge.epoch(2, 5, &["a", "d"], &[], 95),
+        forge.epoch(2, 5, &["a", "e"], &[], 95),
+    );
+    let (rung, wrong) = (
+        forge.delta_meant((3, 5), &["d"], &[], 96),
+        forge.delta_meant((3, 5), &["e"], &["a"], 96),
+    );
+    let shelf = forge.shelf(&next, &[rung], 5, 101);
+    device.give(Address::Manifest, &shelf[&Address::Manifest]);
+    let piece = Address::Ladder {
+        from: Sequence(3),
+        to: Sequence(5),
+    };
+    refuses(&mut device, "mix-and-match", |device| {
+        drop(device.give(piece, &forge.delta(&wrong)))
+    });
+    let index = Address::Index { epoch: Epoch(2) };
+    let wrong: Shelf = other.objects.into_iter().collect();
+    refuses(&mut device, "mix-and-match", |device| {
+        drop(device.give(index, &wrong[&index]))
+    });
+    assert!(device.give(index, &shelf[&index]).is_empty());
+    for layer in [Layer::Pages, Layer::Content] {
+        let address = Address::Chunk {
+            epoch: Epoch(2),
+            artifact: Artifact::List,
+            layer,
+            number: 0,
+        };
+        refuses(&mut device, "mix-and-match", |device| {
+            drop(device.give(address, &wrong[&address]))
+        });
+        assert!(device.give(address, &shelf[&address]).is_empty());
+    }
+    device.pass(8 * SECOND);
+    device.pass(8 * SECOND);
+    device.serve(&shelf);
+    assert_eq!((device.epoch(), device.sequence()), (2, 5));
+    goes_on(&forge, &mut device);
+}
+
+#[test]
+fn freeze() {
+    let (forge, base, mut device) = scene();
+    // The next manifest was promised within 90 s; a minute more is allowed for clocks.
+    assert!(device.pass(149 * SECOND).is_empty());
+    device.asked.clear();
+    refuses(&mut device, "freeze", |device| drop(device.pass(SECOND)));
+    assert!(device.asked.contains(&Address::Manifest), "it is looked up again");
+    assert!(device.pass(SECOND).is_empty(), "and it is said once");
+    // Replayed for ever, the old one never proves anything new: fresh, then stale, on time.
+    let old = forge.manifest(&forge.manifest_meant(&base, 3, &[], 100));
+    for hour in 0..10 {
+        assert!(device.give(Address::Manifest, &old).is_empty());
+        assert_eq!(is_good(device.ask("good")), hour == 0, "after {hour} h");
+        assert!(is_revoked(device.ask("a")));
+        device.pass(3_600 * SECOND);
+    }
+    let now = device.wall / 1_000 - START;
+    device.give(
+        Address::Manifest,
+        &forge.manifest(&forge.manifest_meant(&base, 3, &[], now)),
+    );
+    goes_on(&forge, &mut device);
+}
+
+#[test]
+fn gap() {
+    let (forge, _, mut device) = scene();
+    // Refused is only the position: what the delta says is in force at once.
+    let early = forge.delta(&forge.delta_meant((4, 6), &["early"], &["a"], 100));
+    let before = device.exposed.position();
+    assert_eq!(names(&device.give(Address::Live, &early)), ["gap"]);
+    assert_eq!(
+        device.refused.last(),
+        Some(&Refusal::Gap {
+            held: Sequence(3),
+            from: Sequence(4)
+        })
+    );
+    assert_eq!(device.exposed.position(), before);
+    assert!(is_revoked(device.ask("early")) && is_revoked(device.ask("b")));
+    // What could close it is looked for, until it comes.
+    device.asked.clear();
+    device.pass(8 * SECOND);
+    assert!(device.asked.contains(&Address::Manifest));
+    assert!(
+        device
+            .give(
+                Address::Live,
+                &forge.delta(&forge.delta_meant((3, 4), &["a"], &[], 100))
+            )
+            .is_empty()
+    );
+    assert_eq!(device.sequence(), 6);
+    assert!(
+        is_good(device.ask("a")),
+        "as of 6 it is reinstated, though 4 came later"
+    );
+    device.give(
+        Address::Live,
+        &forge.delta(&forge.delta_meant((6, 7), &["a"], &[], 100)),
+    );
+    goes_on(&forge, &mut device);
+}
+
+#[test]
+fn slow_retrieval() {
+    let (forge, base, mut device) = scene();
+    let rung = forge.delta_meant((3, 4), &["x"], &[], 100);
+    let shelf = forge.shelf(&base, &[rung], 4, 101);
+    device.give(Address::Manifest, &shelf[&Address::Manifest]);
+    let piece = Address::Ladder {
+        from: Sequence(3),
+        to: Sequence(4),
+    };
+    assert!(device.asked.contains(&piece));
+    for _ in 0..3 {
+        assert!(device.pass(7 * SECOND).is_empty());
+        device.asked.clear();
+        let before = device.refused.len();
+        device.pass(SECOND);
+        let slow = device.refused[before..]
+            .iter()
+            .filter(|refusal| refusal.name() == "slow-retrieval")
+            .count();
+        assert!(slow >= 1, "{:?}", device.refused);
+        assert!(device.asked.contains(&piece), "it is asked for again");
+        assert!(
+            is_good(device.ask("good")) && is_revoked(device.ask("a")),
+            "answers never wait for it"
+        );
+    }
+    device.serve(&shelf);
+    assert_eq!(device.sequence(), 4);
+    goes_on(&forge, &mut device);
+}
+
+#[test]
+fn overflow() {
+    let (forge, _, mut device) = scene();
+    let half = RECENT_ENTRIES_MAX as u64 / 2;
+    let load = |from: u64, begin: u64, count: u64| {
+        let mut delta = forge.delta_meant((from, from + 1), &[], &[], 100);
+        delta.revoked = (begin..begin + count)
+            .map(|bits| Fingerprint::from_bits(bits * 999, Width::W48).unwrap())
+            .collect();
+        forge.delta(&delta)
+    };
+    assert!(device.give(Address::Live, &load(3, 0, half)).is_empty());
+    assert!(device.give(Address::Live, &load(4, half, half)).is_empty());
+    let image = device.exposed.position();
+    assert_eq!(names(&device.give(Address::Live, &load(5, 2 * half, 1))), ["overflow"]);
+    assert_eq!(device.exposed.position(), image, "the position does not move");
+    assert_eq!(device.ask("good"), Verdict::Unknown { doubt: Doubt::Overflow });
+    assert!(is_revoked(device.ask("a")));
+    let next = forge.epoch(2, 6, &["a"], &[], 100);
+    device.reconnect(&forge.shelf(&next, &[], 6, 102));
+    goes_on(&forge, &mut device);
+}
+
+/// Row 49: a base larger than the device allows. Nothing is asked for beyond the index that says so, so
+/// no memory is taken for it; the old base stays, and runs stale on time.
+#[test]
+fn too_large() {
+    let mut config = prompt(Profile::Exact);
+    config.artifact_bytes_max = 64;
+    let (forge, _, mut device) = scene_with(config);
+    let many: Vec<String> = (0..40).map(|number| number.to_string()).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let next = forge.epoch(2, 5, &many, &[], 95);
+    let shelf = forge.shelf(&next, &[], 5, 101);
+    device.give(Address::Manifest, &shelf[&Address::Manifest]);
+    device.asked.clear();
+    let index = Address::Index { epoch: Epoch(2) };
+    refuses(&mut device, "too-large", |device| {
+        drop(device.give(index, &shelf[&index]))
+    });
+    assert!(matches!(device.refused.last(), Some(Refusal::TooLarge { max: 64, .. })));
+    // It is dropped: no chunk is asked for, now or later, and one that comes is not looked at.
+    device.asked.clear();
+    for _ in 0..5 {
+        device.pass(8 * SECOND);
+    }
+    assert!(
+        !device
+            .asked
+            .iter()
+            .any(|address| matches!(address, Address::Chunk { .. } | Address::Index { .. }))
+    );
+    device.serve(&shelf);
+    for (address, bytes) in &shelf {
+        device.give(*address, bytes);
+    }
+    assert_eq!(device.epoch(), 1);
+    assert!(is_revoked(device.ask("a")) && is_good(device.ask("good")));
+    device.pass(3_700 * SECOND);
+    assert!(matches!(
+        device.ask("good"),
+        Verdict::Unknown {
+            doubt: Doubt::Stale { .. }
+        }
+    ));
+    // One byte over any limit of the format is refused before the index is believed, whatever the budget.
+    let (forge, base, mut device) = scene();
+    let beyond: [fn(&mut ArtifactSummary); 2] = [
+        |summary| summary.bytes = revocast_core::limits::ARTIFACT_BYTES_MAX + 1,
+        |summary| summary.entries = revocast_core::limits::BASE_ENTRIES_MAX + 1,
+    ];
+    for change in beyond {
+        let mut body = base.index.clone();
+        body.epoch = Epoch(2);
+        change(&mut body.artifacts[0]);
+        assert!(
+            wire::encode_index(&body).is_err(),
+            "an honest publisher cannot even say it"
+        );
+    }
+    // A smaller base is welcome again.
+    let small = forge.epoch(3, 5, &["a"], &[], 99);
+    device.reconnect(&forge.shelf(&small, &[], 5, 110));
+    assert_eq!(device.epoch(), 3);
+    goes_on(&forge, &mut device);
+}
+
+#[test]
+fn damaged_state() {
+    let (_, _, device) = scene();
+    let (head, base) = device.disk.clone().unwrap();
+    let base = base.unwrap();
+    assert!(device.restored(&head, Some(&base)).is_ok());
+    let refused = |head: &[u8], base: Option<&[u8]>| device.restored(head, base).unwrap_err().name();
+    for cut in 0..head.len() {
+        assert_eq!(refused(&head[..cut], Some(&base)), "damaged-state");
+    }
+    for cut in 0..base.len() {
+        assert_eq!(refused(&head, Some(&base[..cut])), "damaged-state");
+    }
+    assert_eq!(refused(&head, None), "damaged-state");
+    assert_eq!(refused(&[], Some(&base)), "damaged-state");
+    assert_eq!(refused(&vec![0; 5 << 20], Some(&base)), "endless-data");
+    // State gathered under another trust is not taken over.
+    let mut other = device;
+    other.trust.roots = vec![SigningKey::from_seed([1; 32]).public()];
+    assert_eq!(other.restored(&head, Some(&base)).unwrap_err().name(), "damaged-state");
+}
+
+// ---- Rows of the table of attacks ----------------------------------------------------------------
+
+/// Row 1: every bit of every signed object, flipped: none is accepted, and nothing changes.
+#[test]
+fn row_01_no_flipped_bit_is_accepted() {
+    let (forge, _, mut device) = scene();
+    let next = forge.epoch(2, 5, &["a", "d"], &[], 95);
+    let rung = forge.delta_meant((3, 5), &["d"], &["a"], 96);
+    let shelf = forge.shelf(&next, std::slice::from_ref(&rung), 5, 101);
+    let live = forge.delta(&forge.delta_meant((3, 4), &["x"], &["b"], 97));
+    let mut offers = vec![
+        (Address::Keys, forge.keys(2)),
+        (Address::Live, live),
+        (Address::Manifest, shelf[&Address::Manifest].clone()),
+    ];
+    for round in 0..2 {
+        let mut flips = 0;
+        for (address, bytes) in &offers {
+            let image = device.image();
+            for bit in 0..bytes.len() * 8 {
+                let mut flipped = bytes.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                let refused = device.give(*address, &flipped);
+                assert_eq!(refused.len(), 1, "{address}, bit {bit}: accepted");
+                flips += 1;
+            }
+            assert_eq!(device.image(), image, "{address}");
+        }
+        assert!(flips > 2_000);
+        if round == 0 {
+            // With the manifest in place, what it names by digest: index and ladder piece.
+            for (address, bytes) in std::mem::take(&mut offers) {
+                assert!(
+                    device.give(address, &bytes).is_empty(),
+                    "{address}: the whole one is accepted"
+                );
+            }
+            offers = [
+                Address::Index { epoch: Epoch(2) },
+                Address::Ladder {
+                    from: Sequence(3),
+                    to: Sequence(5),
+                },
+            ]
+            .map(|address| (address, shelf[&address].clone()))
+            .to_vec();
+        }
+    }
+    for _ in 0..3 {
+        device.pass(8 * SECOND);
+        device.serve(&shelf);
+    }
+    assert_eq!((device.epoch(), device.sequence()), (2, 5));
+}
+
+/// Row 1, the named cases of the TUF suite as far as they apply: unsigned metadata of each kind, a
+/// wrong type in the right place, an unsigned or wrong first root.
+#[test]
+fn row_01_unsigned_and_mistyped_objects_are_refused() {
+    let (forge, base, _) = scene();
+    let shelf = forge.shelf(&base, &[], 3, 100);
+    let stripped = |bytes: &[u8]| [&bytes[..bytes.len() - 73], &[0]].concat();
+    let mut device = forge.device(prompt(Profile::Exact), 100);
+    assert_eq!(
+        names(&device.give(Address::Keys, &stripped(&shelf[&Address::Keys]))),
+        ["wrong-key"]
+    );
+    let mut stranger = forge.clone();
+    stranger.root = SigningKey::from_seed([5; 32]);
+    assert_eq!(names(&device.give(Address::Keys, &stranger.keys(1))), ["wrong-key"]);
+    // Before the keys are known nothing else is believed.
+    assert_eq!(
+        names(&device.give(Address::Manifest, &shelf[&Address::Manifest])),
+        ["wrong-key"]
+    );
+    device.give(Address::Keys, &shelf[&Address::Keys]);
+    assert_eq!(
+        names(&device.give(Address::Manifest, &stripped(&shelf[&Address::Manifest]))),
+        ["wrong-key"]
+    );
+    let live = forge.delta(&forge.delta_meant((3, 4), &["x"], &[], 100));
+    assert_eq!(names(&device.give(Address::Live, &stripped(&live))), ["wrong-key"]);
+    device.give(Address::Manifest, &shelf[&Address::Manifest]);
+    let index = Address::Index { epoch: Epoch(1) };
+    assert_eq!(names(&device.give(index, &stripped(&shelf[&index]))), ["mix-and-match"]);
+    // One body under another kind: the signature says which kind it was made for.
+    let manifest = wire::encode_manifest(device.replica.manifest().unwrap()).unwrap();
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Manifest) {
+        let mut relabeled = seal(kind, &forge.realm, &manifest, &[&forge.content]);
+        relabeled[4] = Kind::Manifest as u8;
+        assert_eq!(
+            names(&device.give(Address::Manifest, &relabeled)),
+            ["wrong-key"],
+            "{kind}"
+        );
+    }
+}
+
+/// Row 4: nothing older is taken in, also after a restart; the same bytes are no news; other bytes of
+/// the same rank are an equivocation.
+#[test]
+fn row_04_what_is_older_stays_out_also_after_a_restart() {
+    for seed in 0..40 {
+        let mut random = Random::new(seed);
+        let mut site = Site::new(seed, fingerprinter(), small_settings(), |_| ());
+        let mut device = site.device(prompt(Profile::Exact));
+        let mut recorded: Vec<(Address, Vec<u8>)> = Vec::new();
+        let mut highest = site.publisher.manifest().unwrap().rank();
+        for number in 0..25 {
+            site.revoke(&number.to_string(), START + 9_000);
+            site.pass(1_000);
+            let live = site.publish();
+            recorded.extend(live.iter().map(|bytes| (Address::Live, bytes.clone())));
+            recorded.extend(site.shelf.iter().map(|(address, bytes)| (*address, bytes.clone())));
+            device.wall = site.time;
+            if random.chance(70) {
+                device.hear(Address::Manifest, &site.shelf[&Address::Manifest]);
+                device.serve(&site.shelf);
+            }
+            if random.chance(20) {
+                device.restart();
+                device.reconnect(&Shelf::new());
+            }
+            highest = highest.max(device.replica.manifest().unwrap().rank());
+            let before = device.exposed.position().sequence;
+            for _ in 0..10 {
+                let (address, bytes) = random.pick(&recorded).clone();
+                device.give(address, &bytes);
+                assert!(device.exposed.position().sequence >= before);
+                highest = highest.max(device.replica.manifest().unwrap().rank());
+                assert_eq!(
+                    device.replica.manifest().unwrap().rank(),
+                    highest,
+                    "never below what was held"
+                );
+            }
+            for revoked in 0..=number {
+                let told = device.sequence() > revoked;
+                assert!(!told || is_revoked(device.ask(&revoked.to_string())), "seed {seed}");
+            }
+        }
+    }
+    let (forge, base, mut device) = scene();
+    let same = forge.manifest(&forge.manifest_meant(&base, 3, &[], 100));
+    let older = forge.manifest(&forge.manifest_meant(&base, 3, &[], 99));
+    let mut twin = forge.manifest_meant(&base, 3, &[], 100);
+    twin.next_update = twin.next_update.plus(7);
+    let twin = forge.manifest(&twin);
+    for _ in 0..3 {
+        let image = device.image();
+        assert!(device.give(Address::Manifest, &same).is_empty());
+        assert_eq!(device.image(), image);
+        refuses(&mut device, "rollback", |device| {
+            drop(device.give(Address::Manifest, &older))
+        });
+        refuses(&mut device, "equivocation", |device| {
+            drop(device.give(Address::Manifest, &twin))
+        });
+        device.restart();
+        device.tell(Event::Connected);
+    }
+}
+
+/// Row 7: five versions of manifest, index, chunks and ladder in every combination: of 625 sets the
+/// five are accepted whose parts belong together.
+#[test]
+fn row_07_of_all_mixtures_only_whole_versions_are_accepted() {
+    let forge = Forge::new(7);
+    // All of one shape, so that only their content tells them apart.
+    let versions: Vec<Shelf> = (0..5)
+        .map(|version| {
+            let mut revoked = ["a", "b", "c", "d", "e"];
+            revoked.rotate_left(version);
+            let base = forge.epoch(1, 3, &revoked[..4], &[], 90);
+            let rung = forge.delta_meant((3, 4), &[revoked[4]], &[], 95);
+            forge.shelf(&base, &[rung], 4, 100)
+        })
+        .collect();
+    let mut accepted = Vec::new();
+    for mixture in 0..625 {
+        let [manifest, index, chunk, ladder] = [0, 1, 2, 3].map(|part| mixture / 5_usize.pow(part) % 5);
+        let mut mixed = Shelf::new();
+        for (address, bytes) in &versions[0] {
+            let version = match address {
+                Address::Keys => 0,
+                Address::Manifest | Address::Live => manifest,
+                Address::Index { .. } => index,
+                Address::Chunk { .. } => chunk,
+                Address::Ladder { .. } => ladder,
+            };
+            let bytes = versions[version].get(address).unwrap_or(bytes);
+            mixed.insert(*address, bytes.clone());
+        }
+        let mut device = forge.device(prompt(Profile::Exact), 100);
+        device.serve(&mixed);
+        device.give(
+            Address::Ladder {
+                from: Sequence(3),
+                to: Sequence(4),
+            },
+            &mixed[&Address::Ladder {
+                from: Sequence(3),
+                to: Sequence(4),
+            }],
+        );
+        let whole = (device.epoch(), device.sequence()) == (1, 4);
+        if whole {
+            assert_eq!([index, chunk, ladder], [manifest; 3]);
+            assert!(
+                ["a", "b", "c", "d", "e"]
+                    .into_iter()
+                    .all(|jti| is_revoked(device.ask(jti)))
+            );
+            accepted.push(manifest);
+        } else {
+            assert!(!device.refused.is_empty());
+            assert!(!is_good(device.ask("good")), "half a version answers nothing good");
+        }
+    }
+    assert_eq!(accepted.len(), 5);
+}
+
+/// Row 8: lengths that lie, counts of 2^32, objects over every limit: refused, with nothing taken for
+/// them; other topics go on working.
+#[test]
+fn row_08_lying_lengths_are_refused_and_cost_nothing() {
+    let (forge, _, mut device) = scene();
+    let sealed = |kind, body: &[u8]| seal(kind, &forge.realm, body, &[&forge.content]);
+    let delta = wire::encode_delta(&forge.delta_meant((3, 4), &["x"], &["y"], 100), Width::W48).unwrap();
+    let manifest = wire::encode_manifest(&forge.manifest_meant(&forge.epoch(1, 3, &[], &[], 0), 3, &[], 101)).unwrap();
+    let put = |bytes: &[u8], at: usize, lie: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        bytes[at..at + lie.len()].copy_from_slice(lie);
+        bytes
+    };
+    let lies: Vec<(Address, Vec<u8>)> = vec![
+        // Counts of a delta: revoked, reinstated, cutoffs, lifts.
+        (Address::Live, sealed(Kind::Delta, &put(&delta, 36, &[0xff; 4]))),
+        (Address::Live, sealed(Kind::Delta, &put(&delta, 40, &[0xff; 4]))),
+        (Address::Live, sealed(Kind::Delta, &put(&delta, 44, &[0xff; 2]))),
+        (Address::Live, sealed(Kind::Delta, &put(&delta, 46, &[0xff; 2]))),
+        (
+            Address::Live,
+            sealed(Kind::Delta, &put(&delta, 36, &100_000_000_u32.to_le_bytes())),
+        ),
+        // Pieces of a manifest.
+        (
+            Address::Manifest,
+            sealed(Kind::Manifest, &put(&manifest, 76, &[0xff; 2])),
+        ),
+        // Lengths of the envelope: the realm's and the number of signatures.
+        (Address::Live, put(&sealed(Kind::Delta, &delta), 5, &[64])),
+        (Address::Live, put(&sealed(Kind::Delta, &delta), 5, &[255])),
+    ];
+    for (address, bytes) in lies {
+        refuses(&mut device, "malformed", |device| drop(device.give(address, &bytes)));
+    }
+    let good = sealed(Kind::Delta, &delta);
+    for count in [2, 15, 16, 17, 255] {
+        let lie = put(&good, good.len() - 1, &[count]);
+        let image = device.image();
+        assert_eq!(device.give(Address::Live, &lie).len(), 1);
+        assert_eq!(device.image(), image);
+    }
+    // An index that counts 2^32 pages, chunks of no size, or more than any device takes.
+    let epochal = forge.epoch(2, 5, &["a"], &[], 95);
+    let body = wire::encode_index(&epochal.index).unwrap();
+    for (at, lie) in [
+        (69, &[255_u8][..]),
+        (87, &[0xff; 4]),
+        (65, &[0; 4]),
+        (65, &[0xff; 4]),
+        (60, &[0xff; 4]),
+        (79, &[0xff; 8]),
+    ] {
+        let index = sealed(Kind::Index, &put(&body, at, lie));
+        let lying = Epochal {
+            index: epochal.index.clone(),
+            objects: Vec::new(),
+            digest: Digest::of(&index),
+        };
+        let mut device = forge.device(prompt(Profile::Exact), 100);
+        device.give(Address::Keys, &forge.keys(1));
+        device.give(
+            Address::Manifest,
+            &forge.manifest(&forge.manifest_meant(&lying, 5, &[], 102)),
+        );
+        let refused = device.give(Address::Index { epoch: Epoch(2) }, &index);
+        assert!(
+            matches!(names(&refused)[..], ["malformed" | "too-large"]),
+            "{at}: {refused:?}"
+        );
+    }
+    // Chunk numbers nobody named, an oversize chunk, and an address of 2^32.
+    let shelf = forge.shelf(&epochal, &[], 5, 102);
+    device.give(Address::Manifest, &shelf[&Address::Manifest]);
+    device.give(
+        Address::Index { epoch: Epoch(2) },
+        &shelf[&Address::Index { epoch: Epoch(2) }],
+    );
+    let image = device.image();
+    for number in [1, 7, u32::MAX] {
+        for layer in [Layer::Content, Layer::Pages] {
+            let address = Address::Chunk {
+                epoch: Epoch(2),
+                artifact: Artifact::List,
+                layer,
+                number,
+            };
+            device.give(address, &vec![0; CHUNK_BYTES_MAX]);
+        }
+    }
+    assert!(Address::parse("e/2/list/4294967296").is_none());
+    assert_eq!(device.image(), image);
+    device.tell(Event::Oversize {
+        address: Address::Manifest,
+        bytes: u64::MAX,
+    });
+    device.serve(&shelf);
+    assert_eq!(device.epoch(), 2, "all other topics went on");
+}
+
+/// Row 10: every object on every address. Only where it belongs is it applied; a delta is a delta, so the
+/// live topic takes those of the ladder as well.
+#[test]
+fn row_10_every_object_counts_only_where_it_belongs() {
+    let forge = Forge::new(10);
+    let base = forge.epoch(1, 3, &["a"], &[], 90);
+    let rung = forge.delta_meant((3, 5), &["b"], &[], 95);
+    let mut objects: Vec<(Address, Vec<u8>)> = forge.shelf(&base, &[rung], 5, 100).into_iter().collect();
+    objects.push((Address::Live, forge.delta(&forge.delta_meant((5, 6), &["c"], &[], 96))));
+    let mut other = forge.clone();
+    other.realm = RealmId::new("others").unwrap();
+    let foreign = other.shelf(&other.epoch(1, 3, &["a"], &[], 90), &[], 3, 100);
+    let foreign: Vec<(Address, Vec<u8>)> = foreign.into_iter().collect();
+    let (mut crossed, mut applied) = (0, 0);
+    for (address, _) in &objects {
+        for (belongs, bytes) in objects.iter().chain(&foreign) {
+            // A device in the midst of everything: keys, manifest and index held, all else awaited.
+            let mut device = forge.device(prompt(Profile::Exact), 100);
+            for known in [Address::Keys, Address::Manifest, Address::Index { epoch: Epoch(1) }] {
+                let (_, bytes) = objects.iter().find(|(address, _)| *address == known).unwrap();
+                device.give(known, bytes);
+            }
+            let image = device.image();
+            device.give(*address, bytes);
+            let same_place = address == belongs && !foreign.iter().any(|(_, other)| other == bytes);
+            let delta_on_live = *address == Address::Live && matches!(belongs, Address::Ladder { .. });
+            crossed += 1;
+            if same_place || delta_on_live {
+                applied += 1;
+            } else {
+                assert_eq!(device.image(), image, "{belongs} at {address}");
+            }
+            // Whatever came where: the rest arrives, and the set is the right one.
+            for _ in 0..3 {
+                device.pass(8 * SECOND);
+                let shelf: Shelf = objects.iter().cloned().collect();
+                device.serve(&shelf);
+            }
+            assert!(
+                device.sequence() >= 5,
+                "{belongs} at {address}: stuck at {}",
+                device.sequence()
+            );
+            assert!(is_revoked(device.ask("a")) && is_revoked(device.ask("b")) && is_good(device.ask("good")));
+        }
+    }
+    assert_eq!(applied, objects.len() + 1);
+    assert!(crossed > 100, "{crossed}");
+}
+
+/// Row 11: six messages in every order, with every drop and every repetition that six deliveries can
+/// have (46,656 histories); then the broker's retained state arrives, and the device equals the server.
+#[test]
+fn row_11_after_any_loss_repetition_and_order_the_end_is_the_server_s() {
+    let forge = Forge::new(11);
+    let base = forge.epoch(1, 3, &["a"], &[], 90);
+    let deltas = [
+        forge.delta_meant((3, 4), &["b"], &["a"], 95),
+        forge.delta_meant((4, 5), &["a", "c"], &[], 96),
+        forge.delta_meant((5, 6), &[], &["b", "c"], 97),
+    ];
+    let merged = forge.delta_meant((3, 6), &["a"], &["b", "c"], 98);
+    let last = forge.shelf(&base, std::slice::from_ref(&merged), 6, 101);
+    let earlier = forge.shelf(&base, &deltas[..1], 4, 100);
+    let piece = Address::Ladder {
+        from: Sequence(3),
+        to: Sequence(6),
+    };
+    let mut messages: Vec<(Address, Vec<u8>)> =
+        deltas.iter().map(|delta| (Address::Live, forge.delta(delta))).collect();
+    messages.push((Address::Manifest, earlier[&Address::Manifest].clone()));
+    messages.push((Address::Manifest, last[&Address::Manifest].clone()));
+    messages.push((piece, last[&piece].clone()));
+    let mut origin = forge.device(prompt(Profile::List), 100);
+    origin.serve(&forge.shelf(&base, &[], 3, 99));
+    let disk = origin.disk.clone();
+    let mut config = prompt(Profile::List);
+    // Writing is not what this is about.
+    config.persist_every = Duration::from_secs(1_000_000);
+    config.persist_proof_every = Duration::from_secs(1_000_000);
+    let run = |history: usize| {
+        let mut device = forge.device(config.clone(), 100);
+        device.disk.clone_from(&disk);
+        device.restart();
+        device.tell(Event::Connected);
+        device.asked.clear();
+        let mut highest = 3;
+        for step in 0..6 {
+            let (address, bytes) = &messages[history / 6_usize.pow(step) % 6];
+            device.give(*address, bytes);
+            // An empty payload clears a retained message; it says nothing.
+            device.give(*address, &[]);
+            assert!(device.sequence() >= highest, "history {history}");
+            highest = device.sequence();
+        }
+        device.serve(&last);
+        device.give(Address::Manifest, &last[&Address::Manifest]);
+        device.serve(&last);
+        assert_eq!((device.epoch(), device.sequence()), (1, 6), "history {history}");
+        assert!(is_revoked(device.ask("a")), "history {history}");
+        assert!(
+            ["b", "c", "good"].into_iter().all(|jti| is_good(device.ask(jti))),
+            "history {history}"
+        );
+    };
+    std::thread::scope(|scope| {
+        for half in 0..2 {
+            let run = &run;
+            scope.spawn(move || (half..46_656).step_by(2).for_each(run));
+        }
+    });
+}
+
+/// Row 18: clocks at 1970 and 2100 and all steps between: the floor never falls, nothing revoked reads
+/// as good, and where the clock cannot be right, nothing does.
+#[test]
+fn row_18_no_clock_lowers_the_floor_or_softens_an_answer() {
+    let (forge, base, mut device) = scene();
+    let mut random = Random::new(18);
+    let (mut floor, mut at) = (device.exposed.freshness().floor, 100);
+    let year = 365 * 24 * 3_600 * 1_000;
+    let (mut unknown, mut good) = (0, 0);
+    for step in 0..10_000 {
+        let truth = (START + at) * 1_000;
+        device.wall = match random.below(6) {
+            0 => 0,
+            1 => truth + 75 * year,
+            2 => random.below(truth * 2),
+            3 => u64::MAX,
+            _ => truth + random.below(2_000),
+        };
+        device.uptime += Duration::from_millis(random.below(2_000));
+        match random.below(8) {
+            0 => {
+                at += random.below(30);
+                device.give(
+                    Address::Manifest,
+                    &forge.manifest(&forge.manifest_meant(&base, 3, &[], at)),
+                );
+            }
+            1 => {
+                let delta: Delta = forge.delta_meant((3, 3 + 1 + random.below(4)), &["x"], &[], random.below(at));
+                device.give(Address::Live, &forge.delta(&delta));
+            }
+            2 if step % 50 == 0 => {
+                device.restart();
+                device.tell(Event::Connected);
+            }
+            _ => drop(device.tell(Event::Elapsed)),
+        }
+        let now = device.exposed.freshness().floor;
+        assert!(now >= floor, "step {step}: the floor fell from {floor} to {now}");
+        floor = now;
+        assert!(is_revoked(device.ask("a")));
+        let verdict = device.ask("good");
+        let plausible = device.wall.saturating_add(60_000) >= floor.millis()
+            && device.wall <= floor.millis() + 400 * 24 * 3_600 * 1_000;
+        if !plausible {
+            assert_eq!(
+                verdict,
+                Verdict::Unknown {
+                    doubt: Doubt::TimeUnknown
+                },
+                "step {step}"
+            );
+            unknown += 1;
+        }
+        good += u32::from(is_good(verdict));
+        // Expired at or before H is refused whatever the clock says.
+        let claims = Claims::new(Jti::new("good").unwrap(), device.exposed.horizon());
+        assert!(is_revoked(device.check(&claims)));
+    }
+    assert!(unknown > 1_000 && good > 1_000, "{unknown} {good}");
+}
+
+fn fingerprinter() -> Fingerprinter {
+    Fingerprinter::new(FingerprintFunction::Xxh3, RealmKey([3; 16]), Width::W48)
+}
+
+/// Row 22: whatever `exp` a caller names, the revocation is kept while any validator with allowed skew
+/// could accept the token.
+#[test]
+fn row_22_a_false_early_exp_never_ends_a_revocation_early() {
+    let (lifetime, leeway) = (120, 5);
+    for seed in 0..40 {
+        let mut random = Random::new(seed);
+        let mut site = Site::new(seed, fingerprinter(), small_settings(), |realm| {
+            realm.leeway = Duration::from_secs(leeway);
+            realm.max_token_lifetime = Duration::from_secs(lifetime);
+        });
+        let mut device = site.device(prompt(Profile::Exact));
+        let mut tokens: Vec<(String, u64)> = Vec::new();
+        let (mut ended, mut kept) = (0, 0);
+        for number in 0..160 {
+            // Issued at most a lifetime before its end; revoked with whatever the caller says.
+            let jti = number.to_string();
+            let exp = site.seconds() + random.below(lifetime + 1);
+            let lie = match random.below(5) {
+                0 => 0,
+                1 => site.seconds().saturating_sub(random.below(1_000)),
+                2 => site.seconds() + 1,
+                3 => exp,
+                _ => random.below(exp + 1),
+            };
+            let claimed = ledger::Expiry::Claimed(UnixTime::from_secs(lie));
+            site.request(ledger::Action::Revoke {
+                jti: jti.clone(),
+                exp: claimed,
+            });
+            tokens.push((jti, exp));
+            site.pass(random.below(4_000));
+            for bytes in site.publish() {
+                device.hear(Address::Live, &bytes);
+            }
+            device.wall = site.time;
+            device.uptime += Duration::from_secs(1);
+            device.hear(Address::Manifest, &site.shelf[&Address::Manifest]);
+            device.serve(&site.shelf);
+            let entries = site.entries(0);
+            let held: BTreeSet<&str> = entries
+                .iter()
+                .filter_map(|entry| match &entry.statement {
+                    Statement::Revoke { jti, .. } => Some(jti.as_str()),
+                    _ => None,
+                })
+                .collect();
+            for (jti, exp) in &tokens {
+                // A validator may grant the leeway, and its clock may stand that far behind as well.
+                let acceptable = site.seconds() < exp + leeway;
+                let claims = Claims::new(Jti::new(jti).unwrap(), UnixTime::from_secs(*exp));
+                if acceptable {
+                    assert!(held.contains(&jti[..]), "seed {seed}: the ledger forgot {jti}");
+                    kept += 1;
+                }
+                assert!(is_revoked(device.check(&claims)), "seed {seed}: {jti} reads as good");
+                ended += u32::from(!held.contains(&jti[..]));
+            }
+        }
+        assert!(kept > 100 && ended > 100, "{kept} {ended}");
+    }
+}
+
+/// Row 23: the server has dropped what expired; a device whose clock stands 400 days back, and whose
+/// validator would still accept the tokens, answers that they are expired.
+#[test]
+fn row_23_a_slow_clock_resurrects_nothing() {
+    let mut site = Site::new(23, fingerprinter(), small_settings(), |realm| {
+        realm.leeway = Duration::from_secs(5);
+        realm.max_token_lifetime = Duration::from_secs(120);
+    });
+    let mut devices = [Profile::Exact, Profile::List, Profile::Filter].map(|profile| site.device(prompt(profile)));
+    let mut random = Random::new(23);
+    let mut tokens = Vec::new();
+    let (mut questions, mut expired, mut good) = (0_u64, 0_u64, 0_u64);
+    while questions < 1_000_000 {
+        for _ in 0..20 {
+            let (jti, exp) = (format!("t{}", tokens.len()), site.seconds() + 1 + random.below(100));
+            site.revoke(&jti, exp);
+            tokens.push((jti, exp));
+        }
+        site.pass(2_000);
+        let live = site.publish();
+        for device in &mut devices {
+            device.wall = site.time - 400 * 24 * 3_600 * 1_000;
+            device.uptime += 2 * SECOND;
+            // Once somebody even swore to the wrong time: what was signed is a floor under that, too.
+            if random.chance(5) {
+                device.tell(Event::TimeProven {
+                    wall: revocast_core::UnixMillis::from_millis(device.wall),
+                });
+            }
+            live.iter().for_each(|bytes| device.hear(Address::Live, bytes));
+            device.hear(Address::Manifest, &site.shelf[&Address::Manifest]);
+            device.serve(&site.shelf);
+            for (jti, exp) in &tokens {
+                let claims = Claims::new(Jti::new(jti).unwrap(), UnixTime::from_secs(*exp));
+                match device.check(&claims) {
+                    Verdict::NotRevoked { at } => panic!("{jti} came back to life at {at}"),
+                    Verdict::Revoked {
+                        why: revocast_core::Why::Expired { .. },
+                    } => expired += 1,
+                    Verdict::Revoked { .. } | Verdict::Suspect { .. } | Verdict::Unknown { .. } => {}
+                }
+                questions += 1;
+            }
+            good += u64::from(is_good(device.ask("good")));
+        }
+    }
+    assert!(
+        expired > 500_000 && good > 50 && site.entries(0).len() < 2_000,
+        "{expired} {good}"
+    );
+}
+
+/// Row 43: what our own encoder got wrong is not signed: each artifact and each body with one bit
+/// flipped is refused by the proof, or means the same.
+#[test]
+fn row_43_a_broken_encoding_stops_publication() {
+    let forge = Forge::new(43);
+    let mut book = Book::new(forge.fingerprinter, Term(1));
+    let jtis: Vec<String> = (0..80).map(|number| format!("token-{number}")).collect();
+    for (at, jti) in jtis.iter().enumerate() {
+        let statement = Statement::Revoke {
+            jti: jti.clone(),
+            exp: UnixTime::from_secs(u64::MAX),
+        };
+        let sequence = Sequence(at as u64 + 1);
+        book.apply(&Entry {
+            sequence,
+            at: UnixTime::from_secs(START),
+            statement,
+            reason: None,
+            actor: String::new(),
+        });
+    }
+    let jtis: Vec<&str> = jtis.iter().map(String::as_str).collect();
+    let epochal = forge.epoch(1, 80, &jtis, &[], 0);
+    let index = &epochal.index;
+    let cuts: Vec<Cut> = index
+        .artifacts
+        .iter()
+        .map(|summary| Cut {
+            summary: summary.clone(),
+            objects: epochal
+                .objects
+                .iter()
+                .filter(
+                    |(address, _)| matches!(address, Address::Chunk { artifact, .. } if *artifact == summary.artifact),
+                )
+                .cloned()
+                .collect(),
+        })
+        .collect();
+    let body = wire::encode_index(index).unwrap();
+    let prove = |body: &[u8], cuts: &[Cut]| {
+        proof::index(body.to_vec(), index, forge.realm, cuts, &book, Width::W48, 0.01).is_ok()
+    };
+    assert!(prove(&body, &cuts), "unbroken, it is proven");
+    let flip = |bytes: &mut [u8], bit: usize| bytes[bit / 8] ^= 1 << (bit % 8);
+    for bit in 0..body.len() * 8 {
+        let mut broken = body.clone();
+        flip(&mut broken, bit);
+        assert!(!prove(&broken, &cuts), "index, bit {bit}");
+    }
+    let mut flips = 0;
+    for (at, cut) in cuts.iter().enumerate() {
+        for (object, (address, sealed)) in cut.objects.iter().enumerate() {
+            for bit in 0..sealed.len() * 8 {
+                let mut broken = cuts.clone();
+                flip(&mut broken[at].objects[object].1, bit);
+                assert!(!prove(&body, &broken), "{address}, bit {bit}");
+                flips += 1;
+            }
+        }
+    }
+    assert!(flips > 4_000, "{flips}");
+    // A breakage before the digests were computed: the artifact itself. Then only its meaning can tell.
+    let cutting = Cutting::of(forge.realm, index);
+    let mut harmless = 0;
+    for artifact in [Artifact::Filter, Artifact::List] {
+        let at = index
+            .artifacts
+            .iter()
+            .position(|summary| summary.artifact == artifact)
+            .unwrap();
+        let bytes: Vec<u8> = cuts[at]
+            .objects
+            .iter()
+            .filter(|(address, _)| {
+                matches!(
+                    address,
+                    Address::Chunk {
+                        layer: Layer::Content,
+                        ..
+                    }
+                )
+            })
+            .flat_map(|(_, sealed)| {
+                let sealed = revocast_core::Sealed::parse(sealed).unwrap();
+                wire::decode_chunk(sealed.unverified_body()).unwrap().content.to_vec()
+            })
+            .collect();
+        for bit in 0..bytes.len() * 8 {
+            let mut broken = bytes.clone();
+            flip(&mut broken, bit);
+            let Ok(cut) = cutting.cut(artifact, 80, &broken) else {
+                continue;
+            };
+            let mut meant = index.clone();
+            meant.artifacts[at] = cut.summary.clone();
+            let mut cuts = cuts.clone();
+            cuts[at] = cut;
+            let proven = proof::index(
+                wire::encode_index(&meant).unwrap(),
+                &meant,
+                forge.realm,
+                &cuts,
+                &book,
+                Width::W48,
+                0.01,
+            );
+            if proven.is_ok() {
+                // A bit more in the filter costs a false positive and loses nothing.
+                harmless += 1;
+                assert_eq!(artifact, Artifact::Filter, "bit {bit}");
+                let base = Base::build(Profile::Filter, &meant, Width::W48, 80, &broken).unwrap();
+                assert!(book.revoked().into_iter().all(|key| base.may_hold(key, Width::W48)));
+            }
+        }
+    }
+    assert!(harmless > 0);
+    // Deltas and manifests.
+    let delta = forge.delta_meant((0, 80), &jtis, &["never revoked"], 0);
+    let body = wire::encode_delta(&delta, Width::W48).unwrap();
+    assert!(proof::delta(body.clone(), &delta, &book, Width::W48).is_ok());
+    let manifest = forge.manifest_meant(&epochal, 80, &[], 0);
+    let manifest_body = wire::encode_manifest(&manifest).unwrap();
+    assert!(proof::manifest(manifest_body.clone(), &manifest).is_ok());
+    for bit in 0..body.len() * 8 {
+        let mut broken = body.clone();
+        flip(&mut broken, bit);
+        assert!(
+            proof::delta(broken.clone(), &delta, &book, Width::W48).is_err(),
+            "delta, bit {bit}"
+        );
+        assert!(proof::merged(broken, &delta, Width::W48).is_err());
+    }
+    for bit in 0..manifest_body.len() * 8 {
+        let mut broken = manifest_body.clone();
+        flip(&mut broken, bit);
+        assert!(proof::manifest(broken, &manifest).is_err(), "manifest, bit {bit}");
+    }
+    // Meant wrongly from the start: a delta that softens what the book holds revoked.
+    let lie = forge.delta_meant((0, 80), &jtis[1..], &jtis[..1], 0);
+    let body = wire::encode_delta(&lie, Width::W48).unwrap();
+    assert!(proof::delta(body, &lie, &book, Width::W48).is_err());
+}
+
+/// Row 45: a state image of some 64 KiB, with a bit flipped in every byte of head and base (every bit of
+/// every byte with `REVOCAST_LAWS_LONG`): never read back as something else, never a panic.
+#[test]
+fn row_45_a_flipped_bit_on_the_disk_is_noticed() {
+    let forge = Forge::new(45);
+    let jtis: Vec<String> = (0..14_500).map(|number| number.to_string()).collect();
+    let jtis: Vec<&str> = jtis.iter().map(String::as_str).collect();
+    let mut device = forge.device(prompt(Profile::List), 100);
+    device.serve(&forge.shelf(&forge.epoch(1, 3, &jtis[..13_500], &[], 90), &[], 3, 100));
+    for from in 3..8 {
+        let some = &jtis[13_500 + from as usize * 100..][..100];
+        device.give(
+            Address::Live,
+            &forge.delta(&forge.delta_meant((from, from + 1), some, &[], 100)),
+        );
+    }
+    let (head, base) = device.disk.clone().unwrap();
+    let base = base.unwrap();
+    assert!(device.restored(&head, Some(&base)).is_ok());
+    assert!(
+        (60_000..80_000).contains(&(head.len() + base.len())),
+        "{} + {}",
+        head.len(),
+        base.len()
+    );
+    let long = std::env::var_os("REVOCAST_LAWS_LONG").is_some();
+    let bits =
+        |length: usize| -> Vec<usize> { (0..length * 8).filter(|bit| long || bit % 8 == (bit / 8) % 8).collect() };
+    let check = |half: usize| {
+        let (mut head, mut base) = (head.clone(), base.clone());
+        for bit in bits(head.len()).into_iter().skip(half).step_by(2) {
+            head[bit / 8] ^= 1 << (bit % 8);
+            assert!(device.restored(&head, Some(&base)).is_err(), "head, bit {bit}");
+            head[bit / 8] ^= 1 << (bit % 8);
+        }
+        for bit in bits(base.len()).into_iter().skip(half).step_by(2) {
+            base[bit / 8] ^= 1 << (bit % 8);
+            assert!(device.restored(&head, Some(&base)).is_err(), "base, bit {bit}");
+            base[bit / 8] ^= 1 << (bit % 8);
+        }
+    };
+    std::thread::scope(|scope| {
+        for half in 0..2 {
+            let check = &check;
+            scope.spawn(move || check(half));
+        }
+    });
+}
+
+/// Row 50: a reboot after any number of objects of a new epoch: nothing partial is consulted, the old
+/// epoch answers, and the download begins again or goes on.
+#[test]
+fn row_50_a_reboot_in_mid_download_loses_nothing_and_uses_nothing_partial() {
+    for profile in [Profile::Exact, Profile::List, Profile::Filter] {
+        let forge = Forge::new(50);
+        let old = forge.epoch(1, 3, &["old"], &[], 90);
+        let many: Vec<String> = (0..4_000).map(|number| format!("new-{number}")).collect();
+        let mut many: Vec<&str> = many.iter().map(String::as_str).collect();
+        many.push("old");
+        let next = forge.epoch(2, 9, &many, &[], 95);
+        let shelf = forge.shelf(&next, &[], 9, 101);
+        let mut cut = 0;
+        loop {
+            let mut device = forge.device(prompt(profile), 100);
+            device.serve(&forge.shelf(&old, &[], 3, 100));
+            device.give(Address::Manifest, &shelf[&Address::Manifest]);
+            for _ in 0..cut {
+                let Some(address) = device.asked.pop_front() else { break };
+                if let Some(bytes) = shelf.get(&address) {
+                    device.give(address, bytes);
+                }
+            }
+            if device.epoch() == 2 {
+                break;
+            }
+            device.restart();
+            assert_eq!((device.epoch(), device.sequence()), (1, 3));
+            assert!(matches!(
+                device.ask("old"),
+                Verdict::Revoked { .. } | Verdict::Suspect { .. }
+            ));
+            assert!(
+                !is_revoked(device.ask("new-1")),
+                "cut at {cut}: nothing partial is consulted"
+            );
+            device.reconnect(&shelf);
+            assert_eq!((device.epoch(), device.sequence()), (2, 9), "cut at {cut}");
+            for jti in ["old", "new-0", "new-3999"] {
+                assert!(!is_good(device.ask(jti)));
+            }
+            cut += 1;
+        }
+        assert!(cut > 4, "{} had {cut} points to cut at", profile.name());
+    }
+}
+
+/// Row 52: a hundred thousand random tokens get the same answer before and after a restart while
+/// offline.
+#[test]
+fn row_52_a_restart_while_offline_changes_no_answer() {
+    for profile in [Profile::Exact, Profile::List, Profile::Filter] {
+        let mut site = Site::new(52, fingerprinter(), small_settings(), |_| ());
+        let mut random = Random::new(52);
+        for number in 0..3_000 {
+            site.revoke(&format!("t{number}"), START + 100_000 + random.below(100_000));
+            if number % 7 == 0 {
+                site.reinstate(&format!("t{}", random.below(number + 1)));
+            }
+        }
+        site.pass(1_000);
+        site.publish();
+        let mut device = site.device(prompt(profile));
+        // And some that came since the base, with gaps.
+        for number in 3_000..3_040 {
+            site.revoke(&format!("t{number}"), START + 100_000);
+            site.pass(1_000);
+            for bytes in site.publish() {
+                if random.chance(60) {
+                    device.hear(Address::Live, &bytes);
+                }
+            }
+        }
+        let scope = ledger::Scope::Sub("s".to_owned());
+        site.request(ledger::Action::Cutoff {
+            scope,
+            not_before: UnixTime::from_secs(START + 50),
+        });
+        for bytes in site.publish() {
+            device.hear(Address::Live, &bytes);
+        }
+        let ask = |device: &Follower| -> Vec<Verdict> {
+            let mut random = Random::new(53);
+            (0..100_000)
+                .map(|_| {
+                    let jti = format!("t{}", random.below(6_000));
+                    let claims = Claims {
+                        iat: Some(UnixTime::from_secs(START + random.below(100))),
+                        sub: Some(*random.pick(&["s", "other"])),
+                        ..Claims::new(
+                            Jti::new(&jti).unwrap(),
+                            UnixTime::from_secs(START + random.below(200_000)),
+                        )
+                    };
+                    device.check(&claims)
+                })
+                .collect()
+        };
+        device.tell(Event::Disconnected);
+        let before = ask(&device);
+        device.restart();
+        assert_eq!(ask(&device), before);
+        let kinds: BTreeSet<&str> = before.iter().map(Verdict::name).collect();
+        assert!(kinds.contains("revoked") && kinds.contains("not-revoked"), "{kinds:?}");
+    }
+}

@@ -2,12 +2,16 @@
 //!
 //! All keys come from one seeded generator, so that two runs, and all opponents within one, see the same.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use revocast_core::{
-    ExactList, FilterBuf, FilterParams, Fingerprint, FingerprintFunction, Fingerprinter, Jti, Membership, RealmKey,
-    Salt, Width,
+    Action, Address, Claims, Config, Event, ExactList, FilterBuf, FilterParams, Fingerprint, FingerprintFunction,
+    Fingerprinter, Jti, Membership, Now, RealmKey, Replica, Salt, UnixTime, Verdict, Width,
 };
+use revocast_device::Checker;
+use revocast_tests::forge::{self, Forge};
 
 /// Counts at which everything is measured: one that fits the caches, one that does not.
 pub const COUNTS: [(&str, usize); 2] = [("10 thousand", 10_000), ("1 million", 1_000_000)];
@@ -192,6 +196,63 @@ impl Exact {
     #[must_use]
     pub fn listed(&self, text: &str) -> bool {
         Jti::new(text).is_ok_and(|jti| self.list.contains(self.fingerprinter.fingerprint(jti)))
+    }
+}
+
+/// A replica that has caught up with a base of these keys, packet by packet, as a device does.
+///
+/// # Panics
+///
+/// If it does not catch up: then nothing that follows would measure anything.
+#[must_use]
+pub fn replica(forge: &Forge, keys: &Keys) -> Replica {
+    let texts = keys.texts();
+    let epoch = forge.epoch(1, texts.len() as u64, &texts, &[], 0);
+    let manifest = forge.manifest(&forge.manifest_meant(&epoch, texts.len() as u64, &[], 0));
+    let mut retained: HashMap<Address, Vec<u8>> = epoch.objects.into_iter().collect();
+    retained.insert(Address::Keys, forge.keys(1));
+    retained.insert(Address::Manifest, manifest);
+    let mut replica = Replica::new(Config::exact(0), forge.realm, forge.trust());
+    replica.handle(NOW, Event::Connected);
+    while let Some(action) = replica.poll_action() {
+        if let Action::Subscribe(address) = action
+            && let Some(payload) = retained.get(&address)
+        {
+            replica.handle(NOW, Event::Packet { address, payload });
+        }
+    }
+    assert!(replica.set().doubt(NOW).is_none(), "the replica has not caught up");
+    replica
+}
+
+/// The moment at which everything is asked.
+pub const NOW: Now = forge::now(1);
+
+/// The realm of the benches, cut into chunks as large as by default.
+#[must_use]
+pub fn forge() -> Forge {
+    Forge { chunk_bytes: 32 * 1024, ..Forge::new(1) }
+}
+
+/// A device's checker, as an application holds it.
+pub struct Asked(Checker);
+
+impl Asked {
+    /// A checker over what a replica exposes.
+    #[must_use]
+    pub fn new(replica: &Replica) -> Self {
+        let (checker, _exposure) = Checker::new(Arc::new(replica.set().clone()));
+        Self(checker)
+    }
+
+    /// Asks the whole question: horizon, cutoffs, recent, freshness, filter, list.
+    #[inline]
+    #[must_use]
+    pub fn is_revoked(&self, text: &str) -> bool {
+        Jti::new(text).is_ok_and(|jti| {
+            let claims = Claims::new(jti, UnixTime::from_secs(forge::START + 3_600));
+            matches!(self.0.check(NOW, &claims), Verdict::Revoked { .. })
+        })
     }
 }
 

@@ -6,9 +6,9 @@ use revocast_core::artifact::Cutting;
 use revocast_core::replica::Config;
 use revocast_core::update::{Artifact, Keys, Piece, PublisherKey, Role};
 use revocast_core::{
-    Address, Cutoff, Delta, Digest, Epoch, FilterBuf, FilterParams, Fingerprint, FingerprintFunction, Fingerprinter, Index,
-    Jti, Kind, Manifest, RealmId, RealmKey, Salt, Sequence, SigningKey, Term, Trust, UnixMillis, UnixTime, Width, rice, seal,
-    wire,
+    Address, Cutoff, Delta, Digest, Epoch, FilterBuf, FilterParams, Fingerprint, FingerprintFunction, Fingerprinter,
+    Index, Jti, Kind, Manifest, RealmId, RealmKey, Salt, Sequence, SigningKey, Term, Trust, UnixMillis, UnixTime,
+    Width, rice, seal, wire,
 };
 
 use crate::follower::{Follower, Shelf};
@@ -65,7 +65,11 @@ impl Forge {
     /// What a device pins.
     #[must_use]
     pub fn trust(&self) -> Trust {
-        Trust { roots: vec![self.root.public()], threshold: 1, not_before: UnixTime::from_secs(START) }
+        Trust {
+            roots: vec![self.root.public()],
+            threshold: 1,
+            not_before: UnixTime::from_secs(START),
+        }
     }
 
     /// The fingerprint of a `jti`.
@@ -91,8 +95,16 @@ impl Forge {
     pub fn keys_meant(&self, version: u64) -> Keys {
         let not_after = UnixTime::from_secs(START + 10 * 365 * 24 * 3600);
         let mut publishers = vec![
-            PublisherKey { key: self.content.public(), role: Role::Content as u8, not_after },
-            PublisherKey { key: self.heartbeat.public(), role: Role::Heartbeat as u8, not_after },
+            PublisherKey {
+                key: self.content.public(),
+                role: Role::Content as u8,
+                not_after,
+            },
+            PublisherKey {
+                key: self.heartbeat.public(),
+                role: Role::Heartbeat as u8,
+                not_after,
+            },
         ];
         publishers.sort_unstable();
         Keys {
@@ -167,9 +179,15 @@ impl Forge {
         let count = keys.len() as u64;
         let cutoff_bytes = wire::encode_cutoffs(cutoffs).expect("valid cutoffs");
         let cuts = [
-            cutting.cut(Artifact::Filter, count, &filter).expect("a filter that can be cut"),
-            cutting.cut(Artifact::List, count, &list).expect("a list that can be cut"),
-            cutting.cut(Artifact::Cutoffs, cutoffs.len() as u64, &cutoff_bytes).expect("cutoffs that can be cut"),
+            cutting
+                .cut(Artifact::Filter, count, &filter)
+                .expect("a filter that can be cut"),
+            cutting
+                .cut(Artifact::List, count, &list)
+                .expect("a list that can be cut"),
+            cutting
+                .cut(Artifact::Cutoffs, cutoffs.len() as u64, &cutoff_bytes)
+                .expect("cutoffs that can be cut"),
         ];
         let index = Index {
             term: Term(1),
@@ -241,12 +259,26 @@ impl Forge {
     pub fn shelf(&self, epochal: &Epochal, ladder: &[Delta], sequence: u64, at: u64) -> Shelf {
         let mut shelf: Shelf = epochal.objects.iter().cloned().collect();
         shelf.insert(Address::Keys, self.keys(1));
-        let sealed: Vec<(u64, u64, Vec<u8>)> =
-            ladder.iter().map(|delta| (delta.from.0, delta.to.0, self.delta(delta))).collect();
-        let named: Vec<(u64, u64, &[u8])> = sealed.iter().map(|(from, to, bytes)| (*from, *to, &bytes[..])).collect();
-        shelf.insert(Address::Manifest, self.manifest(&self.manifest_meant(epochal, sequence, &named, at)));
+        let sealed: Vec<(u64, u64, Vec<u8>)> = ladder
+            .iter()
+            .map(|delta| (delta.from.0, delta.to.0, self.delta(delta)))
+            .collect();
+        let named: Vec<(u64, u64, &[u8])> = sealed
+            .iter()
+            .map(|(from, to, bytes)| (*from, *to, &bytes[..]))
+            .collect();
+        shelf.insert(
+            Address::Manifest,
+            self.manifest(&self.manifest_meant(epochal, sequence, &named, at)),
+        );
         for (from, to, bytes) in sealed {
-            shelf.insert(Address::Ladder { from: Sequence(from), to: Sequence(to) }, bytes);
+            shelf.insert(
+                Address::Ladder {
+                    from: Sequence(from),
+                    to: Sequence(to),
+                },
+                bytes,
+            );
         }
         shelf
     }

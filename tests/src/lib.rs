@@ -7,6 +7,8 @@ pub mod forge;
 
 pub mod follower;
 
+pub mod process;
+
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 

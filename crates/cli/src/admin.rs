@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use revocast_core::RealmId;
 use serde_json::{Value, json};
 
 use crate::args::{Fingerprint, RealmCommand, Revoke, ServerArguments};
@@ -24,6 +25,10 @@ pub struct Api {
 impl Api {
     /// The server that was named, with the bearer token from its file.
     pub fn new(server: &ServerArguments) -> Result<Self, Failure> {
+        if !server.server.starts_with("http://") || server.server.contains(char::is_whitespace) {
+            let url = &server.server;
+            return Err(Failure::plain("bad-server", format!("--server: {url:?} is no URL of the kind http://host:port")).usage());
+        }
         let path = &server.admin_token_file;
         let token = std::fs::read_to_string(path).map_err(|error| {
             Failure::new("no-admin-token", format!("the bearer token {} cannot be read", path.display()), &error)
@@ -116,6 +121,7 @@ fn realms(api: &Api) -> Result<Vec<Value>, Failure> {
 }
 
 pub fn revoke(output: Output, arguments: &Revoke) -> Result<ExitCode, Failure> {
+    check_realm(&arguments.realm)?;
     let api = Api::new(&arguments.server)?;
     let (jti, exp) = match (&arguments.token, &arguments.jti, arguments.exp) {
         (Some(token), ..) => {
@@ -149,6 +155,7 @@ pub fn reinstate(
     jti: &str,
     reason: Option<String>,
 ) -> Result<ExitCode, Failure> {
+    check_realm(realm)?;
     let api = Api::new(server)?;
     let mut body = json!({ "jti": jti });
     if let (Some(reason), Some(fields)) = (reason, body.as_object_mut()) {
@@ -179,6 +186,11 @@ fn text(value: &Value, name: &str) -> String {
         Some(other) => other.to_string(),
         None => "-".to_owned(),
     }
+}
+
+/// A name that could be one: it becomes part of a path.
+fn check_realm(realm: &str) -> Result<(), Failure> {
+    RealmId::new(realm).map(drop).map_err(|error| Failure::new("bad-argument", "--realm", &error).usage())
 }
 
 /// A token of the realm's issuer, or its `jti` would name another token.

@@ -13,7 +13,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use revocast_core::{Claims, Config, Digest, Jti, Profile, RealmId, UnixTime, Verdict};
 use revocast_device::{
-    Checker, ClientId, Credentials, Device, DeviceConfig, DiskStore, KeySet, Policy, Prefix, Status, SystemClock, TlsRoots,
+    Checker, ClientId, Credentials, Device, DeviceConfig, DiskStore, KeySet, Policy, Prefix, StartError, Status, SystemClock, TlsRoots,
     Validator, ValidatorConfig, random_seed, trust_from_file,
 };
 use serde::Deserialize;
@@ -51,7 +51,13 @@ pub fn run(output: Output, arguments: &Agent) -> Result<ExitCode, Failure> {
         let store = DiskStore::open(&arguments.state)
             .map_err(|error| Failure::new("state", "the state folder cannot be used", &error))?;
         let device =
-            Device::start(config, store).await.map_err(|error| Failure::new("not-started", "the agent did not start", &error))?;
+            Device::start(config, store).await.map_err(|error| {
+                let failure = Failure::new("not-started", "the agent did not start", &error);
+                match error {
+                    StartError::Link(_) => failure.help("name them with --broker-ca FILE, for mqtts:// only").usage(),
+                    StartError::Store(_) | StartError::Interrupted => failure,
+                }
+            })?;
         let shared = Arc::new(Shared {
             checker: device.checker(),
             status: device.status(),

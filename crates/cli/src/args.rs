@@ -140,10 +140,11 @@ pub struct Serve {
 #[derive(Clone, Debug, Args)]
 pub struct ServerArguments {
     /// The server.
-    #[arg(long, value_name = "URL", env = "REVOCAST_SERVER", default_value = "http://127.0.0.1:8180")]
+    // Global, so that `realm create NAME --server URL` is understood as well as `realm --server URL create NAME`.
+    #[arg(long, global = true, value_name = "URL", env = "REVOCAST_SERVER", default_value = "http://127.0.0.1:8180")]
     pub server: String,
     /// File with the bearer token; `keygen` wrote it.
-    #[arg(long, value_name = "FILE", env = "REVOCAST_ADMIN_TOKEN_FILE", default_value = "data/keys/admin.token")]
+    #[arg(long, global = true, value_name = "FILE", env = "REVOCAST_ADMIN_TOKEN_FILE", default_value = "data/keys/admin.token")]
     pub admin_token_file: PathBuf,
 }
 

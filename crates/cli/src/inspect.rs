@@ -16,11 +16,17 @@ use crate::state;
 
 /// What is known about a file: name and value pairs, in the order of the format.
 #[derive(Default)]
-struct Findings(Vec<(&'static str, Value)>);
+struct Findings(Vec<(String, Value)>);
 
 impl Findings {
-    fn add(&mut self, name: &'static str, value: impl Into<Value>) {
-        self.0.push((name, value.into()));
+    fn add(&mut self, name: &str, value: impl Into<Value>) {
+        self.0.push((name.to_owned(), value.into()));
+    }
+
+    /// Takes in findings about a part, under names that say so.
+    fn add_part(&mut self, part: &str, findings: Self) {
+        let named = |name: String| if name.starts_with(part) { name } else { format!("{part} {name}") };
+        self.0.extend(findings.0.into_iter().map(|(name, value)| (named(name), value)));
     }
 
     fn words(&self) -> String {
@@ -37,7 +43,7 @@ impl Findings {
                 }
                 other => other.to_string(),
             };
-            let _ = writeln!(words, "{name:<16}{text}");
+            let _ = writeln!(words, "{name:<20}{text}");
         }
         words.trim_end().to_owned()
     }
@@ -58,7 +64,9 @@ pub fn run(output: Output, file: &Path, trust: Option<&Path>, keys: Option<&Path
         head(&mut findings, &stored.decoded, trust.as_ref())?;
         if let Some(base) = &stored.base {
             let keys = head_keys(&stored.decoded);
-            base_image(&mut findings, base, keys.as_ref(), trust.is_some())?;
+            let mut part = Findings::default();
+            base_image(&mut part, base, keys.as_ref(), trust.is_some())?;
+            findings.add_part("base", part);
         }
     } else {
         let bytes = read_file(file, "the file")?;

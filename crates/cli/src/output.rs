@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fmt::Display;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
@@ -83,7 +83,9 @@ impl Output {
         if self.json {
             registry.with(fmt::layer().json().with_writer(std::io::stderr)).init();
         } else {
-            registry.with(fmt::layer().with_writer(std::io::stderr).with_target(false)).init();
+            // Escape sequences have no place in a file.
+            let colors = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
+            registry.with(fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(colors)).init();
         }
         Ok(())
     }

@@ -164,11 +164,13 @@ impl Cutoffs {
     ///
     /// Nothing while no cutoff is in force; otherwise at most three SHA-256 of short texts and as
     /// many binary searches.
+    #[inline]
     #[must_use]
     pub fn matching(&self, fingerprinter: &Fingerprinter, claims: &Claims<'_>) -> Option<Cutoff> {
-        if self.live.is_empty() {
-            return None;
-        }
+        if self.live.is_empty() { None } else { self.search(fingerprinter, claims) }
+    }
+
+    fn search(&self, fingerprinter: &Fingerprinter, claims: &Claims<'_>) -> Option<Cutoff> {
         let named = [
             Some((ScopeKind::Realm, "")),
             claims.sub.map(|text| (ScopeKind::Subject, text)),

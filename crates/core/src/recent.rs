@@ -63,10 +63,11 @@ impl Recent {
     #[inline]
     #[must_use]
     pub fn get(&self, fingerprint: Fingerprint) -> Option<State> {
-        let page = self.pages.get(self.page(fingerprint))?;
-        if page.is_empty() {
+        // Most of the time nothing, or next to nothing, has come since the base.
+        if self.len == 0 {
             return None;
         }
+        let page = self.pages.get(self.page(fingerprint))?;
         let at = page
             .binary_search_by_key(&fingerprint, |entry| entry.fingerprint)
             .ok()?;

@@ -255,6 +255,7 @@ impl Replica {
                 horizon: UnixTime::default(),
                 sequence: Sequence::default(),
                 freshness,
+                short: None,
                 overflow: false,
                 issuer: None,
                 leeway: 0,
@@ -285,8 +286,11 @@ impl Replica {
 
     /// A replica that goes on from what it wrote down.
     ///
-    /// Everything is checked again: digests, the signatures of keys, manifest and index, and the base
-    /// image against the index. Damage is refused; the caller tries its other slot, then starts anew.
+    /// Everything is checked again: the digests of both images, the signatures of the keys, and the base
+    /// image against its index. Manifest and index were verified when they arrived; since then their
+    /// publisher's key may have rotated out, and the digests vouch for them. So they do for the chain of
+    /// keys from those pinned to those held, unless others were pinned since. Damage is refused; the
+    /// caller tries its other slot, then starts anew.
     ///
     /// # Complexity
     ///
@@ -334,12 +338,15 @@ impl Replica {
             return Err(Refusal::WrongRealm { found: head.realm });
         }
         let mut replica = Self::new(config, realm, trust);
-        // What was good when it was written stays good: expiry is for what arrives.
-        let then = UnixMillis::default();
-        replica.accept_keys(then, &head.keys)?;
+        if head.trust != trust_digest(&replica.trust) {
+            return Err(Refusal::DamagedState {
+                what: "it was written under another trust",
+            });
+        }
+        replica.restore_keys(&head.keys)?;
         let width = replica.width();
         if !head.manifest.is_empty() {
-            let (body, _role) = replica.by_publisher(then, &head.manifest, Kind::Manifest)?;
+            let body = stored(&head.manifest, &realm, Kind::Manifest)?;
             let digest = Digest::of(body.get());
             let manifest = body.try_map(wire::decode_manifest)?.into_inner();
             replica.set.horizon = manifest.horizon;
@@ -392,10 +399,25 @@ impl Replica {
         Ok(replica)
     }
 
+    fn restore_keys(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        let pinned = (core::mem::take(&mut self.trust.roots), self.trust.threshold);
+        // Rule 20: each version is signed by its own roots as well, so the last of a chain that was
+        // verified link by link can be checked alone.
+        let keys = stored(bytes, &self.realm, Kind::Keys)?
+            .try_map(wire::decode_keys)?
+            .into_inner();
+        (self.trust.roots, self.trust.threshold) = (keys.roots, keys.threshold);
+        // What was good when it was written stays good: expiry is for what arrives.
+        let accepted = self.accept_keys(UnixMillis::default(), bytes);
+        (self.trust.roots, self.trust.threshold) = pinned;
+        accepted.map(|_| ())
+    }
+
     fn restore_base(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         let image = BaseImage::decode(bytes)?;
-        let (body, _role) = self.by_publisher(UnixMillis::default(), image.index, Kind::Index)?;
-        let index = body.try_map(wire::decode_index)?.into_inner();
+        let index = stored(image.index, &self.realm, Kind::Index)?
+            .try_map(wire::decode_index)?
+            .into_inner();
         let cutting = Cutting::of(self.realm, &index);
         let named = |artifact: Artifact, bytes: &[u8]| {
             let summary = index.artifacts.iter().find(|summary| summary.artifact == artifact)?;
@@ -522,7 +544,7 @@ impl Replica {
             Address::Manifest => self.on_manifest(now, payload),
             Address::Live => self.on_delta(now, payload, None),
             Address::Ladder { from, to } => self.on_delta(now, payload, Some((from, to))),
-            Address::Index { epoch } => self.on_index(now, epoch, payload),
+            Address::Index { epoch } => self.on_index(epoch, payload),
             Address::Chunk {
                 artifact,
                 layer,
@@ -832,19 +854,18 @@ impl Replica {
         self.seen.push_back((range, digest));
     }
 
-    fn on_index(&mut self, now: Now, epoch: Epoch, bytes: &[u8]) -> Result<(), Refusal> {
+    fn on_index(&mut self, epoch: Epoch, bytes: &[u8]) -> Result<(), Refusal> {
         let Some(download) = &self.download else { return Ok(()) };
         if !download.awaits_index(epoch) {
             return Ok(());
         }
+        // Rule 20: a verified manifest names it, so it counts, whoever signed it and when.
         let sealed = Sealed::expect(bytes, &self.realm, Kind::Index)?;
         let body = sealed.by_digest(&download.index_digest(), "the index")?;
         let index = body.try_map(wire::decode_index)?.into_inner();
         if index.term != download.term() || index.epoch != epoch {
             return Err(Refusal::MixAndMatch { what: "the index" });
         }
-        // The digest says which index the manifest means; the role says who may have made it.
-        self.by_content(now, bytes, Kind::Index)?;
         let refused = self
             .download
             .as_mut()
@@ -941,6 +962,7 @@ impl Replica {
         self.renew_proof();
         self.plan_base(now);
         self.watch(now);
+        self.set.settle();
     }
 
     /// Moves the position over every range that touches it.
@@ -1246,7 +1268,11 @@ impl Replica {
                 break;
             }
             if let Entry::Vacant(place) = self.asks.entry(address) {
-                place.insert(Ask { since: now.uptime, tries: 0, subscribed: true });
+                place.insert(Ask {
+                    since: now.uptime,
+                    tries: 0,
+                    subscribed: true,
+                });
                 self.actions.push_back(Action::Subscribe(address));
             }
         }
@@ -1297,6 +1323,7 @@ impl Replica {
         let Some(held) = &self.keys else { return };
         let state = Head {
             realm: self.realm,
+            trust: trust_digest(&self.trust),
             revision: self.revision + 1,
             profile: self.config.profile,
             position: self.position,
@@ -1377,6 +1404,22 @@ impl Replica {
         let most = most.as_millis().min(u128::from(u64::MAX)) as u64;
         Duration::from_millis(((u128::from(mixed) * u128::from(most)) >> 64) as u64)
     }
+}
+
+/// The body of an object from an image whose digest was checked: it was verified when it arrived.
+fn stored<'a>(bytes: &'a [u8], realm: &RealmId, kind: Kind) -> Result<Verified<&'a [u8]>, Refusal> {
+    Sealed::expect(bytes, realm, kind)?.by_digest(&Digest::of(bytes), "a stored object")
+}
+
+/// Names the pinned roots and their threshold: state belongs to the trust under which it was gathered.
+fn trust_digest(trust: &Trust) -> Digest {
+    let mut roots = trust.roots.clone();
+    roots.sort_unstable();
+    let mut bytes = alloc::vec![trust.threshold];
+    for root in roots {
+        bytes.extend_from_slice(&root.0);
+    }
+    Digest::of(&bytes)
 }
 
 /// Whether a manifest says nothing but "still so": what a heartbeat key may sign.

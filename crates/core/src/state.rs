@@ -57,6 +57,8 @@ pub struct EarlyRange {
 pub struct Head {
     /// Whose state this is.
     pub realm: RealmId,
+    /// Digest of the roots that were pinned when it was gathered, and their threshold.
+    pub trust: Digest,
     /// Rises with every image.
     pub revision: u64,
     /// What the base image holds.
@@ -98,13 +100,14 @@ pub struct Head {
 /// 42      8     proof: issued-at, milliseconds
 /// 50      8     overflow: sequence
 /// 58      32    digest of the base image
-/// 90      1     R, bytes of the realm id
-/// 91      4     K, bytes of the sealed keys
-/// 95      4     M, bytes of the sealed manifest
-/// 99      4     e, number of early ranges
-/// 103     4     r, number of recent entries
-/// 107     4     c, number of recent cutoffs
-/// 111           realm id (R), sealed keys (K), sealed manifest (M)
+/// 90      32    digest of the pinned trust: SHA-256 of threshold (1) and roots (32 each), ascending
+/// 122     1     R, bytes of the realm id
+/// 123     4     K, bytes of the sealed keys
+/// 127     4     M, bytes of the sealed manifest
+/// 131     4     e, number of early ranges
+/// 135     4     r, number of recent entries
+/// 139     4     c, number of recent cutoffs
+/// 143           realm id (R), sealed keys (K), sealed manifest (M)
 ///         20 e  early ranges: term (4), from (8), to (8)
 ///         17 r  recent: fingerprint (8), stamp (8), state (1: 0 reinstated, 1 revoked)
 ///         26 c  cutoffs: kind (1), scope (8), lifted (1), not-before (8), stamp (8)
@@ -123,6 +126,7 @@ struct HeadBytes {
     proof: u64,
     overflow: u64,
     base: [u8; 32],
+    trust: [u8; 32],
     realm: u8,
     keys: u32,
     manifest: u32,
@@ -157,6 +161,7 @@ impl Head {
             proof: self.proof.unwrap_or_default().millis(),
             overflow: self.overflow.unwrap_or_default().0,
             base: self.base.unwrap_or_default().0,
+            trust: self.trust.0,
             realm: self.realm.len() as u8,
             keys: self.keys.len() as u32,
             manifest: self.manifest.len() as u32,
@@ -275,6 +280,7 @@ impl Head {
         let has = |bit| head.flags & bit != 0;
         Ok(Self {
             realm,
+            trust: Digest(head.trust),
             revision: head.revision,
             profile: Profile::from_number(head.profile).ok_or(range("profile"))?,
             position: has(HAS_POSITION).then_some((Term(head.term), Sequence(head.sequence))),

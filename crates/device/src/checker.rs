@@ -3,8 +3,10 @@
 //! A checker reads the set that the driver exposed last. What to do with the answer is decided in
 //! [`policy`](crate::Policy).
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
 use revocast_core::{Claims, Doubt, Now, Position, RevocationSet, UnixMillis, Verdict};
@@ -12,15 +14,38 @@ use revocast_core::{Claims, Doubt, Now, Position, RevocationSet, UnixMillis, Ver
 /// Answers questions about the tokens of one realm. Cheap to clone; use one from any thread.
 #[derive(Clone)]
 pub struct Checker {
-    set: Arc<ArcSwap<RevocationSet>>,
+    shared: Arc<Shared>,
+}
+
+/// What checkers and the place of exposure share.
+struct Shared {
+    set: ArcSwap<RevocationSet>,
+    /// Names the set that was exposed last, or one before it for a moment: unlike any other in this
+    /// process, so that a thread can tell by one number whether it holds the newest.
+    stamp: AtomicU64,
+}
+
+/// The next stamp; 0 is none.
+static STAMPS: AtomicU64 = AtomicU64::new(1);
+
+/// The set that a thread asked last, and its stamp.
+struct Held {
+    stamp: u64,
+    set: Option<Arc<RevocationSet>>,
+}
+
+thread_local! {
+    // Borrowing a set from `ArcSwap` takes an atomic exchange, as long as all the rest of a question.
+    static HELD: RefCell<Held> = const { RefCell::new(Held { stamp: 0, set: None }) };
 }
 
 impl Checker {
     /// A checker over this set, and the place where newer ones are exposed.
     #[must_use]
     pub fn new(set: Arc<RevocationSet>) -> (Self, Exposure) {
-        let set = Arc::new(ArcSwap::new(set));
-        (Self { set: Arc::clone(&set) }, Exposure { set })
+        let stamp = STAMPS.fetch_add(1, Ordering::Relaxed);
+        let shared = Arc::new(Shared { set: ArcSwap::new(set), stamp: AtomicU64::new(stamp) });
+        (Self { shared: Arc::clone(&shared) }, Exposure { shared })
     }
 
     /// Answers for a token whose signature and claims were validated.
@@ -30,29 +55,55 @@ impl Checker {
     ///
     /// # Complexity
     ///
-    /// That of [`RevocationSet::check`], and two writes to memory that only this thread writes. Takes
-    /// no lock, waits for nothing, allocates nothing (but once in each thread, at its first question).
-    #[inline]
+    /// That of [`RevocationSet::check`], and one atomic read. Takes no lock, waits for nothing,
+    /// allocates nothing. A thread keeps the set it asked last until it asks again or ends, so a
+    /// thread that falls silent may keep an old base in memory.
+    #[expect(clippy::inline_always, reason = "as RevocationSet::check, which it wraps")]
+    #[inline(always)]
     pub fn check(&self, now: Now, claims: &Claims<'_>) -> Verdict {
-        self.set.load().check(now, claims)
+        let stamp = self.shared.stamp.load(Ordering::Acquire);
+        let held = HELD.try_with(|held| {
+            let held = held.try_borrow().ok()?;
+            let set = held.set.as_ref().filter(|_| held.stamp == stamp)?;
+            Some(set.check(now, claims))
+        });
+        match held {
+            Ok(Some(verdict)) => verdict,
+            // Another set than last time, or a thread at its end.
+            Ok(None) | Err(_) => self.check_newest(now, claims, stamp),
+        }
+    }
+
+    /// Takes hold of the newest set and asks it.
+    #[inline(never)]
+    fn check_newest(&self, now: Now, claims: &Claims<'_>, stamp: u64) -> Verdict {
+        // Loaded after the stamp, so at least as new as it says.
+        let set = self.shared.set.load_full();
+        let verdict = set.check(now, claims);
+        let _ = HELD.try_with(|held| {
+            if let Ok(mut held) = held.try_borrow_mut() {
+                *held = Held { stamp, set: Some(set) };
+            }
+        });
+        verdict
     }
 
     /// Where the set stands: epoch of the base, last sequence without a gap.
     #[must_use]
     pub fn position(&self) -> Position {
-        self.set.load().position()
+        self.shared.set.load().position()
     }
 
     /// Why an answer other than "revoked" cannot be given; `None` if it can.
     #[must_use]
     pub fn doubt(&self, now: Now) -> Option<Doubt> {
-        self.set.load().doubt(now)
+        self.shared.set.load().doubt(now)
     }
 
     /// The time as far as it can be told: the wall clock, but never before what was signed.
     #[must_use]
     pub fn time(&self, now: Now) -> UnixMillis {
-        let set = self.set.load();
+        let set = self.shared.set.load();
         let freshness = set.freshness();
         freshness.wall(now).unwrap_or(freshness.floor)
     }
@@ -60,18 +111,18 @@ impl Checker {
     /// The set itself, as it stands now: for many questions about one position, and for numbers.
     #[must_use]
     pub fn set(&self) -> Arc<RevocationSet> {
-        self.set.load_full()
+        self.shared.set.load_full()
     }
 
     /// The set as it stands now, for one question: cheaper than [`Checker::set`], and to be let go soon.
     pub(crate) fn load(&self) -> Guard<Arc<RevocationSet>> {
-        self.set.load()
+        self.shared.set.load()
     }
 
     /// The one `iss` of the realm, once its keys are known.
     #[must_use]
     pub fn issuer(&self) -> Option<Arc<str>> {
-        self.set.load().issuer().map(Arc::from)
+        self.shared.set.load().issuer().map(Arc::from)
     }
 }
 
@@ -83,19 +134,21 @@ impl fmt::Debug for Checker {
 
 /// Where new sets are exposed to the checkers that belong to it.
 pub struct Exposure {
-    set: Arc<ArcSwap<RevocationSet>>,
+    shared: Arc<Shared>,
 }
 
 impl Exposure {
     /// Lets checkers see this set from now on. Questions under way are answered from the old one.
     pub fn expose(&mut self, set: Arc<RevocationSet>) {
-        self.set.store(set);
+        self.shared.set.store(set);
+        // After the set: whoever sees the stamp finds this set or a newer one.
+        self.shared.stamp.store(STAMPS.fetch_add(1, Ordering::Relaxed), Ordering::Release);
     }
 }
 
 impl fmt::Debug for Exposure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Exposure(at {})", self.set.load().position())
+        write!(f, "Exposure(at {})", self.shared.set.load().position())
     }
 }
 

@@ -79,3 +79,8 @@ pub use validator::{
 
 mod driver;
 pub use driver::{Device, FoundState, StartError, Status};
+
+/// The program in the README.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -389,6 +389,7 @@ mod tests {
     fn image(revision: u64, base: &[u8]) -> Image {
         let head = Head {
             realm: RealmId::new("r").unwrap(),
+            trust: Digest::default(),
             revision,
             profile: Profile::Exact,
             position: None,

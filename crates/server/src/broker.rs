@@ -17,8 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use revocast_core::limits::{FETCH_WINDOW, SEALED_BYTES_MAX};
+use rumqttc::mqttbytes::Error as PacketError;
 use rumqttc::{
-    AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet, QoS,
+    AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet, QoS, StateError,
     SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
 };
 use rustls::pki_types::pem::PemObject as _;
@@ -331,6 +332,12 @@ pub enum BrokerError {
         /// The topic.
         topic: String,
     },
+    /// Somebody else's: none of our objects is that large. It was not read.
+    #[error("the broker sent {bytes} bytes, more than the {SEALED_BYTES_MAX} of any object")]
+    Oversize {
+        /// What it announced.
+        bytes: u64,
+    },
     /// The broker did not answer at all.
     #[error("the broker did not answer within {} ms", .after.as_millis())]
     Silent {
@@ -406,7 +413,8 @@ impl Broker {
     /// Asks what is retained on some exact topics, over a connection of its own.
     ///
     /// The answers are in the order of `topics`. There is no "nothing there" in MQTT: `None` means
-    /// that nothing came for `patience` after the last message of its window.
+    /// that nothing came for `patience` after the last message of its window. No bytes at all, which
+    /// no broker retains, stand for a message that is larger than any of ours and was not read.
     pub async fn fetch_retained(
         &self,
         topics: &[String],
@@ -420,7 +428,26 @@ impl Broker {
         let mut reader = Reader::connect(&self.shared.config).await?;
         let mut found = Vec::with_capacity(topics.len());
         for window in topics.chunks(FETCH_WINDOW) {
-            found.extend(reader.fetch(window, patience).await?);
+            match reader.fetch(window, patience).await {
+                Ok(answers) => found.extend(answers),
+                // It broke the connection, and the client does not tell where it lies. Whoever can
+                // put such a thing on our topics must not keep us from putting ours over it.
+                Err(BrokerError::Oversize { .. }) => {
+                    for topic in window {
+                        reader = Reader::connect(&self.shared.config).await?;
+                        match reader.fetch(std::slice::from_ref(topic), patience).await {
+                            Ok(answers) => found.extend(answers),
+                            Err(BrokerError::Oversize { bytes }) => {
+                                tracing::warn!(topic, bytes, "larger than any of ours; somebody else put it there");
+                                found.push((topic.clone(), Some(Vec::new())));
+                            }
+                            Err(error) => return Err(error),
+                        }
+                    }
+                    reader = Reader::connect(&self.shared.config).await?;
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(found)
     }
@@ -600,7 +627,7 @@ fn client(config: &BrokerConfig, client_id: &str) -> (AsyncClient, EventLoop) {
 /// A short-lived second connection that reads what is retained.
 struct Reader {
     client: AsyncClient,
-    packets: mpsc::Receiver<Result<Packet, String>>,
+    packets: mpsc::Receiver<Result<Packet, BrokerError>>,
     task: JoinHandle<()>,
 }
 
@@ -614,7 +641,7 @@ impl Reader {
                 let packet = match events.poll().await {
                     Ok(Event::Incoming(packet)) => Ok(packet),
                     Ok(Event::Outgoing(_)) => continue,
-                    Err(error) => Err(describe(&error)),
+                    Err(error) => Err(broken(&error)),
                 };
                 // A broker that sends more than was asked for loses the connection.
                 if packet.is_err() | packets.try_send(packet).is_err() {
@@ -642,7 +669,7 @@ impl Reader {
     async fn next(&mut self, until: Instant) -> Result<Option<Packet>, BrokerError> {
         match timeout_at(until, self.packets.recv()).await {
             Ok(Some(Ok(packet))) => Ok(Some(packet)),
-            Ok(Some(Err(cause))) => Err(BrokerError::Broken { cause }),
+            Ok(Some(Err(error))) => Err(error),
             Ok(None) => Err(BrokerError::Broken {
                 cause: "the broker sent more than was asked for".into(),
             }),
@@ -717,6 +744,16 @@ fn check(topic: &str, payload: usize) -> Result<(), BrokerError> {
         });
     }
     Ok(())
+}
+
+/// How a reader's connection ended.
+fn broken(error: &ConnectionError) -> BrokerError {
+    match error {
+        ConnectionError::MqttState(StateError::Deserialization(PacketError::PayloadSizeLimitExceeded(bytes))) => {
+            BrokerError::Oversize { bytes: *bytes as u64 }
+        }
+        other => BrokerError::Broken { cause: describe(other) },
+    }
 }
 
 /// An error and its causes in one line, since none of it leaves this module as a type.

@@ -334,9 +334,13 @@ impl Ledger for SqliteLedger {
 impl Drop for SqliteLedger {
     fn drop(&mut self) {
         // The threads end when their queues do. Waiting for them keeps the lock until the
-        // connections are closed.
-        self.writes = None;
+        // connections are closed. The one that writes is closed last: only then does SQLite move
+        // the log into the file, so that the file alone is the ledger.
         self.reads = None;
+        if let Some(reader) = self.threads.pop() {
+            let _ = reader.join();
+        }
+        self.writes = None;
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }

@@ -1,0 +1,491 @@
+//! Every command with input that cannot be used: an error that names the cause, an exit code that is
+//! documented, nothing changed, and never a panic.
+
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
+use revocast_tests::process::{
+    AUDIENCE, ISSUER, Mosquitto, Process, REALM, Site, Via, ask, free_port, mint, now, number, revocast, text, tool,
+    until, until_true,
+};
+use serde_json::{Value, json};
+
+#[test]
+fn help_is_there_for_every_command() {
+    let all = revocast(["--help"]).ok();
+    for command in [
+        "demo",
+        "keygen",
+        "serve",
+        "realm",
+        "revoke",
+        "reinstate",
+        "status",
+        "agent",
+        "verify",
+        "inspect",
+    ] {
+        assert!(all.stdout.contains(command), "{command} is not told");
+        let help = revocast([command, "--help"]).ok();
+        assert!(help.stdout.contains("Usage: revocast"), "{help:?}");
+    }
+    assert!(all.stdout.contains("Exit codes:"), "{all:?}");
+    revocast(["frobnicate"]).fails(2, &["frobnicate"]);
+    revocast([] as [&str; 0]).fails(2, &["Usage"]);
+}
+
+#[test]
+fn keys_are_never_overwritten_and_never_readable_by_others() {
+    let site = Site::new();
+    let before = std::fs::read(site.path("data/keys/root.key")).unwrap();
+    revocast(["keygen", "--out", &site.text("data/keys")]).fails(1, &["exists already", "choose another folder"]);
+    assert_eq!(std::fs::read(site.path("data/keys/root.key")).unwrap(), before);
+    for name in ["root.key", "publisher.key", "issuer.key", "admin.token"] {
+        let mode = std::fs::metadata(site.path("data/keys").join(name))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    revocast(["keygen", "--out", "/proc/nowhere"]).fails(1, &["/proc/nowhere"]);
+}
+
+/// Arguments of a server that finds everything it needs.
+fn serve(site: &Site) -> Vec<String> {
+    [
+        "serve",
+        "--data",
+        &site.text("data"),
+        "--listen",
+        "127.0.0.1:0",
+        "--embedded-broker",
+        "127.0.0.1:0",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+fn with(mut arguments: Vec<String>, name: &str, value: &str) -> Vec<String> {
+    let place = arguments.iter().position(|argument| argument == name).unwrap();
+    value.clone_into(&mut arguments[place + 1]);
+    arguments
+}
+
+#[test]
+fn a_server_that_cannot_start_says_why() {
+    let site = Site::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy = taken.local_addr().unwrap().to_string();
+    revocast(with(serve(&site), "--listen", &busy)).fails(1, &[&busy, "is in use", "--listen"]);
+    revocast(with(serve(&site), "--embedded-broker", &busy)).fails(1, &[&busy, "in use"]);
+    // With --json an error is an object on standard error.
+    let mut arguments = with(serve(&site), "--listen", &busy);
+    arguments.push("--json".to_owned());
+    let ran = revocast(arguments);
+    assert_eq!((ran.code, &*ran.stdout), (1, ""));
+    let error: Value = serde_json::from_str(ran.stderr.lines().last().unwrap()).unwrap();
+    assert_eq!(error.get("error"), Some(&json!("busy-port")), "{error}");
+
+    let empty = site.text("empty");
+    revocast(with(serve(&site), "--data", &empty))
+        .fails(1, &["publisher.key", &format!("revocast keygen --out {empty}/keys")]);
+    revocast(["serve", "--embedded-broker", "127.0.0.1:0"]).fails(2, &["--data DIR"]);
+    revocast(["serve", "--data", &site.text("data")]).fails(2, &["--broker URL"]);
+    revocast(["serve", "--data", &site.text("data"), "--broker", "http://b"]).fails(2, &["http://b", "mqtt://"]);
+    revocast(["serve", "--data", &site.text("data"), "--broker", "mqtts://b"]).fails(2, &["--broker-ca FILE"]);
+    let config = site.write("bad.toml", "data = 'd'\nchunk_bites = 3\n");
+    revocast(["serve", "--config", &config]).fails(2, &["bad.toml line 2", "chunk_bites"]);
+    revocast(["serve", "--config", &site.text("none.toml")]).fails(2, &["none.toml"]);
+    let config = site.write("small.toml", "chunk_bytes = 17\n");
+    let mut arguments = serve(&site);
+    arguments.extend(["--config".to_owned(), config]);
+    revocast(arguments).fails(2, &["chunk_bytes is 17", "2048"]);
+
+    let key = site.path("data/keys/publisher.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    revocast(serve(&site)).fails(1, &["publisher.key", "mode 644", "chmod 600"]);
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let whole = std::fs::read(&key).unwrap();
+    for damaged in [
+        &b""[..],
+        b"garbage\n",
+        &whole[..whole.len() - 5],
+        &std::fs::read(site.path("data/keys/root.key")).unwrap(),
+    ] {
+        std::fs::write(&key, damaged).unwrap();
+        revocast(serve(&site)).fails(1, &["publisher.key"]);
+    }
+    std::fs::write(&key, whole).unwrap();
+    // Everything is as it was: it starts.
+    let server = site.serve(Via::Embedded);
+    assert_eq!(server.get("/v1/realms").unwrap().1, json!({ "realms": [] }));
+}
+
+#[test]
+fn a_damaged_ledger_does_not_serve() {
+    let site = Site::new();
+    let mut server = site.found(Via::Embedded);
+    let exp = now() + 1_000;
+    let jtis: Vec<String> = (0..500).map(|number| format!("jti-{number}")).collect();
+    server.revoke_all(&jtis, exp);
+    assert!(server.process().stop().success());
+    let path = site.path("data/ledger.db");
+    assert!(!site.path("data/ledger.db-wal").exists(), "after a stop in order the file alone is the ledger");
+    let whole = std::fs::read(&path).unwrap();
+    let mut torn = whole.clone();
+    let middle = torn.len() / 2 / 4_096 * 4_096;
+    torn[middle..middle + 4_096].fill(0xff);
+    for damaged in [&b"this was a ledger"[..], &whole[..whole.len() / 2], &torn] {
+        std::fs::write(&path, damaged).unwrap();
+        revocast(serve(&site)).fails(1, &["ledger"]);
+        assert_eq!(
+            std::fs::read(&path).unwrap(),
+            damaged,
+            "nothing is repaired by guessing"
+        );
+    }
+    std::fs::write(&path, &whole).unwrap();
+    server.start();
+    assert_eq!(server.head(), 500);
+}
+
+#[test]
+fn a_server_without_its_broker_accepts_and_says_so() {
+    let site = Site::new();
+    let mut mosquitto = Mosquitto::start();
+    mosquitto.kill();
+    let server = site.found(Via::Broker(&mosquitto.url()));
+    let sequence = server.revoke("before-the-broker", now() + 1_000);
+    let status = until("the server notices", || {
+        let status = server.command(&["--json", "status"]).ok().json();
+        status.pointer("/broker/trouble").is_some().then_some(status)
+    });
+    assert_eq!(status.pointer("/broker/connected"), Some(&json!(false)));
+    assert_eq!(
+        ask("GET", &format!("{}/healthz", server.url()), None, b"").unwrap().0,
+        200
+    );
+    assert_eq!(
+        ask("GET", &format!("{}/readyz", server.url()), None, b"").unwrap().0,
+        503
+    );
+    mosquitto.restart();
+    let agent = site.agent("door", &mosquitto.url());
+    agent.wait_until_at(sequence);
+    assert_eq!(agent.verdict("before-the-broker", now() + 1_000), "revoked");
+}
+
+#[test]
+fn requests_that_cannot_be_granted_say_why() {
+    let site = Site::new();
+    let server = site.found(Via::Embedded);
+    let exp = (now() + 1_000).to_string();
+    let revoke =
+        |realm: &str, jti: &str, exp: &str| server.command(&["revoke", "--realm", realm, "--jti", jti, "--exp", exp]);
+    revoke("elsewhere", "x", &exp).fails(1, &["404", "realm elsewhere does not exist"]);
+    revoke("Not A Realm", "x", &exp).fails(2, &["--realm"]);
+    revoke(REALM, "", &exp).fails(1, &["422", "empty"]);
+    revoke(REALM, &"x".repeat(257), &exp).fails(1, &["422", "257"]);
+    revoke(REALM, "x", "1").fails(1, &["422", "past"]);
+    revoke(REALM, "x", "soon").fails(2, &["--exp", "soon"]);
+    server
+        .command(&["revoke", "--realm", REALM, "--jti", "x"])
+        .fails(2, &["--exp"]);
+    server
+        .command(&["revoke", "--realm", REALM, "--exp", &exp])
+        .fails(2, &["--jti"]);
+    server.command(&["revoke", "--realm", REALM]).fails(2, &["--token"]);
+    for (token, word) in [
+        ("x", "three parts"),
+        ("a.!.c", "not base64url"),
+        ("a.YQ.c", "not JSON"),
+        ("a.e30.c", "no iss"),
+        ("a.eyJpc3MiOiJpIn0.c", "no jti"),
+        ("a.eyJpc3MiOiJpIiwianRpIjoiaiJ9.c", "exp"),
+    ] {
+        server
+            .command(&["revoke", "--realm", REALM, "--token", token])
+            .fails(2, &[word]);
+    }
+    // {"iss":"i","jti":"j","exp":9999999999}, which is no token of this realm.
+    let foreign = "a.eyJpc3MiOiJpIiwianRpIjoiaiIsImV4cCI6OTk5OTk5OTk5OX0.c";
+    server
+        .command(&["revoke", "--realm", REALM, "--token", foreign])
+        .fails(2, &["issued by i", ISSUER]);
+    server
+        .command(&["reinstate", "--realm", "elsewhere", "--jti", "x"])
+        .fails(1, &["404"]);
+    server
+        .command(&["realm", "create", "UPPER", "--issuer", "https://other.example"])
+        .fails(1, &["422", "realm"]);
+    server
+        .command(&["realm", "create", "other", "--issuer", ISSUER])
+        .fails(1, &["409", REALM]);
+    server
+        .command(&["realm", "create", REALM, "--issuer", "https://other.example"])
+        .fails(1, &["409", ISSUER]);
+    server
+        .command(&["realm", "create", "other", "--issuer", ""])
+        .fails(1, &["422", "issuer"]);
+    server
+        .command(&["realm", "create", "other", "--issuer", "o", "--width", "41"])
+        .fails(2, &["41"]);
+    server
+        .command(&["realm", "create", "other", "--issuer", "o", "--leeway", "100000"])
+        .fails(1, &["422", "leeway"]);
+    assert_eq!(server.head(), 0, "nothing of it was recorded");
+
+    let wrong = site.write("wrong.token", "0123456789abcdef0123456789abcdef0123456789a\n");
+    let with_token = |file: &str| revocast(["status", "--server", &server.url(), "--admin-token-file", file]);
+    with_token(&wrong).fails(1, &["401", "--admin-token-file"]);
+    with_token(&site.text("none")).fails(2, &["none", "cannot be read", "REVOCAST_ADMIN_TOKEN_FILE"]);
+    with_token(&site.write("empty.token", "")).fails(1, &["401"]);
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let token = site.text("data/keys/admin.token");
+    revocast(["status", "--server", &nobody, "--admin-token-file", &token]).fails(1, &[&nobody, "revocast serve"]);
+    revocast(["status", "--server", "not a url", "--admin-token-file", &token]).fails(2, &["not a url"]);
+    let ran = revocast(["--json", "status", "--server", &nobody, "--admin-token-file", &token]);
+    let error: Value = serde_json::from_str(ran.stderr.lines().last().unwrap()).unwrap();
+    assert_eq!(text(&error, "error"), "server-unreachable");
+}
+
+#[test]
+fn one_folder_serves_one_process() {
+    let site = Site::new();
+    let server = site.found(Via::Embedded);
+    revocast(serve(&site)).fails(1, &["/data", "another revocast serve uses this folder"]);
+    let agent = site.agent("door", &server.broker());
+    agent.wait_until_at(0);
+    let (broker, state, trust) = (server.broker(), site.text("door"), site.trust());
+    let second = [
+        "agent",
+        "--broker",
+        &broker,
+        "--realm",
+        REALM,
+        "--trust",
+        &trust,
+        "--state",
+        &state,
+        "--listen",
+        "127.0.0.1:0",
+    ];
+    revocast(second).fails(1, &["door", "in use by another process"]);
+    // The first ones are not disturbed.
+    let exp = now() + 1_000;
+    server.revoke("x", exp);
+    agent.wait_until_says("revoked", "x", exp);
+}
+
+#[test]
+fn an_agent_that_cannot_start_says_why() {
+    let site = Site::new();
+    let (state, trust) = (site.text("door"), site.trust());
+    let agent = |changes: &[(&str, &str)], more: &[&str]| {
+        let mut arguments: Vec<String> = [
+            "agent",
+            "--broker",
+            "mqtt://127.0.0.1:1",
+            "--realm",
+            REALM,
+            "--trust",
+            &trust,
+            "--state",
+            &state,
+            "--listen",
+            "127.0.0.1:0",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        for (name, value) in changes {
+            arguments = with(arguments, name, value);
+        }
+        arguments.extend(more.iter().map(|&argument| argument.to_owned()));
+        revocast(arguments)
+    };
+    agent(&[("--broker", "tcp://b")], &[]).fails(2, &["--broker", "mqtt://"]);
+    agent(&[("--broker", "mqtt://user:secret@b")], &[]).fails(2, &["credentials"]);
+    agent(&[("--broker", "mqtts://b")], &[]).fails(2, &["certificates", "--broker-ca FILE"]);
+    agent(&[("--realm", "Fleet!")], &[]).fails(2, &["--realm"]);
+    agent(&[("--trust", "/nonexistent/trust.json")], &[]).fails(2, &["--trust", "/nonexistent/trust.json"]);
+    for text in ["", "{}", "[]", r#"{"threshold":2,"roots":[],"not_before":1}"#] {
+        agent(&[("--trust", &site.write("bad-trust.json", text))], &[]).fails(2, &["--trust"]);
+    }
+    agent(&[("--listen", "0.0.0.0:0")], &[]).fails(2, &["loopback"]);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy = taken.local_addr().unwrap().to_string();
+    agent(&[("--listen", &busy)], &[]).fails(1, &[&busy, "--listen"]);
+    agent(&[("--state", "/proc/nowhere")], &[]).fails(1, &["/proc/nowhere"]);
+    agent(&[], &["--client-id", "a/b"]).fails(2, &["--client-id"]);
+    agent(&[], &["--prefix", "a//b"]).fails(2, &["--prefix"]);
+    agent(&[], &["--jwks", &trust]).fails(2, &["--audience"]);
+    agent(&[], &["--jwks", &trust, "--audience", "a"]).fails(2, &["trust.json"]);
+}
+
+/// The agent pins another site's roots: it follows nothing, says so, and vouches for no token.
+#[test]
+fn an_agent_that_trusts_somebody_else_answers_unknown() {
+    let (site, other) = (Site::new(), Site::new());
+    let server = site.found(Via::Embedded);
+    let exp = now() + 1_000;
+    server.revoke("x", exp);
+    server.wait_until_published();
+    let agent = other.agent("door", &server.broker());
+    let status = until("it refuses", || {
+        let status = agent.status();
+        (number(&status, "refusals") > 0).then_some(status)
+    });
+    assert!(
+        matches!(&*text(&status, "last_refusal"), "wrong-key" | "threshold"),
+        "{status}"
+    );
+    for jti in ["x", "y"] {
+        let answer = agent.check(jti, exp);
+        assert_eq!(
+            (text(&answer, "verdict"), text(&answer, "decision")),
+            ("unknown".to_owned(), "deny".to_owned())
+        );
+        assert_eq!(text(&answer, "doubt"), "no-state");
+    }
+    assert_eq!(number(&agent.status(), "sequence"), 0);
+}
+
+#[test]
+fn questions_that_cannot_be_answered_are_told_so() {
+    let site = Site::new();
+    let server = site.found(Via::Embedded);
+    let (tokens, jwks) = mint(&site, 4);
+    let plain = site.agent("plain", &server.broker());
+    plain.wait_until_at(0);
+    let problem = |method: &str, path: &str, body: &[u8]| -> (u16, String) {
+        let (status, problem) = plain.ask(method, path, body).unwrap();
+        (status, text(&problem, "type"))
+    };
+    let named = |status: u16, name: &str| (status, format!("urn:revocast:problem:{name}"));
+    assert_eq!(problem("GET", "/check", b""), named(422, "bad-question"));
+    assert_eq!(problem("GET", "/check?jti=x", b""), named(422, "bad-question"));
+    assert_eq!(problem("GET", "/check?jti=x&exp=-1", b""), named(422, "bad-question"));
+    assert_eq!(
+        problem("GET", "/check?jti=x&exp=1&exp=2", b""),
+        named(422, "bad-question")
+    );
+    assert_eq!(
+        problem("GET", "/check?jti=x&exp=1&colour=red", b""),
+        named(422, "bad-question")
+    );
+    assert_eq!(problem("GET", "/check?jti=&exp=1", b""), named(422, "bad-jti"));
+    assert_eq!(
+        problem("GET", &format!("/check?jti={}&exp=1", "x".repeat(300)), b""),
+        named(422, "bad-jti")
+    );
+    assert_eq!(problem("GET", "/nowhere", b""), named(404, "unknown-path"));
+    assert_eq!(problem("POST", "/check", b""), named(405, "wrong-method"));
+    assert_eq!(
+        problem("POST", "/verify", tokens[0].token.as_bytes()),
+        named(501, "no-jwks")
+    );
+
+    let agent = site.agent_with("door", &server.broker(), &["--jwks", &jwks, "--audience", AUDIENCE]);
+    agent.wait_until_at(0);
+    assert_eq!(agent.ask("POST", "/verify", &vec![b'x'; 64 * 1024]).unwrap().0, 413);
+    assert_eq!(agent.ask("POST", "/verify", b"\xff\xfe").unwrap().0, 400);
+    for garbage in [&b""[..], b"x", b"a.b.c", &[b'.'; 9_000]] {
+        let (status, answer) = agent.ask("POST", "/verify", garbage).unwrap();
+        assert_eq!((status, text(&answer, "verdict")), (200, "reject".to_owned()));
+    }
+    // All scopes can be asked with, and an expired token is refused whatever else.
+    let (status, answer) = agent
+        .ask("GET", "/check?jti=x&exp=1&iat=1&sub=s&kid=k&client=c", b"")
+        .unwrap();
+    assert_eq!(
+        (status, text(&answer, "verdict"), text(&answer, "why")),
+        (200, "revoked".to_owned(), "expired".to_owned())
+    );
+}
+
+#[test]
+fn what_is_not_ours_is_told_so() {
+    let site = Site::new();
+    revocast(["inspect", &site.text("none")]).fails(2, &["none", "cannot be read"]);
+    std::fs::create_dir(site.path("empty")).unwrap();
+    revocast(["inspect", &site.text("empty")]).fails(1, &["no whole state"]);
+    for bytes in [&b""[..], b"RV", b"hello, world", &[0; 5_000]] {
+        let file = site.write("object", bytes);
+        revocast(["inspect", &file]).fails(1, &["neither a sealed object nor state"]);
+    }
+    for bytes in [
+        &b"RVC"[..],
+        b"RVC\x01\x02",
+        b"RVC\x07\x02\x05fleet....",
+        b"RVS1",
+        b"RVB1",
+        b"RVS1\xff\xff\xff\xff\xff\xff\xff\xff",
+    ] {
+        let file = site.write("object", bytes);
+        let ran = revocast(["inspect", &file]);
+        assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{bytes:?}: {ran:?}");
+    }
+    let file = site.write("object", b"RVC");
+    revocast(["inspect", &file, "--verify", &site.text("none")]).fails(2, &["none"]);
+    revocast(["inspect", &file, "--keys", &file]).fails(2, &["--verify"]);
+}
+
+/// `demo` brings everything itself and needs none of the ports that others may have taken.
+#[test]
+fn the_demo_ends_with_what_it_found_though_the_usual_ports_are_busy() {
+    // Whoever holds one already does just as well.
+    let _taken: Vec<Option<TcpListener>> = [1883, 8080, 8180, 8181]
+        .iter()
+        .map(|port| TcpListener::bind(("127.0.0.1", *port)).ok())
+        .collect();
+    let before = leftovers();
+    let ran = revocast(["demo", "--devices", "3", "--revocations", "30", "--json"]).ok();
+    let summary = ran.json();
+    assert_eq!((number(&summary, "devices"), number(&summary, "revocations")), (3, 30));
+    assert_eq!(summary.get("wrongly_accepted"), Some(&json!(0)), "{summary}");
+    assert_eq!(summary.get("wrongly_refused"), Some(&json!(0)), "{summary}");
+    for name in ["p50", "p99", "max"] {
+        let millis = summary
+            .pointer(&format!("/propagation_ms/{name}"))
+            .and_then(Value::as_f64);
+        assert!(millis.is_some_and(|millis| millis > 0.0), "{name}: {summary}");
+    }
+    assert!(
+        number(&summary, "snapshot_bytes") > 0 && number(&summary, "delta_bytes") > 0,
+        "{summary}"
+    );
+    assert!(number(&summary, "delta_bytes") <= 160, "{summary}");
+    // One object on standard output, and nothing else: programs read it.
+    assert_eq!(ran.objects().len(), 1);
+    // Its own folder is gone; other demos may be running.
+    until_true("the folder is removed", || leftovers().len() <= before.len() + 1);
+
+    revocast(["demo", "--devices", "0"]).fails(2, &["--devices"]);
+    revocast(["demo", "--revocations", "1000000"]).fails(2, &["--revocations"]);
+}
+
+fn leftovers() -> Vec<String> {
+    let entries = std::fs::read_dir(std::env::temp_dir()).unwrap();
+    let names = entries.filter_map(|entry| entry.ok().map(|entry| entry.file_name().to_string_lossy().into_owned()));
+    names.filter(|name| name.starts_with("revocast-demo-")).collect()
+}
+
+/// A terminal that is closed, or `revocast serve | head`: whoever reads is gone, and nothing panics.
+#[test]
+fn nobody_has_to_listen() {
+    let site = Site::new();
+    let (tokens, jwks) = mint(&site, 400);
+    let lines: String = tokens.iter().map(|token| format!("{}\n", token.token)).collect();
+    let input = site.write("tokens", lines);
+    let script = format!(
+        "'{}' verify --jwks '{jwks}' --issuer {ISSUER} --audience {AUDIENCE} < '{input}' | head -n 1",
+        tool("REVOCAST_BIN").display()
+    );
+    // A process panics in its log if it does; the guard looks for it.
+    let mut shell = Process::start("verify | head", Command::new("sh").args(["-c", &script]));
+    let first: Value = serde_json::from_str(&shell.line().expect("a line")).unwrap();
+    assert_eq!(number(&first, "line"), 1);
+    assert!(shell.wait().success());
+    assert!(!shell.log().contains("panicked"), "{}", shell.log());
+}
