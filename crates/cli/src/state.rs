@@ -4,7 +4,7 @@ use std::path::Path;
 
 use revocast_core::replica::Config;
 use revocast_core::state::Head;
-use revocast_core::{Digest, Kind, Now, Replica, Sealed, Trust, UnixTime, wire};
+use revocast_core::{Digest, Now, Replica};
 
 use crate::output::Failure;
 
@@ -34,15 +34,7 @@ pub fn newest(folder: &Path) -> Result<Stored, Failure> {
 }
 
 /// A replica that answers from stored state and follows nothing.
-///
-/// Roots are taken from the stored keys: whoever can write the folder could bring back old state
-/// anyway, and every signature below the roots is checked again.
 pub fn restore(stored: &Stored, now: Now) -> Result<Replica, Failure> {
-    let damaged = |error: &dyn std::error::Error| Failure::new("damaged-state", "the stored state cannot be used", error);
-    let realm = stored.decoded.realm;
-    let sealed = Sealed::expect(&stored.decoded.keys, &realm, Kind::Keys).map_err(|error| damaged(&error))?;
-    let keys = wire::decode_keys(sealed.unverified_body()).map_err(|error| damaged(&error))?;
-    let trust = Trust { roots: keys.roots, threshold: keys.threshold, not_before: UnixTime::default() };
-    let config = Config { profile: stored.decoded.profile, ..Config::exact(0) };
-    Replica::restore(config, realm, trust, now, &stored.head, stored.base.as_deref()).map_err(|error| damaged(&error))
+    Replica::read(Config::exact(0), now, &stored.head, stored.base.as_deref())
+        .map_err(|error| Failure::new("damaged-state", "the stored state cannot be used", &error))
 }

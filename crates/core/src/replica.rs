@@ -304,6 +304,29 @@ impl Replica {
         base: Option<&[u8]>,
     ) -> Result<Self, Refusal> {
         let head = Head::decode(head)?;
+        belongs(&head, &realm, &trust)?;
+        Self::rebuild(config, realm, trust, now, head, base)
+    }
+
+    /// A replica for questions only, out of the state of one that follows: for tools beside an agent.
+    ///
+    /// Trusts whoever can write that state; realm, profile and roots are taken from it.
+    pub fn read(mut config: Config, now: Now, head: &[u8], base: Option<&[u8]>) -> Result<Self, Refusal> {
+        let head = Head::decode(head)?;
+        let keys = stored(&head.keys, &head.realm, Kind::Keys)?.try_map(wire::decode_keys)?.into_inner();
+        let trust = Trust { roots: keys.roots, threshold: keys.threshold, not_before: UnixTime::default() };
+        config.profile = head.profile;
+        Self::rebuild(config, head.realm, trust, now, head, base)
+    }
+
+    fn rebuild(
+        config: Config,
+        realm: RealmId,
+        trust: Trust,
+        now: Now,
+        head: Head,
+        base: Option<&[u8]>,
+    ) -> Result<Self, Refusal> {
         let same_profile = head.profile == config.profile;
         match (head.base, base) {
             // A base for another profile is of no use; what else is known stays in force.
@@ -323,7 +346,9 @@ impl Replica {
     /// Floors, horizon, keys, the highest manifest and every revocation since the base stay in force;
     /// everything else is `Unknown` until a base has been fetched.
     pub fn salvage(config: Config, realm: RealmId, trust: Trust, now: Now, head: &[u8]) -> Result<Self, Refusal> {
-        Self::go_on(config, realm, trust, now, Head::decode(head)?, None)
+        let head = Head::decode(head)?;
+        belongs(&head, &realm, &trust)?;
+        Self::go_on(config, realm, trust, now, head, None)
     }
 
     fn go_on(
@@ -334,15 +359,7 @@ impl Replica {
         head: Head,
         base: Option<&[u8]>,
     ) -> Result<Self, Refusal> {
-        if head.realm != realm {
-            return Err(Refusal::WrongRealm { found: head.realm });
-        }
         let mut replica = Self::new(config, realm, trust);
-        if head.trust != trust_digest(&replica.trust) {
-            return Err(Refusal::DamagedState {
-                what: "it was written under another trust",
-            });
-        }
         replica.restore_keys(&head.keys)?;
         let width = replica.width();
         if !head.manifest.is_empty() {
@@ -1404,6 +1421,17 @@ impl Replica {
         let most = most.as_millis().min(u128::from(u64::MAX)) as u64;
         Duration::from_millis(((u128::from(mixed) * u128::from(most)) >> 64) as u64)
     }
+}
+
+/// Whether state is that of this realm, gathered under this trust.
+fn belongs(head: &Head, realm: &RealmId, trust: &Trust) -> Result<(), Refusal> {
+    if head.realm != *realm {
+        return Err(Refusal::WrongRealm { found: head.realm });
+    }
+    if head.trust != trust_digest(trust) {
+        return Err(Refusal::DamagedState { what: "it was written under another trust" });
+    }
+    Ok(())
 }
 
 /// The body of an object from an image whose digest was checked: it was verified when it arrived.

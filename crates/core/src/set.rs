@@ -487,7 +487,7 @@ impl RevocationSet {
 mod tests {
     use super::*;
 
-    /// SplitMix64, so that the law is tried at moments nobody thought of.
+    /// `SplitMix64`, so that the law is tried at moments nobody thought of.
     fn draw(state: &mut u64) -> u64 {
         *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = *state;
@@ -506,7 +506,7 @@ mod tests {
             let freshness = Freshness {
                 proof: Some((millis(&mut state, 5_000), span(&mut state, 3_000))),
                 floor: millis(&mut state, 6_000),
-                proven: (draw(&mut state) % 8 == 0).then(|| (millis(&mut state, 9_000), span(&mut state, 3_000))),
+                proven: draw(&mut state).is_multiple_of(8).then(|| (millis(&mut state, 9_000), span(&mut state, 3_000))),
                 staleness_max: span(&mut state, 4_000),
                 clock_skew: span(&mut state, 2_000),
             };

@@ -131,7 +131,7 @@ const BASE_BYTES_MAX: u64 = ARTIFACT_BYTES_MAX + 1024 * 1024;
 impl DiskStore {
     /// Opens the folder, makes it if it is not there, and locks it.
     ///
-    /// Only its owner may enter: who can write here cannot forge state, but can bring back old state.
+    /// Only its owner may enter: whoever can write here decides what this device believes until it is online.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         make_folder(folder)?;
         let lock_path = folder.join("lock");

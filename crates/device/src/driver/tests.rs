@@ -426,7 +426,9 @@ async fn state_of_another_trust_is_not_believed() {
     assert_eq!(
         found,
         FoundState::Damaged {
-            refusal: Some(Refusal::WrongKey { kind: Kind::Keys })
+            refusal: Some(Refusal::DamagedState {
+                what: "it was written under another trust"
+            })
         }
     );
     let status = until(&device, |status| status.refusals_total() > 0).await;
