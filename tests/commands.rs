@@ -67,7 +67,10 @@ fn serve(site: &Site) -> Vec<String> {
 }
 
 fn with(mut arguments: Vec<String>, name: &str, value: &str) -> Vec<String> {
-    let place = arguments.iter().position(|argument| argument == name).unwrap();
+    let place = arguments
+        .iter()
+        .position(|argument| argument == name)
+        .expect("the argument");
     value.clone_into(&mut arguments[place + 1]);
     arguments
 }
@@ -131,7 +134,10 @@ fn a_damaged_ledger_does_not_serve() {
     server.revoke_all(&jtis, exp);
     assert!(server.process().stop().success());
     let path = site.path("data/ledger.db");
-    assert!(!site.path("data/ledger.db-wal").exists(), "after a stop in order the file alone is the ledger");
+    assert!(
+        !site.path("data/ledger.db-wal").exists(),
+        "after a stop in order the file alone is the ledger"
+    );
     let whole = std::fs::read(&path).unwrap();
     let mut torn = whole.clone();
     let middle = torn.len() / 2 / 4_096 * 4_096;
@@ -466,7 +472,7 @@ fn the_demo_ends_with_what_it_found_though_the_usual_ports_are_busy() {
 }
 
 fn leftovers() -> Vec<String> {
-    let entries = std::fs::read_dir(std::env::temp_dir()).unwrap();
+    let entries = std::fs::read_dir(std::env::temp_dir()).expect("a temporary folder");
     let names = entries.filter_map(|entry| entry.ok().map(|entry| entry.file_name().to_string_lossy().into_owned()));
     names.filter(|name| name.starts_with("revocast-demo-")).collect()
 }
@@ -476,8 +482,8 @@ fn leftovers() -> Vec<String> {
 fn nobody_has_to_listen() {
     let site = Site::new();
     let (tokens, jwks) = mint(&site, 400);
-    let lines: String = tokens.iter().map(|token| format!("{}\n", token.token)).collect();
-    let input = site.write("tokens", lines);
+    let lines: Vec<&str> = tokens.iter().map(|token| &*token.token).collect();
+    let input = site.write("tokens", lines.join("\n"));
     let script = format!(
         "'{}' verify --jwks '{jwks}' --issuer {ISSUER} --audience {AUDIENCE} < '{input}' | head -n 1",
         tool("REVOCAST_BIN").display()

@@ -222,9 +222,9 @@ print(message + "." + encode(hmac.digest(decode(key), message.encode(), hashlib.
     let ran = std::process::Command::new(python)
         .args([&program, &jwks, &token.token, &token.jti])
         .output()
-        .unwrap();
+        .expect("Python");
     assert!(ran.status.success(), "{ran:?}");
-    String::from_utf8(ran.stdout).unwrap().trim().to_owned()
+    String::from_utf8(ran.stdout).expect("a token").trim().to_owned()
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn every_line_gets_a_verdict_whatever_is_on_it() {
     add(b"", "reject", "malformed-token", None);
     add(b"garbage", "reject", "malformed-token", None);
     add(b"a.b.c.d", "reject", "malformed-token", None);
-    add(b"\xff\xfe.\x80.\xc0", "reject", "malformed-base64", None);
+    add(b"\xff\xfe.\x80.\xc0", "reject", "bad-base64", None);
     add(&vec![b'a'; 1024 * 1024], "reject", "too-large", None);
     add(&vec![b'.'; 3 * 1024 * 1024], "reject", "too-large", None);
     add(
@@ -254,41 +254,20 @@ fn every_line_gets_a_verdict_whatever_is_on_it() {
     );
     // The last line has no end.
     input.extend_from_slice(b"..");
-    expected.push(line(
-        expected.len() as u64 + 1,
-        "reject",
-        "malformed-json",
-        None,
-        "unknown",
-    ));
+    expected.push(line(expected.len() as u64 + 1, "reject", "bad-json", None, "unknown"));
     let ran = verify(&jwks, &[], &input);
     assert_eq!(ran.code, 3, "{}", ran.stderr);
     let found = ran.objects();
     for (found, expected) in found.iter().zip(&expected) {
-        // How garbage is told apart is the validator's; that it is rejected, and which line, is ours.
-        assert_eq!(found.get("line"), expected.get("line"));
-        assert_eq!(found.get("verdict"), expected.get("verdict"), "{found}");
-        assert_eq!(found.get("jti"), expected.get("jti"), "{found}");
-        assert_eq!(found.get("revocation"), expected.get("revocation"), "{found}");
-        let reason = found.get("reason").and_then(Value::as_str).expect("a reason");
-        assert!(
-            reason
-                .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'),
-            "{reason} is not kebab-case"
-        );
-        let names: BTreeSet<&str> = found
-            .as_object()
-            .expect("an object")
-            .keys()
-            .map(String::as_str)
-            .collect();
-        assert_eq!(
-            names,
-            BTreeSet::from(["line", "verdict", "reason", "jti", "revocation"])
-        );
+        assert_eq!(found, expected);
     }
     assert_eq!(found.len(), expected.len());
+    // To the letter, as it is documented.
+    let first = format!(
+        r#"{{"line":1,"verdict":"accept","reason":"accepted","jti":"{}","revocation":"unknown"}}"#,
+        good.jti
+    );
+    assert_eq!(ran.stdout.lines().next(), Some(&*first));
 
     let nothing = verify(&jwks, &[], b"").ok();
     assert_eq!(nothing.stdout, "");

@@ -7,17 +7,21 @@
 //! `covered_until` covers), 18 (exceptions and a frozen registry), 21 (signed answers to one question),
 //! 22 (renewal and descendants). What they speak of does not exist yet.
 #![allow(clippy::unwrap_used)] // a test that cannot go on should stop
+#![allow(clippy::too_many_lines, clippy::similar_names, clippy::many_single_char_names)] // a history is told in one piece
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use revocast_core::limits::{RECENT_ENTRIES_MAX, SEALED_BYTES_MAX};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use revocast_core::limits::RECENT_ENTRIES_MAX;
 use revocast_core::update::{PublisherKey, Role};
 use revocast_core::{
     Address, Claims, Cutoff, Delta, Digest, Doubt, Epoch, Event, FilterBuf, FilterParams, Fingerprint,
     FingerprintFunction, Fingerprinter, Jti, Kind, Membership, Now, Profile, RealmId, RealmIdError, RealmKey, Refusal,
     Salt, Scope, ScopeKind, Sequence, SigningKey, Term, UnixMillis, UnixTime, Verdict, Why, Width, seal, wire,
 };
+use revocast_device::{KeySet, Policy, RevokedPairs, Validator, ValidatorConfig};
 use revocast_server::ledger::{self, Ledger as _, LedgerError};
 use revocast_server::publisher::{Book, SigningClock};
 use revocast_tests::follower::{Follower, Shelf, Site, prompt, small_settings};
@@ -45,7 +49,7 @@ fn fingerprinter(width: Width) -> Fingerprinter {
 fn site(seed: u64) -> Site {
     Site::new(seed, fingerprinter(Width::W48), small_settings(), |realm| {
         realm.leeway = Duration::from_secs(5);
-        realm.max_token_lifetime = Duration::from_secs(600);
+        realm.max_token_lifetime = Duration::from_mins(10);
     })
 }
 
@@ -62,7 +66,7 @@ fn rule_01_a_manifest_proves_currency_only_once_its_sequence_is_reached() {
     assert!(matches!(device.ask("good"), Verdict::NotRevoked { at } if at.sequence == Sequence(3)));
 
     // A newer manifest whose delta is held back: the proof stays the old one, and runs out on time.
-    let held_back = forge.shelf(&base, &[first.clone()], 4, 20);
+    let held_back = forge.shelf(&base, std::slice::from_ref(&first), 4, 20);
     device.give(Address::Manifest, &held_back[&Address::Manifest]);
     assert_eq!(device.exposed.freshness().proof.unwrap().0, time(10));
     device.pass(3_700 * SECOND);
@@ -135,13 +139,13 @@ fn rule_02_age_is_the_larger_of_both_clocks_and_an_untrusted_clock_answers_nothi
         let arrived = device.uptime;
         for _ in 0..20 {
             device.uptime += Duration::from_secs(random.below(600));
-            let offset = random.below(20_000) as i64 - 5_000;
+            let offset = random.below(20_000).cast_signed() - 5_000;
             device.wall = time(10_000_000).millis().saturating_add_signed(offset * 1_000);
-            let by_uptime = device.uptime - arrived;
+            let by_uptime = device.uptime.saturating_sub(arrived);
             match device.ask("good") {
                 Verdict::NotRevoked { .. } => {
                     assert!(
-                        offset >= -60 && offset <= 3_600 && by_uptime <= 3_600 * SECOND,
+                        (-60..=3_600).contains(&offset) && by_uptime <= 3_600 * SECOND,
                         "{offset} {by_uptime:?}"
                     );
                 }
@@ -220,6 +224,8 @@ impl History {
             .find_map(|at| self.keys[at as usize].get(key).copied())
     }
 
+    // What was said last, if anything, and what that was: a cutoff or a lift.
+    #[allow(clippy::option_option)]
     fn scope(&self, sub: &str, as_of: u64) -> Option<Option<u64>> {
         (0..=as_of)
             .rev()
@@ -812,7 +818,7 @@ fn rule_11_the_ladder_reaches_every_epoch_not_retired_and_what_is_missing_is_loo
     // A device below the ladder's start fetches the newest base at once, whatever its jitter.
     let forge = Forge::new(11);
     let mut config = prompt(Profile::Exact);
-    config.epoch_jitter = Duration::from_secs(600);
+    config.epoch_jitter = Duration::from_mins(10);
     let mut device = forge.device(config, 60);
     device.serve(&forge.shelf(&forge.epoch(1, 3, &["a"], &[], 0), &[], 3, 50));
     let next = forge.epoch(2, 8, &["b"], &[], 50);
@@ -833,7 +839,7 @@ fn rule_11_the_ladder_reaches_every_epoch_not_retired_and_what_is_missing_is_loo
 
     // A piece that does not come means reading the manifest again.
     let later = forge.delta_meant((20, 21), &["d"], &[], 57);
-    let mut shelf = forge.shelf(&far, &[later.clone()], 21, 57);
+    let mut shelf = forge.shelf(&far, &[later], 21, 57);
     let piece = shelf
         .remove(&Address::Ladder {
             from: Sequence(20),
@@ -1049,7 +1055,7 @@ fn rule_14_signed_times_advance_no_faster_than_true_time_and_five_seconds() {
         }
     }
     // After a restart with a larger jump it holds until the operator confirms.
-    let week = Duration::from_secs(7 * 24 * 3_600);
+    let week = Duration::from_hours(168);
     let signed = time(0);
     let year = Now::new(time(365 * 24 * 3_600), Duration::ZERO);
     let mut clock = SigningClock::new(Some(signed), week);
@@ -1285,11 +1291,19 @@ fn rule_19_after_a_restart_everything_that_was_persisted_holds() {
                 7 => {
                     // What is held in memory counts at once; what is written, after a restart.
                     history.judge(&device, 2, &told, &format!("seed {seed} round {round}"));
-                    let before = (device.sequence(), device.replica.manifest().map(|held| held.rank()));
+                    let before = (
+                        device.sequence(),
+                        device.replica.manifest().map(revocast_core::Manifest::rank),
+                    );
                     device.restart();
                     told = persisted.2.clone();
                     history.judge(&device, 2, &told, &format!("seed {seed} round {round}, restarted"));
-                    assert!((device.sequence(), device.replica.manifest().map(|held| held.rank())) <= before);
+                    assert!(
+                        (
+                            device.sequence(),
+                            device.replica.manifest().map(revocast_core::Manifest::rank)
+                        ) <= before
+                    );
                     device.disk_fails = false;
                 }
                 _ => {
@@ -1504,7 +1518,47 @@ fn rule_23_realm_ids_are_plain_and_a_token_names_itself_and_its_end() {
     assert_eq!(RealmId::new(""), Err(RealmIdError::Empty));
     assert_eq!(RealmId::new(&"a".repeat(65)), Err(RealmIdError::TooLong { bytes: 65 }));
     assert!(RealmId::new(&"a".repeat(64)).is_ok());
-    // An empty jti is none; without exp there are no claims to ask about.
     assert!(Jti::new("").is_err() && Jti::new(&"j".repeat(257)).is_err() && Jti::new(&"j".repeat(256)).is_ok());
-    const { assert!(SEALED_BYTES_MAX > 64) };
+
+    // The validator refuses a token that lacks either name or end, however well it is signed.
+    let secret = [7; 32];
+    let jwks = format!(
+        r#"{{"keys":[{{"kty":"oct","k":"{}"}}]}}"#,
+        URL_SAFE_NO_PAD.encode(secret)
+    );
+    let rules = ValidatorConfig::new(
+        "https://issuer.example",
+        ["https://api.example"],
+        KeySet::from_jwks(jwks.as_bytes()).unwrap(),
+    );
+    let validator = Validator::new(rules, RevokedPairs::default(), Policy::strict()).unwrap();
+    let now = Now::new(time(100), Duration::ZERO);
+    let base = format!(r#""iss":"https://issuer.example","aud":"https://api.example","iat":{START}"#);
+    let (jti, exp) = (r#","jti":"t""#, format!(r#","exp":{}"#, START + 500));
+    let validate = |rest: &str| validator.validate(now, &hs256(&secret, &format!("{{{base}{rest}}}")));
+    let name = |rest: &str| validate(rest).unwrap_err().rejection.name();
+    let whole = format!("{jti}{exp}");
+    assert!(validate(&whole).is_ok(), "{:?}", validate(&whole));
+    assert_eq!([name(jti), name(&exp), name("")], ["missing-claim"; 3]);
+    assert_ne!(
+        name(&format!(r#","jti":""{exp}"#)),
+        "missing-claim",
+        "an empty name is none either"
+    );
+}
+
+/// Signs claims with HMAC-SHA-256 (RFC 2104), made of the digest at hand.
+fn hs256(secret: &[u8; 32], claims: &str) -> String {
+    let parts = [r#"{"alg":"HS256"}"#, claims].map(|part| URL_SAFE_NO_PAD.encode(part));
+    let signed = parts.join(".");
+    let pad = |byte: u8| {
+        let mut block = [byte; 64];
+        for (to, from) in block.iter_mut().zip(secret) {
+            *to ^= from;
+        }
+        block
+    };
+    let inner = Digest::of(&[&pad(0x36)[..], signed.as_bytes()].concat());
+    let code = Digest::of(&[&pad(0x5c)[..], &inner.0].concat());
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(code.0))
 }

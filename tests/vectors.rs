@@ -4,6 +4,7 @@
 //! times: the files are what this code makes, this code reads them as they say, and so does a second
 //! reader that shares nothing with it, `tests/vectors/read.py`.
 #![allow(clippy::unwrap_used)] // a test that cannot go on should stop
+#![allow(clippy::too_many_lines, clippy::similar_names, clippy::many_single_char_names)] // a history is told in one piece
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -104,7 +105,7 @@ fn fingerprints() -> Value {
     }
     file(
         "Fingerprint of a jti: the top W bits of a keyed hash, as a number.",
-        made,
+        &made,
     )
 }
 
@@ -130,7 +131,7 @@ fn scopes() -> Value {
     }
     file(
         "Name of the scope of a cutoff: 64 bits of SHA-256 over key, kind and text.",
-        made,
+        &made,
     )
 }
 
@@ -160,7 +161,7 @@ fn filters() -> Value {
     }
     file(
         "Filters: which bits are set for some fingerprints, and what is asked of them.",
-        made,
+        &made,
     )
 }
 
@@ -230,7 +231,7 @@ fn lists() -> Value {
             "flags": ["Malformed"],
         }));
     }
-    file("Sorted fingerprints, Rice coded: one list in one way only.", made)
+    file("Sorted fingerprints, Rice coded: one list in one way only.", &made)
 }
 
 /// One sealed object, and what a receiver with these keys makes of it.
@@ -421,7 +422,7 @@ fn offers(forge: &Forge) -> Vec<Offer<'static>> {
         delta,
         vec![content],
         1,
-        { seal(delta, &forge.realm, &body, &[&forge.heartbeat, &forge.content]) },
+        seal(delta, &forge.realm, &body, &[&forge.heartbeat, &forge.content]),
     );
     add("no-bytes", "nothing", delta, vec![content], 1, Vec::new());
     add("no-magic", "another magic", delta, vec![content], 1, with(0, b'X'));
@@ -533,7 +534,7 @@ fn offers(forge: &Forge) -> Vec<Offer<'static>> {
         Kind::Keys,
         vec![root, content],
         2,
-        { seal(Kind::Keys, &forge.realm, &bodies(forge)[0].2, &[&forge.root]) },
+        seal(Kind::Keys, &forge.realm, &bodies(forge)[0].2, &[&forge.root]),
     );
     add(
         "one-twice",
@@ -600,7 +601,7 @@ fn offers(forge: &Forge) -> Vec<Offer<'static>> {
         Kind::Manifest,
         vec![content],
         1,
-        { seal(Kind::Manifest, &forge.realm, &manifest, &[&forge.content]) },
+        seal(Kind::Manifest, &forge.realm, &manifest, &[&forge.content]),
     );
     let mut index = bodies(forge)[3].2.clone();
     index[60] ^= 1;
@@ -610,7 +611,7 @@ fn offers(forge: &Forge) -> Vec<Offer<'static>> {
         Kind::Index,
         vec![content],
         1,
-        { seal(Kind::Index, &forge.realm, &index, &[&forge.content]) },
+        seal(Kind::Index, &forge.realm, &index, &[&forge.content]),
     );
     let mut keys = bodies(forge)[0].2.clone();
     keys[24] = 0;
@@ -622,7 +623,7 @@ fn offers(forge: &Forge) -> Vec<Offer<'static>> {
 
 fn sealed_objects() -> Value {
     let forge = forge();
-    let made = offers(&forge)
+    let made: Vec<Value> = offers(&forge)
         .into_iter()
         .map(|offer| {
             let trusted: Vec<String> = offer.trusted.iter().map(|key| hex(&key.0)).collect();
@@ -639,11 +640,11 @@ fn sealed_objects() -> Value {
         .collect();
     file(
         "Sealed objects of every kind, and what a receiver that expects `kind` of `realm`, signed by `need` of `trusted`, makes of them.",
-        made,
+        &made,
     )
 }
 
-fn file(description: &str, vectors: Vec<Value>) -> Value {
+fn file(description: &str, vectors: &[Value]) -> Value {
     json!({ "format": 1, "description": description, "vectors": vectors })
 }
 

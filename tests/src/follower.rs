@@ -28,8 +28,8 @@ pub const fn prompt(profile: Profile) -> Config {
     Config {
         profile,
         artifact_bytes_max: 1 << 20,
-        staleness_max: Duration::from_secs(3_600),
-        clock_skew: Duration::from_secs(60),
+        staleness_max: Duration::from_hours(1),
+        clock_skew: Duration::from_mins(1),
         epoch_jitter: Duration::ZERO,
         retry_after: Duration::from_secs(8),
         persist_every: Duration::ZERO,
@@ -157,21 +157,21 @@ impl Follower {
 
     /// Answers what it asked for from a shelf, and what it asks for then, until it asks for nothing
     /// that is there.
-    pub fn serve(&mut self, shelf: &Shelf) {
+    pub fn serve(&mut self, retained: &Shelf) {
         while let Some(address) = self.asked.pop_front() {
-            if let Some(bytes) = shelf.get(&address) {
+            if let Some(bytes) = retained.get(&address) {
                 self.give(address, bytes);
             }
         }
     }
 
     /// The broker has lost nothing and the device reads it all again.
-    pub fn reconnect(&mut self, shelf: &Shelf) {
+    pub fn reconnect(&mut self, retained: &Shelf) {
         self.tell(Event::Disconnected);
         self.subscribed.clear();
         self.asked.clear();
         self.tell(Event::Connected);
-        self.serve(shelf);
+        self.serve(retained);
     }
 
     /// Hands over an object to whoever subscribed to its address.
@@ -217,7 +217,6 @@ impl Follower {
     /// # Panics
     ///
     /// If it is no valid `jti`.
-    #[must_use]
     pub fn ask(&self, jti: &str) -> Verdict {
         self.check(&Claims::new(
             Jti::new(jti).expect("a valid jti"),
@@ -226,7 +225,6 @@ impl Follower {
     }
 
     /// Asks the exposed set.
-    #[must_use]
     pub fn check(&self, claims: &Claims<'_>) -> Verdict {
         self.exposed.check(self.now(), claims)
     }
@@ -392,6 +390,10 @@ impl Site {
     }
 
     /// Asks the ledger for something.
+    ///
+    /// # Panics
+    ///
+    /// If the ledger refuses.
     pub fn request(&mut self, action: ledger::Action) -> Receipt {
         let at = UnixTime::from_secs(self.time / 1_000);
         let request = Request {
@@ -418,12 +420,20 @@ impl Site {
     }
 
     /// The entries that the ledger still holds after a sequence.
+    ///
+    /// # Panics
+    ///
+    /// Never.
     #[must_use]
     pub fn entries(&self, after: u64) -> Vec<Entry> {
         ready(self.ledger.scan(self.realm.id, Sequence(after), usize::MAX)).expect("entries")
     }
 
     /// One round of publishing, as a server does it; returns the deltas that went out live.
+    ///
+    /// # Panics
+    ///
+    /// If there is no plan, or the shelf is not what the plan reads back.
     pub fn publish(&mut self) -> Vec<Vec<u8>> {
         let now = self.now();
         for entry in self.entries(self.publisher.book().sequence().0) {
@@ -505,7 +515,7 @@ pub const fn small_settings() -> Settings {
         heartbeat: Duration::from_secs(4),
         manifest_every: Duration::ZERO,
         grace: Duration::from_secs(12),
-        epoch_age_max: Duration::from_secs(60),
-        restart_jump_max: Duration::from_secs(7 * 24 * 3_600),
+        epoch_age_max: Duration::from_mins(1),
+        restart_jump_max: Duration::from_hours(7 * 24),
     }
 }

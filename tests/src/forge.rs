@@ -257,8 +257,8 @@ impl Forge {
     /// Everything a new device reads: keys, an epoch, a ladder, a manifest issued at second `at`.
     #[must_use]
     pub fn shelf(&self, epochal: &Epochal, ladder: &[Delta], sequence: u64, at: u64) -> Shelf {
-        let mut shelf: Shelf = epochal.objects.iter().cloned().collect();
-        shelf.insert(Address::Keys, self.keys(1));
+        let mut objects: Shelf = epochal.objects.iter().cloned().collect();
+        objects.insert(Address::Keys, self.keys(1));
         let sealed: Vec<(u64, u64, Vec<u8>)> = ladder
             .iter()
             .map(|delta| (delta.from.0, delta.to.0, self.delta(delta)))
@@ -267,12 +267,12 @@ impl Forge {
             .iter()
             .map(|(from, to, bytes)| (*from, *to, &bytes[..]))
             .collect();
-        shelf.insert(
+        objects.insert(
             Address::Manifest,
             self.manifest(&self.manifest_meant(epochal, sequence, &named, at)),
         );
         for (from, to, bytes) in sealed {
-            shelf.insert(
+            objects.insert(
                 Address::Ladder {
                     from: Sequence(from),
                     to: Sequence(to),
@@ -280,7 +280,7 @@ impl Forge {
                 bytes,
             );
         }
-        shelf
+        objects
     }
 
     /// A connected device of this realm, `at` seconds after the start.

@@ -24,7 +24,7 @@ pub fn ready<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// A small deterministic random source: SplitMix64 (Steele, Lea, Flood, 2014).
+/// A small deterministic random source: `SplitMix64` (Steele, Lea, Flood, 2014).
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 

@@ -8,6 +8,7 @@
     clippy::missing_panics_doc,
     reason = "every function in here panics when a test has to end"
 )]
+#![expect(clippy::must_use_candidate, reason = "some are called for what they insist on")]
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;

@@ -13,9 +13,9 @@ use std::time::Duration;
 use revocast_core::replica::Config;
 use revocast_core::update::{PublisherKey, Role};
 use revocast_core::{
-    Action, Address, Claims, Doubt, Event, FingerprintFunction, Fingerprinter, Jti, Kind, Now, Profile, RealmId, RealmKey,
-    Replica, RevocationSet, Salt, Sequence, SigningKey, Term, Trust, UnixMillis, UnixTime, Verdict, Why, Width, seal,
-    wire,
+    Action, Address, Claims, Doubt, Event, FingerprintFunction, Fingerprinter, Jti, Kind, Now, Profile, RealmId,
+    RealmKey, Replica, RevocationSet, Salt, Sequence, SigningKey, Term, Trust, UnixMillis, UnixTime, Verdict, Why,
+    Width, seal, wire,
 };
 use revocast_server::ledger::{self, Ledger as _, MemoryLedger, Realm, Request, Statement};
 use revocast_server::publisher::{Plan, Publisher, Settings, Signer, Step};
@@ -143,37 +143,62 @@ impl Oracle {
             Statement::Revoke { jti, .. } => self.tokens.entry(jti.clone()).or_default().push((sequence, true)),
             Statement::Reinstate { jti, .. } => self.tokens.entry(jti.clone()).or_default().push((sequence, false)),
             Statement::Cutoff { scope, not_before } => {
-                self.cutoffs.entry(format!("{scope:?}")).or_default().push((sequence, Some(not_before.secs())));
+                self.cutoffs
+                    .entry(format!("{scope:?}"))
+                    .or_default()
+                    .push((sequence, Some(not_before.secs())));
             }
             Statement::Lift { scope } => {
-                self.cutoffs.entry(format!("{scope:?}")).or_default().push((sequence, None));
+                self.cutoffs
+                    .entry(format!("{scope:?}"))
+                    .or_default()
+                    .push((sequence, None));
             }
             Statement::Resume { .. } => {}
         }
     }
 
     fn is_revoked(&self, token: &Token, as_of: u64) -> bool {
-        let last = self.tokens.get(&token.jti).and_then(|said| said.iter().rfind(|(at, _)| *at <= as_of));
+        let last = self
+            .tokens
+            .get(&token.jti)
+            .and_then(|said| said.iter().rfind(|(at, _)| *at <= as_of));
         if last.is_some_and(|(_, revoked)| *revoked) {
             return true;
         }
-        let scopes = [format!("{:?}", ledger::Scope::Realm), format!("{:?}", ledger::Scope::Sub(token.sub.clone()))];
+        let scopes = [
+            format!("{:?}", ledger::Scope::Realm),
+            format!("{:?}", ledger::Scope::Sub(token.sub.clone())),
+        ];
         scopes.iter().any(|scope| {
-            let last = self.cutoffs.get(scope).and_then(|said| said.iter().rfind(|(at, _)| *at <= as_of));
-            last.and_then(|(_, not_before)| *not_before).is_some_and(|not_before| token.iat < not_before)
+            let last = self
+                .cutoffs
+                .get(scope)
+                .and_then(|said| said.iter().rfind(|(at, _)| *at <= as_of));
+            last.and_then(|(_, not_before)| *not_before)
+                .is_some_and(|not_before| token.iat < not_before)
         })
     }
 
     /// Whether something in (after, head] took back what stood against a token. A device may know of
     /// it ahead of a gap, and then goes by it.
     fn was_softened_after(&self, token: &Token, after: u64) -> bool {
-        let reinstated = self.tokens.get(&token.jti).is_some_and(|said| said.iter().any(|(at, on)| *at > after && !on));
-        let lifted = self.cutoffs.values().flatten().any(|(at, not_before)| *at > after && not_before.is_none());
+        let reinstated = self
+            .tokens
+            .get(&token.jti)
+            .is_some_and(|said| said.iter().any(|(at, on)| *at > after && !on));
+        let lifted = self
+            .cutoffs
+            .values()
+            .flatten()
+            .any(|(at, not_before)| *at > after && not_before.is_none());
         reinstated || lifted
     }
 
     fn was_ever_revoked(&self, token: &Token) -> bool {
-        self.tokens.get(&token.jti).is_some_and(|said| said.iter().any(|(_, revoked)| *revoked))
+        self.tokens
+            .get(&token.jti)
+            .is_some_and(|said| said.iter().any(|(_, revoked)| *revoked))
     }
 }
 
@@ -253,13 +278,25 @@ impl World {
             not_after,
             threshold: 1,
             roots: vec![root.public()],
-            publishers: vec![PublisherKey { key: content.public(), role: Role::Content as u8, not_after }],
+            publishers: vec![PublisherKey {
+                key: content.public(),
+                role: Role::Content as u8,
+                not_after,
+            }],
             issuer: realm.issuer.as_str().into(),
             fingerprinter,
             leeway: LEEWAY as u32,
         };
-        let keys = seal(Kind::Keys, &id, &wire::encode_keys(&keys).expect("valid keys"), &[&root]);
-        let object = ledger::Object { address: Address::Keys.to_string(), bytes: keys };
+        let keys = seal(
+            Kind::Keys,
+            &id,
+            &wire::encode_keys(&keys).expect("valid keys"),
+            &[&root],
+        );
+        let object = ledger::Object {
+            address: Address::Keys.to_string(),
+            bytes: keys,
+        };
         ready(ledger.store_objects(id, Term(1), vec![object], Vec::new())).expect("stored keys");
         let settings = Settings {
             chunk_bytes: 2_048,
@@ -268,7 +305,7 @@ impl World {
             manifest_every: Duration::from_millis(300),
             grace: Duration::from_secs(12),
             epoch_age_max: Duration::from_secs(40),
-            restart_jump_max: Duration::from_secs(7 * 24 * 3600),
+            restart_jump_max: Duration::from_hours(7 * 24),
         };
         let mut world = Self {
             seed,
@@ -278,7 +315,11 @@ impl World {
             ledger,
             realm,
             content,
-            trust: Trust { roots: vec![root.public()], threshold: 1, not_before: start },
+            trust: Trust {
+                roots: vec![root.public()],
+                threshold: 1,
+                not_before: start,
+            },
             settings,
             server: None,
             retained: BTreeMap::new(),
@@ -301,14 +342,21 @@ impl World {
 
     fn say(&self, what: impl FnOnce() -> String) {
         if self.trace {
-            println!("{:>4} {:>9.3}  {}", self.step, (self.time - START * 1_000) as f64 / 1_000.0, what());
+            println!(
+                "{:>4} {:>9.3}  {}",
+                self.step,
+                (self.time - START * 1_000) as f64 / 1_000.0,
+                what()
+            );
         }
     }
 
     // ---- devices -----------------------------------------------------------------------------
 
     fn add_device(&mut self) {
-        let profile = *self.random.pick(&[Profile::Filter, Profile::List, Profile::Exact, Profile::Exact]);
+        let profile = *self
+            .random
+            .pick(&[Profile::Filter, Profile::List, Profile::Exact, Profile::Exact]);
         let config = Config {
             profile,
             artifact_bytes_max: 1 << 20,
@@ -340,7 +388,10 @@ impl World {
     fn device_now(&self, device: usize) -> Now {
         let device = &self.devices[device];
         let wall = self.time.saturating_add_signed(device.clock_error);
-        Now::new(UnixMillis::from_millis(wall), Duration::from_millis(self.time - device.started))
+        Now::new(
+            UnixMillis::from_millis(wall),
+            Duration::from_millis(self.time - device.started),
+        )
     }
 
     fn start_device(&mut self, at: usize) {
@@ -350,9 +401,10 @@ impl World {
         let (realm, trust) = (self.realm.id, self.trust.clone());
         let device = &mut self.devices[at];
         let config = device.config.clone();
-        let restored = device.disk.as_ref().map(|(head, base)| {
-            Replica::restore(config.clone(), realm, trust.clone(), now, head, base.as_deref())
-        });
+        let restored = device
+            .disk
+            .as_ref()
+            .map(|(head, base)| Replica::restore(config.clone(), realm, trust.clone(), now, head, base.as_deref()));
         let replica = match restored {
             Some(restored) => restored.expect("a state that was written whole is read back"),
             None => Replica::new(config, realm, trust),
@@ -388,7 +440,9 @@ impl World {
 
     fn tell(&mut self, at: usize, event: Event<'_>) {
         let now = self.device_now(at);
-        let Some(replica) = &mut self.devices[at].replica else { return };
+        let Some(replica) = &mut self.devices[at].replica else {
+            return;
+        };
         replica.handle(now, event);
         self.perform(at);
     }
@@ -418,7 +472,12 @@ impl World {
                             None => device.disk.take().and_then(|(_, base)| base),
                         };
                         device.disk = Some((image.head, base));
-                        self.tell(at, Event::Persisted { revision: image.revision });
+                        self.tell(
+                            at,
+                            Event::Persisted {
+                                revision: image.revision,
+                            },
+                        );
                     }
                 }
                 Action::Report(report) => {
@@ -461,18 +520,41 @@ impl World {
             _ => 1,
         };
         for _ in 0..copies {
-            let delay = if self.faults && self.random.chance(15) { self.random.below(6_000) } else { self.random.below(40) };
-            self.parcels.push(Parcel { due: self.time + delay, device, address, bytes: Arc::clone(bytes) });
+            let delay = if self.faults && self.random.chance(15) {
+                self.random.below(6_000)
+            } else {
+                self.random.below(40)
+            };
+            self.parcels.push(Parcel {
+                due: self.time + delay,
+                device,
+                address,
+                bytes: Arc::clone(bytes),
+            });
         }
     }
 
     fn deliver_due(&mut self) {
         loop {
-            let due = self.parcels.iter().enumerate().filter(|(_, parcel)| parcel.due <= self.time);
-            let Some(first) = due.min_by_key(|(_, parcel)| parcel.due).map(|(at, _)| at) else { return };
-            let Parcel { device, address, bytes, .. } = self.parcels.remove(first);
+            let due = self
+                .parcels
+                .iter()
+                .enumerate()
+                .filter(|(_, parcel)| parcel.due <= self.time);
+            let Some(first) = due.min_by_key(|(_, parcel)| parcel.due).map(|(at, _)| at) else {
+                return;
+            };
+            let Parcel {
+                device, address, bytes, ..
+            } = self.parcels.remove(first);
             if self.devices[device].connected {
-                self.tell(device, Event::Packet { address, payload: &bytes });
+                self.tell(
+                    device,
+                    Event::Packet {
+                        address,
+                        payload: &bytes,
+                    },
+                );
             }
         }
     }
@@ -481,7 +563,10 @@ impl World {
 
     fn server_now(&self, started: u64, clock_error: i64) -> Now {
         let wall = self.time.saturating_add_signed(clock_error);
-        Now::new(UnixMillis::from_millis(wall), Duration::from_millis(self.time - started))
+        Now::new(
+            UnixMillis::from_millis(wall),
+            Duration::from_millis(self.time - started),
+        )
     }
 
     fn start_server(&mut self) {
@@ -497,15 +582,33 @@ impl World {
         let objects = ready(self.ledger.objects(id)).expect("objects");
         let entries = ready(self.ledger.scan(id, Sequence(0), usize::MAX)).expect("entries");
         let now = self.server_now(self.time, 0);
-        let signer = Signer { content: self.content.clone() };
-        let mut publisher =
-            Publisher::load(self.realm.clone(), self.settings.clone(), signer, now, head, objects, entries)
-                .expect("a publisher that goes on");
+        let signer = Signer {
+            content: self.content.clone(),
+        };
+        let mut publisher = Publisher::load(
+            self.realm.clone(),
+            self.settings.clone(),
+            signer,
+            now,
+            head,
+            objects,
+            entries,
+        )
+        .expect("a publisher that goes on");
         let standing = publisher.standing();
         publisher.reconcile(standing.into_iter().map(|(address, _)| {
-            (address, self.retained.get(&address).map(|bytes| revocast_core::Digest::of(bytes)))
+            (
+                address,
+                self.retained
+                    .get(&address)
+                    .map(|bytes| revocast_core::Digest::of(bytes)),
+            )
         }));
-        self.server = Some(Server { publisher, started: self.time, clock_error: 0 });
+        self.server = Some(Server {
+            publisher,
+            started: self.time,
+            clock_error: 0,
+        });
     }
 
     fn crash_server(&mut self) {
@@ -555,7 +658,11 @@ impl World {
         if crash_at == Some(0) {
             return false;
         }
-        ready(self.ledger.store_objects(self.realm.id, term, plan.puts.clone(), Vec::new())).expect("stored objects");
+        ready(
+            self.ledger
+                .store_objects(self.realm.id, term, plan.puts.clone(), Vec::new()),
+        )
+        .expect("stored objects");
         for (at, step) in plan.steps.iter().enumerate() {
             if crash_at == Some(at as u64 + 1) {
                 return false;
@@ -566,7 +673,9 @@ impl World {
                 Step::Clear { address } => self.publish(*address, Vec::new(), true),
                 Step::ReadBack { objects } => {
                     let stands = objects.iter().all(|(address, digest)| {
-                        self.retained.get(address).is_some_and(|bytes| revocast_core::Digest::of(bytes) == *digest)
+                        self.retained
+                            .get(address)
+                            .is_some_and(|bytes| revocast_core::Digest::of(bytes) == *digest)
                     });
                     if !stands {
                         server.publisher.failed();
@@ -578,7 +687,11 @@ impl World {
         if crash_at.is_some() {
             return false;
         }
-        ready(self.ledger.store_objects(self.realm.id, term, Vec::new(), plan.deletes.clone())).expect("removed objects");
+        ready(
+            self.ledger
+                .store_objects(self.realm.id, term, Vec::new(), plan.deletes.clone()),
+        )
+        .expect("removed objects");
         server.publisher.done(plan);
         true
     }
@@ -586,7 +699,11 @@ impl World {
     fn request(&mut self, action: ledger::Action) {
         let at = UnixTime::from_secs(self.time / 1_000);
         let head = self.oracle.head;
-        let request = Request { action, reason: None, actor: "sim".to_owned() };
+        let request = Request {
+            action,
+            reason: None,
+            actor: "sim".to_owned(),
+        };
         if let Err(error) = ready(self.ledger.append(self.realm.id, at, vec![request])) {
             panic!("seed {}: the ledger refused: {error}", self.seed);
         }
@@ -602,12 +719,25 @@ impl World {
         let iat = self.time / 1_000;
         let exp = iat + 10 + self.random.below(LIFETIME - 10);
         let sub = format!("device-{}", self.random.below(6));
-        self.tokens.push(Token { jti: format!("token-{number}"), sub, iat, exp });
+        self.tokens.push(Token {
+            jti: format!("token-{number}"),
+            sub,
+            iat,
+            exp,
+        });
     }
 
     fn recent_token(&mut self) -> Option<Token> {
-        let alive: Vec<&Token> = self.tokens.iter().filter(|token| token.exp * 1_000 > self.time).collect();
-        if alive.is_empty() { None } else { Some((*self.random.pick(&alive)).clone()) }
+        let alive: Vec<&Token> = self
+            .tokens
+            .iter()
+            .filter(|token| token.exp * 1_000 > self.time)
+            .collect();
+        if alive.is_empty() {
+            None
+        } else {
+            Some((*self.random.pick(&alive)).clone())
+        }
     }
 
     // ---- what happens ------------------------------------------------------------------------
@@ -637,9 +767,15 @@ impl World {
                 for at in 0..self.devices.len() {
                     self.disconnect(at);
                 }
-                let standing = self.server.as_ref().map(|server| server.publisher.standing()).unwrap_or_default();
+                let standing = self
+                    .server
+                    .as_ref()
+                    .map(|server| server.publisher.standing())
+                    .unwrap_or_default();
                 if let Some(server) = &mut self.server {
-                    server.publisher.reconcile(standing.into_iter().map(|(address, _)| (address, None)));
+                    server
+                        .publisher
+                        .reconcile(standing.into_iter().map(|(address, _)| (address, None)));
                 }
             }
             24..32 => {
@@ -658,7 +794,16 @@ impl World {
             }
             55..60 => {
                 let at = self.random.below(self.devices.len() as u64) as usize;
-                let error = *self.random.pick(&[0, 0, 2_000, -2_000, 86_400_000, -86_400_000, -1_500_000_000_000, 1_500_000_000_000]);
+                let error = *self.random.pick(&[
+                    0,
+                    0,
+                    2_000,
+                    -2_000,
+                    86_400_000,
+                    -86_400_000,
+                    -1_500_000_000_000,
+                    1_500_000_000_000,
+                ]);
                 self.devices[at].clock_error = error;
                 self.devices[at].clock_honest &= error == 0;
                 self.say(|| format!("the clock of device {at} is wrong by {error} ms"));
@@ -690,13 +835,19 @@ impl World {
             70..85 => self.request(ledger::Action::Reinstate { jti: token.jti }),
             85..92 => {
                 let not_before = UnixTime::from_secs(self.time / 1_000 + 1);
-                let scope =
-                    if self.random.chance(15) { ledger::Scope::Realm } else { ledger::Scope::Sub(token.sub) };
+                let scope = if self.random.chance(15) {
+                    ledger::Scope::Realm
+                } else {
+                    ledger::Scope::Sub(token.sub)
+                };
                 self.request(ledger::Action::Cutoff { scope, not_before });
             }
             _ => {
-                let scope =
-                    if self.random.chance(50) { ledger::Scope::Realm } else { ledger::Scope::Sub(token.sub) };
+                let scope = if self.random.chance(50) {
+                    ledger::Scope::Realm
+                } else {
+                    ledger::Scope::Sub(token.sub)
+                };
                 self.request(ledger::Action::Lift { scope });
             }
         }
@@ -708,7 +859,11 @@ impl World {
             return;
         }
         let (address, bytes) = self.random.pick(&self.recorded).clone();
-        let address = if self.random.chance(30) { self.random.pick(&self.recorded).0 } else { address };
+        let address = if self.random.chance(30) {
+            self.random.pick(&self.recorded).0
+        } else {
+            address
+        };
         let mut bytes = bytes.to_vec();
         if !bytes.is_empty() && self.random.chance(30) {
             let at = self.random.below(bytes.len() as u64) as usize;
@@ -720,7 +875,13 @@ impl World {
         }
         let device = self.random.below(self.devices.len() as u64) as usize;
         if self.devices[device].connected {
-            self.tell(device, Event::Packet { address, payload: &bytes });
+            self.tell(
+                device,
+                Event::Packet {
+                    address,
+                    payload: &bytes,
+                },
+            );
         }
     }
 
@@ -751,10 +912,21 @@ impl World {
             server.clock_error = 0;
         }
         // A broker that was told lies keeps them until the publisher looks.
-        let standing = self.server.as_ref().map(|server| server.publisher.standing()).unwrap_or_default();
+        let standing = self
+            .server
+            .as_ref()
+            .map(|server| server.publisher.standing())
+            .unwrap_or_default();
         let found: Vec<_> = standing
             .into_iter()
-            .map(|(address, _)| (address, self.retained.get(&address).map(|bytes| revocast_core::Digest::of(bytes))))
+            .map(|(address, _)| {
+                (
+                    address,
+                    self.retained
+                        .get(&address)
+                        .map(|bytes| revocast_core::Digest::of(bytes)),
+                )
+            })
             .collect();
         if let Some(server) = &mut self.server {
             server.publisher.reconcile(found);
@@ -769,7 +941,11 @@ impl World {
     // ---- what must hold ----------------------------------------------------------------------
 
     fn violation(&self, what: String) -> Violation {
-        Violation { seed: self.seed, step: self.step, what }
+        Violation {
+            seed: self.seed,
+            step: self.step,
+            what,
+        }
     }
 
     fn ask(&self, at: usize, token: &Token) -> Option<Verdict> {
@@ -791,7 +967,11 @@ impl World {
                 }
                 // Mostly young tokens; sometimes one that has long been forgotten.
                 let young = self.tokens.len().min(40) as u64;
-                let back = if self.random.chance(80) { self.random.below(young) } else { self.random.below(self.tokens.len() as u64) };
+                let back = if self.random.chance(80) {
+                    self.random.below(young)
+                } else {
+                    self.random.below(self.tokens.len() as u64)
+                };
                 let token = self.tokens[self.tokens.len() - 1 - back as usize].clone();
                 if let Some(verdict) = self.ask(at, &token) {
                     self.tally.questions += 1;
@@ -813,7 +993,9 @@ impl World {
                 }
                 self.judge_freshness(at, position.sequence.0)?;
             }
-            Verdict::Revoked { why: Why::Expired { horizon } } => {
+            Verdict::Revoked {
+                why: Why::Expired { horizon },
+            } => {
                 self.tally.revoked += 1;
                 if horizon.secs() * 1_000 > self.time {
                     return Err(self.violation(format!("device {at} holds a horizon in the future: {horizon}")));
@@ -825,7 +1007,9 @@ impl World {
                     return Err(self.violation(format!("device {at} says that {token:?} is revoked; it never was")));
                 }
             }
-            Verdict::Revoked { why: Why::Cutoff { .. } } => self.tally.revoked += 1,
+            Verdict::Revoked {
+                why: Why::Cutoff { .. },
+            } => self.tally.revoked += 1,
             Verdict::Suspect { .. } => self.tally.suspect += 1,
             Verdict::Unknown { doubt } => {
                 self.tally.unknown += 1;
@@ -844,7 +1028,12 @@ impl World {
         }
         // The signing clock may run five seconds ahead.
         let oldest = self.time.saturating_sub((STALENESS + 6) * 1_000);
-        let known = self.manifests.iter().filter(|(sealed, _)| *sealed <= oldest).map(|(_, sequence)| *sequence).max();
+        let known = self
+            .manifests
+            .iter()
+            .filter(|(sealed, _)| *sealed <= oldest)
+            .map(|(_, sequence)| *sequence)
+            .max();
         if known.is_some_and(|known| sequence < known) {
             let what = format!("device {at} answers from sequence {sequence}; {known:?} is older than it may ignore");
             return Err(self.violation(what));
@@ -853,7 +1042,9 @@ impl World {
     }
 
     fn is_at_rest(&self) -> bool {
-        let Some(manifest) = self.server.as_ref().and_then(|server| server.publisher.manifest()) else { return false };
+        let Some(manifest) = self.server.as_ref().and_then(|server| server.publisher.manifest()) else {
+            return false;
+        };
         manifest.sequence.0 == self.oracle.head
             && (0..self.devices.len()).all(|at| {
                 let set = self.devices[at].exposed.as_ref();
@@ -888,10 +1079,12 @@ impl World {
                 let wrong = match verdict {
                     Verdict::NotRevoked { .. } => revoked,
                     // Forgotten once it has expired, and then refused for that.
-                    Verdict::Revoked { why: Why::Expired { .. } } => false,
+                    Verdict::Revoked {
+                        why: Why::Expired { .. },
+                    }
+                    | Verdict::Suspect { .. } => false,
                     // Fingerprints short enough to collide may make a stranger look revoked.
                     Verdict::Revoked { .. } => !revoked && self.realm.fingerprinter.width().is_exact(),
-                    Verdict::Suspect { .. } => false,
                     Verdict::Unknown { .. } => true,
                 };
                 if wrong {

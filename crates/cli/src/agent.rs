@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 use crate::args::{Agent, ProfileArgument};
 use crate::output::{Failure, Output};
-use crate::verify::{key_set, verdict_object};
+use crate::verify::{Judged, key_set};
 use crate::{asked_to_end, runtime};
 
 /// Where the agent answers unless told otherwise.
@@ -236,7 +236,7 @@ async fn check(
 
 async fn verify(State(shared): State<Arc<Shared>>, token: String) -> Result<Json<Value>, Problem> {
     let outcome = shared.validator()?.validate(SystemClock::now(), token.trim());
-    Ok(Json(verdict_object(&outcome)))
+    Ok(Json(json!(Judged::of(&outcome))))
 }
 
 async fn status(State(shared): State<Arc<Shared>>) -> Json<Value> {

@@ -10,7 +10,7 @@ use revocast_device::{
     Checker, KeySet, Policy, Rejected, RevokedPairs, Revocations, Rule, SystemClock, Token, Unchecked, Validator,
     ValidatorConfig,
 };
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::args::Verify;
 use crate::output::{Failure, read_file};
@@ -65,11 +65,9 @@ fn judge<R: Revocations>(config: ValidatorConfig, revocations: R, policy: Policy
         number += 1;
         let outcome = validator.validate(now, &line);
         rejected |= outcome.is_err();
-        let mut object = verdict_object(&outcome);
-        if let Some(fields) = object.as_object_mut() {
-            fields.insert("line".to_owned(), json!(number));
-        }
-        writeln!(output, "{object}").map_err(failed)?;
+        let line = Line { line: number, judged: Judged::of(&outcome) };
+        serde_json::to_writer(&mut output, &line).map_err(|error| failed(error.into()))?;
+        writeln!(output).map_err(failed)?;
     }
     Ok(if rejected { ExitCode::from(REJECTED) } else { ExitCode::SUCCESS })
 }
@@ -103,12 +101,31 @@ fn next_line(input: &mut impl std::io::BufRead) -> std::io::Result<Option<String
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// The members of a verdict, as `verify` prints them and the agent answers.
-pub fn verdict_object(outcome: &Result<Token, Rejected>) -> Value {
-    let (verdict, reason, token) = match outcome {
-        Ok(token) => ("accept", "accepted", Some(token)),
-        Err(rejected) => ("reject", rejected.reason(), rejected.token.as_deref()),
-    };
-    let revocation = token.map_or("unknown", |token| token.verdict().name());
-    json!({ "verdict": verdict, "reason": reason, "jti": token.map(Token::jti), "revocation": revocation })
+/// What is printed about a line. The order of the members is that of the documentation.
+#[derive(Serialize)]
+struct Line<'a> {
+    line: u64,
+    #[serde(flatten)]
+    judged: Judged<'a>,
+}
+
+/// A verdict on a token, as `verify` prints it and the agent answers.
+#[derive(Serialize)]
+pub struct Judged<'a> {
+    verdict: &'static str,
+    reason: &'static str,
+    jti: Option<&'a str>,
+    revocation: &'static str,
+}
+
+impl<'a> Judged<'a> {
+    /// What a validator's outcome comes to.
+    pub fn of(outcome: &'a Result<Token, Rejected>) -> Self {
+        let (verdict, reason, token) = match outcome {
+            Ok(token) => ("accept", "accepted", Some(token)),
+            Err(rejected) => ("reject", rejected.reason(), rejected.token.as_deref()),
+        };
+        let revocation = token.map_or("unknown", |token| token.verdict().name());
+        Self { verdict, reason, jti: token.map(Token::jti), revocation }
+    }
 }

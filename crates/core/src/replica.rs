@@ -484,7 +484,8 @@ impl Replica {
             Event::PersistFailed => {
                 self.persist_in_flight = None;
                 self.dirty.content = true;
-                self.last_persist = Some(now.uptime);
+                // A disk that is full now is full in a moment, too.
+                self.last_persist = Some(now.uptime + self.config.retry_after);
             }
             Event::TimeProven { wall } => {
                 // A signed time is a floor for every other claim about the time.

@@ -78,6 +78,8 @@ impl Device {
             proven,
             logged: [None; Refusal::COUNT],
         };
+        // Whoever looks at once sees what was restored, not a device without state.
+        driver.tell();
         let status = driver.watcher.clone();
         Ok(Self {
             checker,

@@ -447,6 +447,11 @@ impl Publisher {
         if !self.catalog_due(now) {
             return Ok(Plan::default());
         }
+        // What is not in a delta yet would be missing from the ladder for good.
+        if self.book.sequence() > self.cut_to {
+            let time = self.clock.take(now);
+            self.cut(time)?;
+        }
         self.merge_ladder(now)?;
         if self.epoch_due(now) {
             self.build_epoch(now, salt)?;
