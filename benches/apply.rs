@@ -37,8 +37,8 @@ fn apply(criterion: &mut Criterion) {
                     head += 1;
                     let started = Instant::now();
                     replica.handle(NOW, Event::Packet { address: Address::Live, payload: &payload });
-                    let exposed = std::iter::from_fn(|| replica.poll_action())
-                        .find(|action| matches!(action, Action::Expose(_)));
+                    let exposed =
+                        std::iter::from_fn(|| replica.poll_action()).find(|action| matches!(action, Action::Expose(_)));
                     spent += started.elapsed();
                     assert!(exposed.is_some() && replica.set().position().sequence.0 == head, "not applied");
                     while replica.poll_action().is_some() {}

@@ -24,9 +24,7 @@ fn decode(criterion: &mut Criterion) {
             bencher.iter(|| {
                 let mut builder = ExactListBuilder::new(count, Width::W48).expect("a count within limits");
                 for fingerprint in rice::Decoder::new(&code, count, Width::W48).expect("a code of ours") {
-                    builder
-                        .push(fingerprint.expect("a code of ours"))
-                        .expect("sorted fingerprints");
+                    builder.push(fingerprint.expect("a code of ours")).expect("sorted fingerprints");
                 }
                 builder.finish()
             });

@@ -14,10 +14,7 @@ fn main() {
     let absent = Keys::new(4, QUESTIONS);
     let absent = absent.texts();
     let fingerprinter = fingerprinter();
-    println!(
-        "{:<12} {:<22} {:>10} {:>12} {:>9}",
-        "entries", "structure", "bits/entry", "measured", "of target"
-    );
+    println!("{:<12} {:<22} {:>10} {:>12} {:>9}", "entries", "structure", "bits/entry", "measured", "of target");
     for (name, count) in COUNTS {
         let keys = present_keys(count);
         let sorted = fingerprints(&keys);
@@ -29,42 +26,22 @@ fn main() {
             });
             let params = ours.params();
             let structure = format!("filter {rate:e}, 2 x {}", params.probes());
-            row(
-                name,
-                &structure,
-                params.size_bytes() as f64 * 8.0 / entries,
-                Some((measured, rate)),
-            );
+            row(name, &structure, params.size_bytes() as f64 * 8.0 / entries, Some((measured, rate)));
 
             let mut bloom = Bloom::<str>::new_for_fp_rate(count, rate).expect("a rate within reach");
             keys.texts().into_iter().for_each(|text| bloom.set(text));
             let bits = Bloom::<str>::compute_bitmap_size(count, rate) as f64 * 8.0 / entries;
-            row(
-                name,
-                &format!("bloomfilter {rate:e}"),
-                bits,
-                Some((share(&absent, |text| bloom.check(text)), rate)),
-            );
+            row(name, &format!("bloomfilter {rate:e}"), bits, Some((share(&absent, |text| bloom.check(text)), rate)));
 
             let mut fast = BloomFilter::with_false_pos(rate).expected_items(count);
             for text in keys.texts() {
                 fast.insert(text);
             }
             let bits = fast.num_bits() as f64 / entries;
-            row(
-                name,
-                &format!("fastbloom {rate:e}"),
-                bits,
-                Some((share(&absent, |text| fast.contains(text)), rate)),
-            );
+            row(name, &format!("fastbloom {rate:e}"), bits, Some((share(&absent, |text| fast.contains(text)), rate)));
         }
         let list = ExactList::from_sorted(&sorted, Width::W48).expect("sorted fingerprints");
-        row(
-            name,
-            "list 48, in memory",
-            list.size_bytes() as f64 * 8.0 / entries,
-            None,
-        );
+        row(name, "list 48, in memory", list.size_bytes() as f64 * 8.0 / entries, None);
         let code = rice::encode(&sorted, Width::W48).expect("sorted fingerprints");
         row(name, "list 48, as it travels", code.len() as f64 * 8.0 / entries, None);
     }
@@ -80,10 +57,7 @@ fn share(texts: &[&str], ask: impl Fn(&str) -> bool) -> f64 {
 fn row(entries: &str, structure: &str, bits: f64, rate: Option<(f64, f64)>) {
     match rate {
         Some((measured, target)) => {
-            println!(
-                "{entries:<12} {structure:<22} {bits:>10.2} {measured:>12.6} {:>9.3}",
-                measured / target
-            );
+            println!("{entries:<12} {structure:<22} {bits:>10.2} {measured:>12.6} {:>9.3}", measured / target);
         }
         None => println!("{entries:<12} {structure:<22} {bits:>10.2}"),
     }

@@ -14,18 +14,7 @@ use serde_json::{Value, json};
 #[test]
 fn help_is_there_for_every_command() {
     let all = revocast(["--help"]).ok();
-    for command in [
-        "demo",
-        "keygen",
-        "serve",
-        "realm",
-        "revoke",
-        "reinstate",
-        "status",
-        "agent",
-        "verify",
-        "inspect",
-    ] {
+    for command in ["demo", "keygen", "serve", "realm", "revoke", "reinstate", "status", "agent", "verify", "inspect"] {
         assert!(all.stdout.contains(command), "{command} is not told");
         let help = revocast([command, "--help"]).ok();
         assert!(help.stdout.contains("Usage: revocast"), "{help:?}");
@@ -42,10 +31,7 @@ fn keys_are_never_overwritten_and_never_readable_by_others() {
     revocast(["keygen", "--out", &site.text("data/keys")]).fails(1, &["exists already", "choose another folder"]);
     assert_eq!(std::fs::read(site.path("data/keys/root.key")).unwrap(), before);
     for name in ["root.key", "publisher.key", "issuer.key", "admin.token"] {
-        let mode = std::fs::metadata(site.path("data/keys").join(name))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = std::fs::metadata(site.path("data/keys").join(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
     revocast(["keygen", "--out", "/proc/nowhere"]).fails(1, &["/proc/nowhere"]);
@@ -53,24 +39,13 @@ fn keys_are_never_overwritten_and_never_readable_by_others() {
 
 /// Arguments of a server that finds everything it needs.
 fn serve(site: &Site) -> Vec<String> {
-    [
-        "serve",
-        "--data",
-        &site.text("data"),
-        "--listen",
-        "127.0.0.1:0",
-        "--embedded-broker",
-        "127.0.0.1:0",
-    ]
-    .map(str::to_owned)
-    .to_vec()
+    ["serve", "--data", &site.text("data"), "--listen", "127.0.0.1:0", "--embedded-broker", "127.0.0.1:0"]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 fn with(mut arguments: Vec<String>, name: &str, value: &str) -> Vec<String> {
-    let place = arguments
-        .iter()
-        .position(|argument| argument == name)
-        .expect("the argument");
+    let place = arguments.iter().position(|argument| argument == name).expect("the argument");
     value.clone_into(&mut arguments[place + 1]);
     arguments
 }
@@ -110,12 +85,9 @@ fn a_server_that_cannot_start_says_why() {
     revocast(serve(&site)).fails(1, &["publisher.key", "mode 644", "chmod 600"]);
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     let whole = std::fs::read(&key).unwrap();
-    for damaged in [
-        &b""[..],
-        b"garbage\n",
-        &whole[..whole.len() - 5],
-        &std::fs::read(site.path("data/keys/root.key")).unwrap(),
-    ] {
+    for damaged in
+        [&b""[..], b"garbage\n", &whole[..whole.len() - 5], &std::fs::read(site.path("data/keys/root.key")).unwrap()]
+    {
         std::fs::write(&key, damaged).unwrap();
         revocast(serve(&site)).fails(1, &["publisher.key"]);
     }
@@ -134,10 +106,7 @@ fn a_damaged_ledger_does_not_serve() {
     server.revoke_all(&jtis, exp);
     assert!(server.process().stop().success());
     let path = site.path("data/ledger.db");
-    assert!(
-        !site.path("data/ledger.db-wal").exists(),
-        "after a stop in order the file alone is the ledger"
-    );
+    assert!(!site.path("data/ledger.db-wal").exists(), "after a stop in order the file alone is the ledger");
     let whole = std::fs::read(&path).unwrap();
     let mut torn = whole.clone();
     let middle = torn.len() / 2 / 4_096 * 4_096;
@@ -145,11 +114,7 @@ fn a_damaged_ledger_does_not_serve() {
     for damaged in [&b"this was a ledger"[..], &whole[..whole.len() / 2], &torn] {
         std::fs::write(&path, damaged).unwrap();
         revocast(serve(&site)).fails(1, &["ledger"]);
-        assert_eq!(
-            std::fs::read(&path).unwrap(),
-            damaged,
-            "nothing is repaired by guessing"
-        );
+        assert_eq!(std::fs::read(&path).unwrap(), damaged, "nothing is repaired by guessing");
     }
     std::fs::write(&path, &whole).unwrap();
     server.start();
@@ -168,14 +133,8 @@ fn a_server_without_its_broker_accepts_and_says_so() {
         status.pointer("/broker/trouble").is_some().then_some(status)
     });
     assert_eq!(status.pointer("/broker/connected"), Some(&json!(false)));
-    assert_eq!(
-        ask("GET", &format!("{}/healthz", server.url()), None, b"").unwrap().0,
-        200
-    );
-    assert_eq!(
-        ask("GET", &format!("{}/readyz", server.url()), None, b"").unwrap().0,
-        503
-    );
+    assert_eq!(ask("GET", &format!("{}/healthz", server.url()), None, b"").unwrap().0, 200);
+    assert_eq!(ask("GET", &format!("{}/readyz", server.url()), None, b"").unwrap().0, 503);
     mosquitto.restart();
     let agent = site.agent("door", &mosquitto.url());
     agent.wait_until_at(sequence);
@@ -195,12 +154,8 @@ fn requests_that_cannot_be_granted_say_why() {
     revoke(REALM, &"x".repeat(257), &exp).fails(1, &["422", "257"]);
     revoke(REALM, "x", "1").fails(1, &["422", "past"]);
     revoke(REALM, "x", "soon").fails(2, &["--exp", "soon"]);
-    server
-        .command(&["revoke", "--realm", REALM, "--jti", "x"])
-        .fails(2, &["--exp"]);
-    server
-        .command(&["revoke", "--realm", REALM, "--exp", &exp])
-        .fails(2, &["--jti"]);
+    server.command(&["revoke", "--realm", REALM, "--jti", "x"]).fails(2, &["--exp"]);
+    server.command(&["revoke", "--realm", REALM, "--exp", &exp]).fails(2, &["--jti"]);
     server.command(&["revoke", "--realm", REALM]).fails(2, &["--token"]);
     for (token, word) in [
         ("x", "three parts"),
@@ -210,36 +165,18 @@ fn requests_that_cannot_be_granted_say_why() {
         ("a.eyJpc3MiOiJpIn0.c", "no jti"),
         ("a.eyJpc3MiOiJpIiwianRpIjoiaiJ9.c", "exp"),
     ] {
-        server
-            .command(&["revoke", "--realm", REALM, "--token", token])
-            .fails(2, &[word]);
+        server.command(&["revoke", "--realm", REALM, "--token", token]).fails(2, &[word]);
     }
     // {"iss":"i","jti":"j","exp":9999999999}, which is no token of this realm.
     let foreign = "a.eyJpc3MiOiJpIiwianRpIjoiaiIsImV4cCI6OTk5OTk5OTk5OX0.c";
-    server
-        .command(&["revoke", "--realm", REALM, "--token", foreign])
-        .fails(2, &["issued by i", ISSUER]);
-    server
-        .command(&["reinstate", "--realm", "elsewhere", "--jti", "x"])
-        .fails(1, &["404"]);
-    server
-        .command(&["realm", "create", "UPPER", "--issuer", "https://other.example"])
-        .fails(1, &["422", "realm"]);
-    server
-        .command(&["realm", "create", "other", "--issuer", ISSUER])
-        .fails(1, &["409", REALM]);
-    server
-        .command(&["realm", "create", REALM, "--issuer", "https://other.example"])
-        .fails(1, &["409", ISSUER]);
-    server
-        .command(&["realm", "create", "other", "--issuer", ""])
-        .fails(1, &["422", "issuer"]);
-    server
-        .command(&["realm", "create", "other", "--issuer", "o", "--width", "41"])
-        .fails(2, &["41"]);
-    server
-        .command(&["realm", "create", "other", "--issuer", "o", "--leeway", "100000"])
-        .fails(1, &["422", "leeway"]);
+    server.command(&["revoke", "--realm", REALM, "--token", foreign]).fails(2, &["issued by i", ISSUER]);
+    server.command(&["reinstate", "--realm", "elsewhere", "--jti", "x"]).fails(1, &["404"]);
+    server.command(&["realm", "create", "UPPER", "--issuer", "https://other.example"]).fails(1, &["422", "realm"]);
+    server.command(&["realm", "create", "other", "--issuer", ISSUER]).fails(1, &["409", REALM]);
+    server.command(&["realm", "create", REALM, "--issuer", "https://other.example"]).fails(1, &["409", ISSUER]);
+    server.command(&["realm", "create", "other", "--issuer", ""]).fails(1, &["422", "issuer"]);
+    server.command(&["realm", "create", "other", "--issuer", "o", "--width", "41"]).fails(2, &["41"]);
+    server.command(&["realm", "create", "other", "--issuer", "o", "--leeway", "100000"]).fails(1, &["422", "leeway"]);
     assert_eq!(server.head(), 0, "nothing of it was recorded");
 
     let wrong = site.write("wrong.token", "0123456789abcdef0123456789abcdef0123456789a\n");
@@ -342,16 +279,10 @@ fn an_agent_that_trusts_somebody_else_answers_unknown() {
         let status = agent.status();
         (number(&status, "refusals") > 0).then_some(status)
     });
-    assert!(
-        matches!(&*text(&status, "last_refusal"), "wrong-key" | "threshold"),
-        "{status}"
-    );
+    assert!(matches!(&*text(&status, "last_refusal"), "wrong-key" | "threshold"), "{status}");
     for jti in ["x", "y"] {
         let answer = agent.check(jti, exp);
-        assert_eq!(
-            (text(&answer, "verdict"), text(&answer, "decision")),
-            ("unknown".to_owned(), "deny".to_owned())
-        );
+        assert_eq!((text(&answer, "verdict"), text(&answer, "decision")), ("unknown".to_owned(), "deny".to_owned()));
         assert_eq!(text(&answer, "doubt"), "no-state");
     }
     assert_eq!(number(&agent.status(), "sequence"), 0);
@@ -372,25 +303,13 @@ fn questions_that_cannot_be_answered_are_told_so() {
     assert_eq!(problem("GET", "/check", b""), named(422, "bad-question"));
     assert_eq!(problem("GET", "/check?jti=x", b""), named(422, "bad-question"));
     assert_eq!(problem("GET", "/check?jti=x&exp=-1", b""), named(422, "bad-question"));
-    assert_eq!(
-        problem("GET", "/check?jti=x&exp=1&exp=2", b""),
-        named(422, "bad-question")
-    );
-    assert_eq!(
-        problem("GET", "/check?jti=x&exp=1&colour=red", b""),
-        named(422, "bad-question")
-    );
+    assert_eq!(problem("GET", "/check?jti=x&exp=1&exp=2", b""), named(422, "bad-question"));
+    assert_eq!(problem("GET", "/check?jti=x&exp=1&colour=red", b""), named(422, "bad-question"));
     assert_eq!(problem("GET", "/check?jti=&exp=1", b""), named(422, "bad-jti"));
-    assert_eq!(
-        problem("GET", &format!("/check?jti={}&exp=1", "x".repeat(300)), b""),
-        named(422, "bad-jti")
-    );
+    assert_eq!(problem("GET", &format!("/check?jti={}&exp=1", "x".repeat(300)), b""), named(422, "bad-jti"));
     assert_eq!(problem("GET", "/nowhere", b""), named(404, "unknown-path"));
     assert_eq!(problem("POST", "/check", b""), named(405, "wrong-method"));
-    assert_eq!(
-        problem("POST", "/verify", tokens[0].token.as_bytes()),
-        named(501, "no-jwks")
-    );
+    assert_eq!(problem("POST", "/verify", tokens[0].token.as_bytes()), named(501, "no-jwks"));
 
     let agent = site.agent_with("door", &server.broker(), &["--jwks", &jwks, "--audience", AUDIENCE]);
     agent.wait_until_at(0);
@@ -401,9 +320,7 @@ fn questions_that_cannot_be_answered_are_told_so() {
         assert_eq!((status, text(&answer, "verdict")), (200, "reject".to_owned()));
     }
     // All scopes can be asked with, and an expired token is refused whatever else.
-    let (status, answer) = agent
-        .ask("GET", "/check?jti=x&exp=1&iat=1&sub=s&kid=k&client=c", b"")
-        .unwrap();
+    let (status, answer) = agent.ask("GET", "/check?jti=x&exp=1&iat=1&sub=s&kid=k&client=c", b"").unwrap();
     assert_eq!(
         (status, text(&answer, "verdict"), text(&answer, "why")),
         (200, "revoked".to_owned(), "expired".to_owned())
@@ -441,10 +358,8 @@ fn what_is_not_ours_is_told_so() {
 #[test]
 fn the_demo_ends_with_what_it_found_though_the_usual_ports_are_busy() {
     // Whoever holds one already does just as well.
-    let _taken: Vec<Option<TcpListener>> = [1883, 8080, 8180, 8181]
-        .iter()
-        .map(|port| TcpListener::bind(("127.0.0.1", *port)).ok())
-        .collect();
+    let _taken: Vec<Option<TcpListener>> =
+        [1883, 8080, 8180, 8181].iter().map(|port| TcpListener::bind(("127.0.0.1", *port)).ok()).collect();
     let before = leftovers();
     let ran = revocast(["demo", "--devices", "3", "--revocations", "30", "--json"]).ok();
     let summary = ran.json();
@@ -452,15 +367,10 @@ fn the_demo_ends_with_what_it_found_though_the_usual_ports_are_busy() {
     assert_eq!(summary.get("wrongly_accepted"), Some(&json!(0)), "{summary}");
     assert_eq!(summary.get("wrongly_refused"), Some(&json!(0)), "{summary}");
     for name in ["p50", "p99", "max"] {
-        let millis = summary
-            .pointer(&format!("/propagation_ms/{name}"))
-            .and_then(Value::as_f64);
+        let millis = summary.pointer(&format!("/propagation_ms/{name}")).and_then(Value::as_f64);
         assert!(millis.is_some_and(|millis| millis > 0.0), "{name}: {summary}");
     }
-    assert!(
-        number(&summary, "snapshot_bytes") > 0 && number(&summary, "delta_bytes") > 0,
-        "{summary}"
-    );
+    assert!(number(&summary, "snapshot_bytes") > 0 && number(&summary, "delta_bytes") > 0, "{summary}");
     assert!(number(&summary, "delta_bytes") <= 160, "{summary}");
     // One object on standard output, and nothing else: programs read it.
     assert_eq!(ran.objects().len(), 1);

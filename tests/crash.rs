@@ -29,11 +29,7 @@ fn what_was_acknowledged_while_the_broker_was_dead_arrives() {
     agent.wait_until_at(0);
     mosquitto.kill();
     let sequence = server.revoke("lost-on-the-way", exp());
-    assert_eq!(
-        agent.verdict("lost-on-the-way", exp()),
-        "not-revoked",
-        "it cannot know yet"
-    );
+    assert_eq!(agent.verdict("lost-on-the-way", exp()), "not-revoked", "it cannot know yet");
     server.kill();
     mosquitto.restart();
     server.start();
@@ -82,10 +78,8 @@ fn kill_9_under_load_loses_nothing_and_numbers_nothing_twice() {
         let answered = Arc::new(AtomicU64::new(0));
         let writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
-                let (url, token) = (
-                    format!("{}/v1/realms/{REALM}/revocations", server.url()),
-                    server.token().to_owned(),
-                );
+                let (url, token) =
+                    (format!("{}/v1/realms/{REALM}/revocations", server.url()), server.token().to_owned());
                 let (over, answered) = (Arc::clone(&over), Arc::clone(&answered));
                 thread::spawn(move || {
                     let mut told = Vec::new();
@@ -131,19 +125,12 @@ fn kill_9_under_load_loses_nothing_and_numbers_nothing_twice() {
     for ((jti, told), receipt) in told.iter().zip(&receipts) {
         let sequence = number(receipt, "sequence");
         if let Some(told) = told {
-            assert_eq!(
-                (sequence, receipt.get("recorded")),
-                (*told, Some(&json!(false))),
-                "{jti} was acknowledged"
-            );
+            assert_eq!((sequence, receipt.get("recorded")), (*told, Some(&json!(false))), "{jti} was acknowledged");
         }
         assert!(numbers.insert(sequence), "{sequence} was given twice");
     }
     let head = server.head();
-    assert_eq!(
-        (numbers.len() as u64, numbers.first(), numbers.last()),
-        (head, Some(&1), Some(&head))
-    );
+    assert_eq!((numbers.len() as u64, numbers.first(), numbers.last()), (head, Some(&1), Some(&head)));
     agent.wait_until_at(head);
     assert_eq!(agent.missing(&jtis, exp), Vec::<&String>::new());
     let status = agent.status();
@@ -183,12 +170,7 @@ fn a_server_killed_in_mid_publication_finishes_it_later() {
     newcomer.wait_until_at(head);
     assert_eq!(newcomer.missing(sample, exp), Vec::<&String>::new());
     assert_eq!(newcomer.verdict("never-revoked", exp), "not-revoked");
-    assert_eq!(
-        newcomer.status().get("last_refusal"),
-        Some(&Value::Null),
-        "{}",
-        newcomer.status()
-    );
+    assert_eq!(newcomer.status().get("last_refusal"), Some(&Value::Null), "{}", newcomer.status());
 }
 
 /// Row 38. The broker dies and comes back knowing nothing, again and again; meanwhile the API accepts.
@@ -213,14 +195,8 @@ fn a_broker_that_forgets_everything_is_told_again() {
             code == 200 && status.pointer("/broker/connected") == Some(&json!(false))
         });
         let (code, problem) = server.get("/readyz").unwrap();
-        assert_eq!(
-            (code, text(&problem, "type")),
-            (503, "urn:revocast:problem:not-ready".to_owned())
-        );
-        assert!(
-            text(&problem, "detail").contains("broker is not connected"),
-            "{problem}"
-        );
+        assert_eq!((code, text(&problem, "type")), (503, "urn:revocast:problem:not-ready".to_owned()));
+        assert!(text(&problem, "detail").contains("broker is not connected"), "{problem}");
         mosquitto.restart();
         let up = format!("up-{round}");
         server.revoke(&up, exp);
@@ -233,10 +209,7 @@ fn a_broker_that_forgets_everything_is_told_again() {
     server.wait_until_published();
     let newcomer = site.agent("newcomer", &mosquitto.url());
     newcomer.wait_until_at(head);
-    assert_eq!(
-        newcomer.missing(jtis.iter().chain(first.iter().step_by(50)), exp),
-        Vec::<&String>::new()
-    );
+    assert_eq!(newcomer.missing(jtis.iter().chain(first.iter().step_by(50)), exp), Vec::<&String>::new());
     assert!(server.process().is_running());
 }
 
@@ -251,12 +224,7 @@ fn what_somebody_removed_from_the_broker_is_put_back() {
     server.revoke_all(&jtis, exp);
     let published = server.wait_until_published();
     let epoch = number(&published, "epoch");
-    for topic in [
-        "manifest".to_owned(),
-        "keys".to_owned(),
-        format!("e/{epoch}/index"),
-        format!("e/{epoch}/list/0"),
-    ] {
+    for topic in ["manifest".to_owned(), "keys".to_owned(), format!("e/{epoch}/index"), format!("e/{epoch}/list/0")] {
         publish(&mosquitto.url(), &format!("revocast/{REALM}/{topic}"), Vec::new(), true);
     }
     let newcomer = site.agent("newcomer", &mosquitto.url());
@@ -312,20 +280,14 @@ fn a_device_killed_in_mid_download_never_answers_from_half_a_base() {
     thin.allow(u64::MAX / 2);
     agent.start();
     agent.wait_until_at(16_000);
-    assert_eq!(
-        agent.missing(old.iter().chain(&new).step_by(41), exp),
-        Vec::<&String>::new()
-    );
+    assert_eq!(agent.missing(old.iter().chain(&new).step_by(41), exp), Vec::<&String>::new());
     assert_eq!(agent.verdict("never-revoked", exp), "not-revoked");
 }
 
 #[track_caller]
 fn assert_unknown(agent: &Agent) {
     let answer = agent.check("old-7", exp());
-    assert_eq!(
-        (text(&answer, "verdict"), text(&answer, "decision")),
-        ("unknown".to_owned(), "deny".to_owned())
-    );
+    assert_eq!((text(&answer, "verdict"), text(&answer, "decision")), ("unknown".to_owned(), "deny".to_owned()));
 }
 
 /// Row 8. Retained packets larger than any object lie on topics of ours. Each breaks the connection of
@@ -340,12 +302,7 @@ fn oversize_retained_packets_are_no_reconnect_loop() {
     agent.wait_until_at(0);
     let before = mosquitto.connects("door");
     for topic in ["live", "keys"] {
-        publish(
-            &mosquitto.url(),
-            &format!("revocast/{REALM}/{topic}"),
-            vec![b'x'; 3 * 1024 * 1024],
-            true,
-        );
+        publish(&mosquitto.url(), &format!("revocast/{REALM}/{topic}"), vec![b'x'; 3 * 1024 * 1024], true);
     }
     // Whoever was there got it as a live packet; whoever comes gets what is retained.
     let exp = exp();
@@ -354,12 +311,7 @@ fn oversize_retained_packets_are_no_reconnect_loop() {
     agent.wait_until_at(sequence);
     // Nothing of ours is retained on `live`, so there it stays; the keys are put back.
     let retained = Listener::start(&mosquitto.url(), &format!("revocast/{REALM}/keys"));
-    until_true("the keys are put back", || {
-        retained
-            .heard()
-            .last()
-            .is_some_and(|(_, keys)| keys.starts_with(b"RVC"))
-    });
+    until_true("the keys are put back", || retained.heard().last().is_some_and(|(_, keys)| keys.starts_with(b"RVC")));
     let newcomer = site.agent("newcomer", &mosquitto.url());
     newcomer.wait_until_at(sequence);
     assert_eq!(newcomer.verdict("in-spite-of-it", exp), "revoked");
@@ -367,18 +319,10 @@ fn oversize_retained_packets_are_no_reconnect_loop() {
     // Quiet from here on: what is quarantined stays so for 30 s at least.
     let settled = [mosquitto.connects("door"), mosquitto.connects("newcomer")];
     let published = number(&server.wait_until_published(), "issued_at_ms");
-    until_true("three heartbeats", || {
-        number(&server.wait_until_published(), "issued_at_ms") > published + 3_000
-    });
+    until_true("three heartbeats", || number(&server.wait_until_published(), "issued_at_ms") > published + 3_000);
     let after = [mosquitto.connects("door"), mosquitto.connects("newcomer")];
-    assert!(
-        after[0] - before <= 8 && after[1] <= 8,
-        "{before} connections before, then {settled:?}, then {after:?}"
-    );
-    assert!(
-        after[0] - settled[0] <= 1 && after[1] - settled[1] <= 1,
-        "{settled:?}, then {after:?}"
-    );
+    assert!(after[0] - before <= 8 && after[1] <= 8, "{before} connections before, then {settled:?}, then {after:?}");
+    assert!(after[0] - settled[0] <= 1 && after[1] - settled[1] <= 1, "{settled:?}, then {after:?}");
     // The server reads back what it published, over a connection of its own for each look.
     let readers = mosquitto.connects_where(|name| name.ends_with("-r"));
     assert!(readers < 60, "the server came {readers} times to read");

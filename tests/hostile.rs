@@ -82,12 +82,7 @@ fn endless_data() {
     manifest.resize(SEALED_BYTES_MAX + 1, 0);
     for address in [Address::Manifest, Address::Keys, Address::Live] {
         refuses(&mut device, "endless-data", |device| device.give(address, &manifest));
-        refuses(&mut device, "endless-data", |device| {
-            device.tell(Event::Oversize {
-                address,
-                bytes: 1 << 28,
-            })
-        });
+        refuses(&mut device, "endless-data", |device| device.tell(Event::Oversize { address, bytes: 1 << 28 }));
     }
     goes_on(&forge, &mut device);
 }
@@ -97,13 +92,8 @@ fn malformed() {
     let (forge, _, mut device) = scene();
     let sealed = |kind, body: &[u8]| seal(kind, &forge.realm, body, &[&forge.content]);
     let good = forge.delta(&forge.delta_meant((3, 4), &["x"], &[], 100));
-    let mut offers = vec![
-        vec![0],
-        b"RVC".to_vec(),
-        vec![0xff; 300],
-        good[..good.len() - 1].to_vec(),
-        good[1..].to_vec(),
-    ];
+    let mut offers =
+        vec![vec![0], b"RVC".to_vec(), vec![0xff; 300], good[..good.len() - 1].to_vec(), good[1..].to_vec()];
     // Signed by the right key and yet no delta: nothing, half of one, one and a byte, one that says nothing.
     let body = wire::encode_delta(&forge.delta_meant((3, 4), &["x"], &[], 100), Width::W48).unwrap();
     offers.push(sealed(Kind::Delta, &[]));
@@ -115,9 +105,7 @@ fn malformed() {
     for offer in offers {
         refuses(&mut device, "malformed", |device| device.give(Address::Live, &offer));
     }
-    refuses(&mut device, "malformed", |device| {
-        device.give(Address::Manifest, &sealed(Kind::Manifest, &[1; 77]))
-    });
+    refuses(&mut device, "malformed", |device| device.give(Address::Manifest, &sealed(Kind::Manifest, &[1; 77])));
     goes_on(&forge, &mut device);
 }
 
@@ -137,18 +125,11 @@ fn extraneous() {
     let (forge, base, mut device) = scene();
     let delta = forge.delta(&forge.delta_meant((3, 4), &["x"], &[], 100));
     let manifest = forge.manifest(&forge.manifest_meant(&base, 3, &[], 101));
-    refuses(&mut device, "extraneous", |device| {
-        device.give(Address::Manifest, &delta)
-    });
+    refuses(&mut device, "extraneous", |device| device.give(Address::Manifest, &delta));
     refuses(&mut device, "extraneous", |device| device.give(Address::Keys, &delta));
-    refuses(&mut device, "extraneous", |device| {
-        device.give(Address::Live, &manifest)
-    });
+    refuses(&mut device, "extraneous", |device| device.give(Address::Live, &manifest));
     // The right kind under the name of another range.
-    let elsewhere = Address::Ladder {
-        from: Sequence(3),
-        to: Sequence(5),
-    };
+    let elsewhere = Address::Ladder { from: Sequence(3), to: Sequence(5) };
     refuses(&mut device, "extraneous", |device| device.give(elsewhere, &delta));
     goes_on(&forge, &mut device);
 }
@@ -161,12 +142,8 @@ fn wrong_realm() {
     let delta = other.delta(&other.delta_meant((3, 4), &[], &["a"], 100));
     let manifest = other.manifest(&other.manifest_meant(&base, 3, &[], 101));
     refuses(&mut device, "wrong-realm", |device| device.give(Address::Live, &delta));
-    refuses(&mut device, "wrong-realm", |device| {
-        device.give(Address::Manifest, &manifest)
-    });
-    refuses(&mut device, "wrong-realm", |device| {
-        device.give(Address::Keys, &other.keys(2))
-    });
+    refuses(&mut device, "wrong-realm", |device| device.give(Address::Manifest, &manifest));
+    refuses(&mut device, "wrong-realm", |device| device.give(Address::Keys, &other.keys(2)));
     goes_on(&forge, &mut device);
 }
 
@@ -179,12 +156,8 @@ fn wrong_key() {
     let delta = thief.delta(&thief.delta_meant((3, 4), &[], &["a"], 100));
     let manifest = thief.manifest(&thief.manifest_meant(&base, 3, &[], 101));
     refuses(&mut device, "wrong-key", |device| device.give(Address::Live, &delta));
-    refuses(&mut device, "wrong-key", |device| {
-        device.give(Address::Manifest, &manifest)
-    });
-    refuses(&mut device, "wrong-key", |device| {
-        device.give(Address::Keys, &thief.keys(2))
-    });
+    refuses(&mut device, "wrong-key", |device| device.give(Address::Manifest, &manifest));
+    refuses(&mut device, "wrong-key", |device| device.give(Address::Keys, &thief.keys(2)));
     // Unsigned, and signed by ours over other bytes under our id.
     let body = wire::encode_delta(&forge.delta_meant((3, 4), &[], &["a"], 100), Width::W48).unwrap();
     let unsigned = seal(Kind::Delta, &forge.realm, &body, &[]);
@@ -218,22 +191,15 @@ fn wrong_role() {
     ];
     for change in news {
         let offer = renewed(&change);
-        refuses(&mut device, "wrong-role", |device| {
-            device.give(Address::Manifest, &offer)
-        });
+        refuses(&mut device, "wrong-role", |device| device.give(Address::Manifest, &offer));
     }
-    assert!(
-        device.give(Address::Manifest, &renewed(&|_| ())).is_empty(),
-        "a plain renewal is its right"
-    );
+    assert!(device.give(Address::Manifest, &renewed(&|_| ())).is_empty(), "a plain renewal is its right");
     assert_eq!(device.exposed.freshness().proof.unwrap().0, time(105));
     // To a device that knows nothing yet, it cannot say what is current.
     let mut newcomer = forge.device(prompt(Profile::Exact), 100);
     newcomer.give(Address::Keys, &forge.keys(1));
     let first = heartbeat.manifest(&forge.manifest_meant(&base, 3, &[], 101));
-    refuses(&mut newcomer, "wrong-role", |device| {
-        device.give(Address::Manifest, &first)
-    });
+    refuses(&mut newcomer, "wrong-role", |device| device.give(Address::Manifest, &first));
     goes_on(&forge, &mut device);
 }
 
@@ -252,12 +218,7 @@ fn threshold() {
     assert!(device.give(Address::Keys, &keys(2, &[&forge.root, &second])).is_empty());
     let stranger = SigningKey::from_seed([67; 32]);
     // Too few; one key twice; one and a stranger.
-    for signed_by in [
-        &[&forge.root][..],
-        &[&second],
-        &[&second, &second],
-        &[&forge.root, &stranger],
-    ] {
+    for signed_by in [&[&forge.root][..], &[&second], &[&second, &second], &[&forge.root, &stranger]] {
         let offer = keys(3, signed_by);
         refuses(&mut device, "threshold", |device| device.give(Address::Keys, &offer));
     }
@@ -274,33 +235,20 @@ fn keys_expired() {
     let (forge, _, mut device) = scene();
     let mut keys = forge.keys_meant(2);
     keys.not_after = UnixTime::from_secs(START + 50);
-    let late = seal(
-        Kind::Keys,
-        &forge.realm,
-        &wire::encode_keys(&keys).unwrap(),
-        &[&forge.root],
-    );
+    let late = seal(Kind::Keys, &forge.realm, &wire::encode_keys(&keys).unwrap(), &[&forge.root]);
     refuses(&mut device, "keys-expired", |device| device.give(Address::Keys, &late));
     // A publisher key past its end signs nothing any more.
     let mut keys = forge.keys_meant(2);
     for publisher in &mut keys.publishers {
         publisher.not_after = UnixTime::from_secs(START + 200);
     }
-    let short = seal(
-        Kind::Keys,
-        &forge.realm,
-        &wire::encode_keys(&keys).unwrap(),
-        &[&forge.root],
-    );
+    let short = seal(Kind::Keys, &forge.realm, &wire::encode_keys(&keys).unwrap(), &[&forge.root]);
     assert!(device.give(Address::Keys, &short).is_empty());
     goes_on(&forge, &mut device);
     device.wall += 150_000;
     let delta = forge.delta(&forge.delta_meant((4, 5), &["x"], &[], 150));
     refuses(&mut device, "keys-expired", |device| device.give(Address::Live, &delta));
-    assert!(
-        device.give(Address::Keys, &forge.keys(3)).is_empty(),
-        "the successor is taken in"
-    );
+    assert!(device.give(Address::Keys, &forge.keys(3)).is_empty(), "the successor is taken in");
     device.wall = (START + 100) * 1_000;
     assert!(device.give(Address::Live, &delta).is_empty());
     assert!(is_revoked(device.ask("x")));
@@ -312,13 +260,9 @@ fn rollback() {
     assert!(device.give(Address::Keys, &forge.keys(5)).is_empty());
     let manifest = |sequence, at| forge.manifest(&forge.manifest_meant(&base, sequence, &[], at));
     for (sequence, at) in [(3, 99), (2, 100), (2, 500), (0, 0)] {
-        refuses(&mut device, "rollback", |device| {
-            device.give(Address::Manifest, &manifest(sequence, at))
-        });
+        refuses(&mut device, "rollback", |device| device.give(Address::Manifest, &manifest(sequence, at)));
     }
-    refuses(&mut device, "rollback", |device| {
-        device.give(Address::Keys, &forge.keys(4))
-    });
+    refuses(&mut device, "rollback", |device| device.give(Address::Keys, &forge.keys(4)));
     let mut delta = forge.delta_meant((3, 4), &[], &["a"], 100);
     delta.term = Term(0);
     let delta = forge.delta(&delta);
@@ -331,32 +275,16 @@ fn equivocation() {
     let (forge, base, mut device) = scene();
     let mut twin = device.replica.manifest().unwrap().clone();
     twin.horizon = horizon(99);
-    refuses(&mut device, "equivocation", |device| {
-        device.give(Address::Manifest, &forge.manifest(&twin))
-    });
+    refuses(&mut device, "equivocation", |device| device.give(Address::Manifest, &forge.manifest(&twin)));
     let other = forge.epoch(1, 3, &[], &[], 90);
     let named = forge.manifest(&forge.manifest_meant(&other, 3, &[], 101));
-    refuses(&mut device, "equivocation", |device| {
-        device.give(Address::Manifest, &named)
-    });
+    refuses(&mut device, "equivocation", |device| device.give(Address::Manifest, &named));
     let mut keys = forge.keys_meant(1);
     keys.leeway = 61;
-    let keys = seal(
-        Kind::Keys,
-        &forge.realm,
-        &wire::encode_keys(&keys).unwrap(),
-        &[&forge.root],
-    );
+    let keys = seal(Kind::Keys, &forge.realm, &wire::encode_keys(&keys).unwrap(), &[&forge.root]);
     refuses(&mut device, "equivocation", |device| device.give(Address::Keys, &keys));
     // Two deltas for one range: here the set does change, to the union (rule 10), and never softer.
-    assert!(
-        device
-            .give(
-                Address::Live,
-                &forge.delta(&forge.delta_meant((3, 4), &["x"], &[], 100))
-            )
-            .is_empty()
-    );
+    assert!(device.give(Address::Live, &forge.delta(&forge.delta_meant((3, 4), &["x"], &[], 100))).is_empty());
     let twin = forge.delta(&forge.delta_meant((3, 4), &["y"], &["x", "a"], 100));
     assert_eq!(names(&device.give(Address::Live, &twin)), ["equivocation"]);
     assert!(["a", "x", "y"].into_iter().all(|jti| is_revoked(device.ask(jti))));
@@ -368,39 +296,19 @@ fn equivocation() {
 fn mix_and_match() {
     let (forge, _, mut device) = scene();
     // A new epoch whose index, page, chunk or ladder piece is another's.
-    let (next, other) = (
-        forge.epoch(2, 5, &["a", "d"], &[], 95),
-        forge.epoch(2, 5, &["a", "e"], &[], 95),
-    );
-    let (rung, wrong) = (
-        forge.delta_meant((3, 5), &["d"], &[], 96),
-        forge.delta_meant((3, 5), &["e"], &["a"], 96),
-    );
+    let (next, other) = (forge.epoch(2, 5, &["a", "d"], &[], 95), forge.epoch(2, 5, &["a", "e"], &[], 95));
+    let (rung, wrong) = (forge.delta_meant((3, 5), &["d"], &[], 96), forge.delta_meant((3, 5), &["e"], &["a"], 96));
     let shelf = forge.shelf(&next, &[rung], 5, 101);
     device.give(Address::Manifest, &shelf[&Address::Manifest]);
-    let piece = Address::Ladder {
-        from: Sequence(3),
-        to: Sequence(5),
-    };
-    refuses(&mut device, "mix-and-match", |device| {
-        device.give(piece, &forge.delta(&wrong))
-    });
+    let piece = Address::Ladder { from: Sequence(3), to: Sequence(5) };
+    refuses(&mut device, "mix-and-match", |device| device.give(piece, &forge.delta(&wrong)));
     let index = Address::Index { epoch: Epoch(2) };
     let wrong: Shelf = other.objects.into_iter().collect();
-    refuses(&mut device, "mix-and-match", |device| {
-        device.give(index, &wrong[&index])
-    });
+    refuses(&mut device, "mix-and-match", |device| device.give(index, &wrong[&index]));
     assert!(device.give(index, &shelf[&index]).is_empty());
     for layer in [Layer::Pages, Layer::Content] {
-        let address = Address::Chunk {
-            epoch: Epoch(2),
-            artifact: Artifact::List,
-            layer,
-            number: 0,
-        };
-        refuses(&mut device, "mix-and-match", |device| {
-            device.give(address, &wrong[&address])
-        });
+        let address = Address::Chunk { epoch: Epoch(2), artifact: Artifact::List, layer, number: 0 };
+        refuses(&mut device, "mix-and-match", |device| device.give(address, &wrong[&address]));
         assert!(device.give(address, &shelf[&address]).is_empty());
     }
     device.pass(8 * SECOND);
@@ -428,10 +336,7 @@ fn freeze() {
         device.pass(3_600 * SECOND);
     }
     let now = device.wall / 1_000 - START;
-    device.give(
-        Address::Manifest,
-        &forge.manifest(&forge.manifest_meant(&base, 3, &[], now)),
-    );
+    device.give(Address::Manifest, &forge.manifest(&forge.manifest_meant(&base, 3, &[], now)));
     goes_on(&forge, &mut device);
 }
 
@@ -442,36 +347,17 @@ fn gap() {
     let early = forge.delta(&forge.delta_meant((4, 6), &["early"], &["a"], 100));
     let before = device.exposed.position();
     assert_eq!(names(&device.give(Address::Live, &early)), ["gap"]);
-    assert_eq!(
-        device.refused.last(),
-        Some(&Refusal::Gap {
-            held: Sequence(3),
-            from: Sequence(4)
-        })
-    );
+    assert_eq!(device.refused.last(), Some(&Refusal::Gap { held: Sequence(3), from: Sequence(4) }));
     assert_eq!(device.exposed.position(), before);
     assert!(is_revoked(device.ask("early")) && is_revoked(device.ask("b")));
     // What could close it is looked for, until it comes.
     device.asked.clear();
     device.pass(8 * SECOND);
     assert!(device.asked.contains(&Address::Manifest));
-    assert!(
-        device
-            .give(
-                Address::Live,
-                &forge.delta(&forge.delta_meant((3, 4), &["a"], &[], 100))
-            )
-            .is_empty()
-    );
+    assert!(device.give(Address::Live, &forge.delta(&forge.delta_meant((3, 4), &["a"], &[], 100))).is_empty());
     assert_eq!(device.sequence(), 6);
-    assert!(
-        is_good(device.ask("a")),
-        "as of 6 it is reinstated, though 4 came later"
-    );
-    device.give(
-        Address::Live,
-        &forge.delta(&forge.delta_meant((6, 7), &["a"], &[], 100)),
-    );
+    assert!(is_good(device.ask("a")), "as of 6 it is reinstated, though 4 came later");
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((6, 7), &["a"], &[], 100)));
     goes_on(&forge, &mut device);
 }
 
@@ -481,26 +367,17 @@ fn slow_retrieval() {
     let rung = forge.delta_meant((3, 4), &["x"], &[], 100);
     let shelf = forge.shelf(&base, &[rung], 4, 101);
     device.give(Address::Manifest, &shelf[&Address::Manifest]);
-    let piece = Address::Ladder {
-        from: Sequence(3),
-        to: Sequence(4),
-    };
+    let piece = Address::Ladder { from: Sequence(3), to: Sequence(4) };
     assert!(device.asked.contains(&piece));
     for _ in 0..3 {
         assert!(device.pass(7 * SECOND).is_empty());
         device.asked.clear();
         let before = device.refused.len();
         device.pass(SECOND);
-        let slow = device.refused[before..]
-            .iter()
-            .filter(|refusal| refusal.name() == "slow-retrieval")
-            .count();
+        let slow = device.refused[before..].iter().filter(|refusal| refusal.name() == "slow-retrieval").count();
         assert!(slow >= 1, "{:?}", device.refused);
         assert!(device.asked.contains(&piece), "it is asked for again");
-        assert!(
-            is_good(device.ask("good")) && is_revoked(device.ask("a")),
-            "answers never wait for it"
-        );
+        assert!(is_good(device.ask("good")) && is_revoked(device.ask("a")), "answers never wait for it");
     }
     device.serve(&shelf);
     assert_eq!(device.sequence(), 4);
@@ -513,9 +390,8 @@ fn overflow() {
     let half = RECENT_ENTRIES_MAX as u64 / 2;
     let load = |from: u64, begin: u64, count: u64| {
         let mut delta = forge.delta_meant((from, from + 1), &[], &[], 100);
-        delta.revoked = (begin..begin + count)
-            .map(|bits| Fingerprint::from_bits(bits * 999, Width::W48).unwrap())
-            .collect();
+        delta.revoked =
+            (begin..begin + count).map(|bits| Fingerprint::from_bits(bits * 999, Width::W48).unwrap()).collect();
         forge.delta(&delta)
     };
     assert!(device.give(Address::Live, &load(3, 0, half)).is_empty());
@@ -551,12 +427,7 @@ fn too_large() {
     for _ in 0..5 {
         device.pass(8 * SECOND);
     }
-    assert!(
-        !device
-            .asked
-            .iter()
-            .any(|address| matches!(address, Address::Chunk { .. } | Address::Index { .. }))
-    );
+    assert!(!device.asked.iter().any(|address| matches!(address, Address::Chunk { .. } | Address::Index { .. })));
     device.serve(&shelf);
     for (address, bytes) in &shelf {
         device.give(*address, bytes);
@@ -564,12 +435,7 @@ fn too_large() {
     assert_eq!(device.epoch(), 1);
     assert!(is_revoked(device.ask("a")) && is_good(device.ask("good")));
     device.pass(3_700 * SECOND);
-    assert!(matches!(
-        device.ask("good"),
-        Verdict::Unknown {
-            doubt: Doubt::Stale { .. }
-        }
-    ));
+    assert!(matches!(device.ask("good"), Verdict::Unknown { doubt: Doubt::Stale { .. } }));
     // One byte over any limit of the format is refused before the index is believed, whatever the budget.
     let (forge, base, mut device) = scene();
     let beyond: [fn(&mut ArtifactSummary); 2] = [
@@ -580,10 +446,7 @@ fn too_large() {
         let mut body = base.index.clone();
         body.epoch = Epoch(2);
         change(&mut body.artifacts[0]);
-        assert!(
-            wire::encode_index(&body).is_err(),
-            "an honest publisher cannot even say it"
-        );
+        assert!(wire::encode_index(&body).is_err(), "an honest publisher cannot even say it");
     }
     // A smaller base is welcome again.
     let small = forge.epoch(3, 5, &["a"], &[], 99);
@@ -646,20 +509,11 @@ fn row_01_no_flipped_bit_is_accepted() {
         if round == 0 {
             // With the manifest in place, what it names by digest: index and ladder piece.
             for (address, bytes) in std::mem::take(&mut offers) {
-                assert!(
-                    device.give(address, &bytes).is_empty(),
-                    "{address}: the whole one is accepted"
-                );
+                assert!(device.give(address, &bytes).is_empty(), "{address}: the whole one is accepted");
             }
-            offers = [
-                Address::Index { epoch: Epoch(2) },
-                Address::Ladder {
-                    from: Sequence(3),
-                    to: Sequence(5),
-                },
-            ]
-            .map(|address| (address, shelf[&address].clone()))
-            .to_vec();
+            offers = [Address::Index { epoch: Epoch(2) }, Address::Ladder { from: Sequence(3), to: Sequence(5) }]
+                .map(|address| (address, shelf[&address].clone()))
+                .to_vec();
         }
     }
     for _ in 0..3 {
@@ -677,23 +531,14 @@ fn row_01_unsigned_and_mistyped_objects_are_refused() {
     let shelf = forge.shelf(&base, &[], 3, 100);
     let stripped = |bytes: &[u8]| [&bytes[..bytes.len() - 73], &[0]].concat();
     let mut device = forge.device(prompt(Profile::Exact), 100);
-    assert_eq!(
-        names(&device.give(Address::Keys, &stripped(&shelf[&Address::Keys]))),
-        ["wrong-key"]
-    );
+    assert_eq!(names(&device.give(Address::Keys, &stripped(&shelf[&Address::Keys]))), ["wrong-key"]);
     let mut stranger = forge.clone();
     stranger.root = SigningKey::from_seed([5; 32]);
     assert_eq!(names(&device.give(Address::Keys, &stranger.keys(1))), ["wrong-key"]);
     // Before the keys are known nothing else is believed.
-    assert_eq!(
-        names(&device.give(Address::Manifest, &shelf[&Address::Manifest])),
-        ["wrong-key"]
-    );
+    assert_eq!(names(&device.give(Address::Manifest, &shelf[&Address::Manifest])), ["wrong-key"]);
     device.give(Address::Keys, &shelf[&Address::Keys]);
-    assert_eq!(
-        names(&device.give(Address::Manifest, &stripped(&shelf[&Address::Manifest]))),
-        ["wrong-key"]
-    );
+    assert_eq!(names(&device.give(Address::Manifest, &stripped(&shelf[&Address::Manifest]))), ["wrong-key"]);
     let live = forge.delta(&forge.delta_meant((3, 4), &["x"], &[], 100));
     assert_eq!(names(&device.give(Address::Live, &stripped(&live))), ["wrong-key"]);
     device.give(Address::Manifest, &shelf[&Address::Manifest]);
@@ -704,11 +549,7 @@ fn row_01_unsigned_and_mistyped_objects_are_refused() {
     for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Manifest) {
         let mut relabeled = seal(kind, &forge.realm, &manifest, &[&forge.content]);
         relabeled[4] = Kind::Manifest as u8;
-        assert_eq!(
-            names(&device.give(Address::Manifest, &relabeled)),
-            ["wrong-key"],
-            "{kind}"
-        );
+        assert_eq!(names(&device.give(Address::Manifest, &relabeled)), ["wrong-key"], "{kind}");
     }
 }
 
@@ -744,11 +585,7 @@ fn row_04_what_is_older_stays_out_also_after_a_restart() {
                 device.give(address, &bytes);
                 assert!(device.exposed.position().sequence >= before);
                 highest = highest.max(device.replica.manifest().unwrap().rank());
-                assert_eq!(
-                    device.replica.manifest().unwrap().rank(),
-                    highest,
-                    "never below what was held"
-                );
+                assert_eq!(device.replica.manifest().unwrap().rank(), highest, "never below what was held");
             }
             for revoked in 0..=number {
                 let told = device.sequence() > revoked;
@@ -767,9 +604,7 @@ fn row_04_what_is_older_stays_out_also_after_a_restart() {
         assert!(device.give(Address::Manifest, &same).is_empty());
         assert_eq!(device.image(), image);
         refuses(&mut device, "rollback", |device| device.give(Address::Manifest, &older));
-        refuses(&mut device, "equivocation", |device| {
-            device.give(Address::Manifest, &twin)
-        });
+        refuses(&mut device, "equivocation", |device| device.give(Address::Manifest, &twin));
         device.restart();
         device.tell(Event::Connected);
     }
@@ -808,23 +643,13 @@ fn row_07_of_all_mixtures_only_whole_versions_are_accepted() {
         let mut device = forge.device(prompt(Profile::Exact), 100);
         device.serve(&mixed);
         device.give(
-            Address::Ladder {
-                from: Sequence(3),
-                to: Sequence(4),
-            },
-            &mixed[&Address::Ladder {
-                from: Sequence(3),
-                to: Sequence(4),
-            }],
+            Address::Ladder { from: Sequence(3), to: Sequence(4) },
+            &mixed[&Address::Ladder { from: Sequence(3), to: Sequence(4) }],
         );
         let whole = (device.epoch(), device.sequence()) == (1, 4);
         if whole {
             assert_eq!([index, chunk, ladder], [manifest; 3]);
-            assert!(
-                ["a", "b", "c", "d", "e"]
-                    .into_iter()
-                    .all(|jti| is_revoked(device.ask(jti)))
-            );
+            assert!(["a", "b", "c", "d", "e"].into_iter().all(|jti| is_revoked(device.ask(jti))));
             accepted.push(manifest);
         } else {
             assert!(!device.refused.is_empty());
@@ -853,15 +678,9 @@ fn row_08_lying_lengths_are_refused_and_cost_nothing() {
         (Address::Live, sealed(Kind::Delta, &put(&delta, 40, &[0xff; 4]))),
         (Address::Live, sealed(Kind::Delta, &put(&delta, 44, &[0xff; 2]))),
         (Address::Live, sealed(Kind::Delta, &put(&delta, 46, &[0xff; 2]))),
-        (
-            Address::Live,
-            sealed(Kind::Delta, &put(&delta, 36, &100_000_000_u32.to_le_bytes())),
-        ),
+        (Address::Live, sealed(Kind::Delta, &put(&delta, 36, &100_000_000_u32.to_le_bytes()))),
         // Pieces of a manifest.
-        (
-            Address::Manifest,
-            sealed(Kind::Manifest, &put(&manifest, 76, &[0xff; 2])),
-        ),
+        (Address::Manifest, sealed(Kind::Manifest, &put(&manifest, 76, &[0xff; 2]))),
         // Lengths of the envelope: the realm's and the number of signatures.
         (Address::Live, put(&sealed(Kind::Delta, &delta), 5, &[64])),
         (Address::Live, put(&sealed(Kind::Delta, &delta), 5, &[255])),
@@ -879,57 +698,31 @@ fn row_08_lying_lengths_are_refused_and_cost_nothing() {
     // An index that counts 2^32 pages, chunks of no size, or more than any device takes.
     let epochal = forge.epoch(2, 5, &["a"], &[], 95);
     let body = wire::encode_index(&epochal.index).unwrap();
-    for (at, lie) in [
-        (69, &[255_u8][..]),
-        (87, &[0xff; 4]),
-        (65, &[0; 4]),
-        (65, &[0xff; 4]),
-        (60, &[0xff; 4]),
-        (79, &[0xff; 8]),
-    ] {
+    for (at, lie) in
+        [(69, &[255_u8][..]), (87, &[0xff; 4]), (65, &[0; 4]), (65, &[0xff; 4]), (60, &[0xff; 4]), (79, &[0xff; 8])]
+    {
         let index = sealed(Kind::Index, &put(&body, at, lie));
-        let lying = Epochal {
-            index: epochal.index.clone(),
-            objects: Vec::new(),
-            digest: Digest::of(&index),
-        };
+        let lying = Epochal { index: epochal.index.clone(), objects: Vec::new(), digest: Digest::of(&index) };
         let mut device = forge.device(prompt(Profile::Exact), 100);
         device.give(Address::Keys, &forge.keys(1));
-        device.give(
-            Address::Manifest,
-            &forge.manifest(&forge.manifest_meant(&lying, 5, &[], 102)),
-        );
+        device.give(Address::Manifest, &forge.manifest(&forge.manifest_meant(&lying, 5, &[], 102)));
         let refused = device.give(Address::Index { epoch: Epoch(2) }, &index);
-        assert!(
-            matches!(names(&refused)[..], ["malformed" | "too-large"]),
-            "{at}: {refused:?}"
-        );
+        assert!(matches!(names(&refused)[..], ["malformed" | "too-large"]), "{at}: {refused:?}");
     }
     // Chunk numbers nobody named, an oversize chunk, and an address of 2^32.
     let shelf = forge.shelf(&epochal, &[], 5, 102);
     device.give(Address::Manifest, &shelf[&Address::Manifest]);
-    device.give(
-        Address::Index { epoch: Epoch(2) },
-        &shelf[&Address::Index { epoch: Epoch(2) }],
-    );
+    device.give(Address::Index { epoch: Epoch(2) }, &shelf[&Address::Index { epoch: Epoch(2) }]);
     let image = device.image();
     for number in [1, 7, u32::MAX] {
         for layer in [Layer::Content, Layer::Pages] {
-            let address = Address::Chunk {
-                epoch: Epoch(2),
-                artifact: Artifact::List,
-                layer,
-                number,
-            };
+            let address = Address::Chunk { epoch: Epoch(2), artifact: Artifact::List, layer, number };
             device.give(address, &vec![0; CHUNK_BYTES_MAX]);
         }
     }
     assert!(Address::parse("e/2/list/4294967296").is_none());
     assert_eq!(device.image(), image);
-    device.tell(Event::Oversize {
-        address: Address::Manifest,
-        bytes: u64::MAX,
-    });
+    device.tell(Event::Oversize { address: Address::Manifest, bytes: u64::MAX });
     device.serve(&shelf);
     assert_eq!(device.epoch(), 2, "all other topics went on");
 }
@@ -972,11 +765,7 @@ fn row_10_every_object_counts_only_where_it_belongs() {
                 let shelf: Shelf = objects.iter().cloned().collect();
                 device.serve(&shelf);
             }
-            assert!(
-                device.sequence() >= 5,
-                "{belongs} at {address}: stuck at {}",
-                device.sequence()
-            );
+            assert!(device.sequence() >= 5, "{belongs} at {address}: stuck at {}", device.sequence());
             assert!(is_revoked(device.ask("a")) && is_revoked(device.ask("b")) && is_good(device.ask("good")));
         }
     }
@@ -998,10 +787,7 @@ fn row_11_after_any_loss_repetition_and_order_the_end_is_the_server_s() {
     let merged = forge.delta_meant((3, 6), &["a"], &["b", "c"], 98);
     let last = forge.shelf(&base, std::slice::from_ref(&merged), 6, 101);
     let earlier = forge.shelf(&base, &deltas[..1], 4, 100);
-    let piece = Address::Ladder {
-        from: Sequence(3),
-        to: Sequence(6),
-    };
+    let piece = Address::Ladder { from: Sequence(3), to: Sequence(6) };
     let mut messages: Vec<(Address, Vec<u8>)> =
         deltas.iter().map(|delta| (Address::Live, forge.delta(delta))).collect();
     messages.push((Address::Manifest, earlier[&Address::Manifest].clone()));
@@ -1034,10 +820,7 @@ fn row_11_after_any_loss_repetition_and_order_the_end_is_the_server_s() {
         device.serve(&last);
         assert_eq!((device.epoch(), device.sequence()), (1, 6), "history {history}");
         assert!(is_revoked(device.ask("a")), "history {history}");
-        assert!(
-            ["b", "c", "good"].into_iter().all(|jti| is_good(device.ask(jti))),
-            "history {history}"
-        );
+        assert!(["b", "c", "good"].into_iter().all(|jti| is_good(device.ask(jti))), "history {history}");
     };
     std::thread::scope(|scope| {
         for half in 0..2 {
@@ -1069,10 +852,7 @@ fn row_18_no_clock_lowers_the_floor_or_softens_an_answer() {
         match random.below(8) {
             0 => {
                 at += random.below(30);
-                device.give(
-                    Address::Manifest,
-                    &forge.manifest(&forge.manifest_meant(&base, 3, &[], at)),
-                );
+                device.give(Address::Manifest, &forge.manifest(&forge.manifest_meant(&base, 3, &[], at)));
             }
             1 => {
                 let delta: Delta = forge.delta_meant((3, 3 + 1 + random.below(4)), &["x"], &[], random.below(at));
@@ -1092,13 +872,7 @@ fn row_18_no_clock_lowers_the_floor_or_softens_an_answer() {
         let plausible = device.wall.saturating_add(60_000) >= floor.millis()
             && device.wall <= floor.millis() + 400 * 24 * 3_600 * 1_000;
         if !plausible {
-            assert_eq!(
-                verdict,
-                Verdict::Unknown {
-                    doubt: Doubt::TimeUnknown
-                },
-                "step {step}"
-            );
+            assert_eq!(verdict, Verdict::Unknown { doubt: Doubt::TimeUnknown }, "step {step}");
             unknown += 1;
         }
         good += u32::from(is_good(verdict));
@@ -1139,10 +913,7 @@ fn row_22_a_false_early_exp_never_ends_a_revocation_early() {
                 _ => random.below(exp + 1),
             };
             let claimed = ledger::Expiry::Claimed(UnixTime::from_secs(lie));
-            site.request(ledger::Action::Revoke {
-                jti: jti.clone(),
-                exp: claimed,
-            });
+            site.request(ledger::Action::Revoke { jti: jti.clone(), exp: claimed });
             tokens.push((jti, exp));
             site.pass(random.below(4_000));
             for bytes in site.publish() {
@@ -1201,9 +972,7 @@ fn row_23_a_slow_clock_resurrects_nothing() {
             device.uptime += 2 * SECOND;
             // Once somebody even swore to the wrong time: what was signed is a floor under that, too.
             if random.chance(5) {
-                device.tell(Event::TimeProven {
-                    wall: revocast_core::UnixMillis::from_millis(device.wall),
-                });
+                device.tell(Event::TimeProven { wall: revocast_core::UnixMillis::from_millis(device.wall) });
             }
             for bytes in &live {
                 device.hear(Address::Live, bytes);
@@ -1214,9 +983,7 @@ fn row_23_a_slow_clock_resurrects_nothing() {
                 let claims = Claims::new(Jti::new(jti).unwrap(), UnixTime::from_secs(*exp));
                 match device.check(&claims) {
                     Verdict::NotRevoked { at } => panic!("{jti} came back to life at {at}"),
-                    Verdict::Revoked {
-                        why: revocast_core::Why::Expired { .. },
-                    } => expired += 1,
+                    Verdict::Revoked { why: revocast_core::Why::Expired { .. } } => expired += 1,
                     Verdict::Revoked { .. } | Verdict::Suspect { .. } | Verdict::Unknown { .. } => {}
                 }
                 questions += 1;
@@ -1224,10 +991,7 @@ fn row_23_a_slow_clock_resurrects_nothing() {
             good += u64::from(is_good(device.ask("good")));
         }
     }
-    assert!(
-        expired > 500_000 && good > 50 && site.entries(0).len() < 2_000,
-        "{expired} {good}"
-    );
+    assert!(expired > 500_000 && good > 50 && site.entries(0).len() < 2_000, "{expired} {good}");
 }
 
 /// Row 43: what our own encoder got wrong is not signed: each artifact and each body with one bit
@@ -1238,18 +1002,9 @@ fn row_43_a_broken_encoding_stops_publication() {
     let mut book = Book::new(forge.fingerprinter, Term(1));
     let jtis: Vec<String> = (0..80).map(|number| format!("token-{number}")).collect();
     for (at, jti) in jtis.iter().enumerate() {
-        let statement = Statement::Revoke {
-            jti: jti.clone(),
-            exp: UnixTime::from_secs(u64::MAX),
-        };
+        let statement = Statement::Revoke { jti: jti.clone(), exp: UnixTime::from_secs(u64::MAX) };
         let sequence = Sequence(at as u64 + 1);
-        book.apply(&Entry {
-            sequence,
-            at: UnixTime::from_secs(START),
-            statement,
-            reason: None,
-            actor: String::new(),
-        });
+        book.apply(&Entry { sequence, at: UnixTime::from_secs(START), statement, reason: None, actor: String::new() });
     }
     let jtis: Vec<&str> = jtis.iter().map(String::as_str).collect();
     let epochal = forge.epoch(1, 80, &jtis, &[], 0);
@@ -1296,23 +1051,11 @@ fn row_43_a_broken_encoding_stops_publication() {
     let cutting = Cutting::of(forge.realm, index);
     let mut harmless = 0;
     for artifact in [Artifact::Filter, Artifact::List] {
-        let at = index
-            .artifacts
-            .iter()
-            .position(|summary| summary.artifact == artifact)
-            .unwrap();
+        let at = index.artifacts.iter().position(|summary| summary.artifact == artifact).unwrap();
         let bytes: Vec<u8> = cuts[at]
             .objects
             .iter()
-            .filter(|(address, _)| {
-                matches!(
-                    address,
-                    Address::Chunk {
-                        layer: Layer::Content,
-                        ..
-                    }
-                )
-            })
+            .filter(|(address, _)| matches!(address, Address::Chunk { layer: Layer::Content, .. }))
             .flat_map(|(_, sealed)| {
                 let sealed = revocast_core::Sealed::parse(sealed).unwrap();
                 wire::decode_chunk(sealed.unverified_body()).unwrap().content.to_vec()
@@ -1328,15 +1071,8 @@ fn row_43_a_broken_encoding_stops_publication() {
             meant.artifacts[at] = cut.summary.clone();
             let mut cuts = cuts.clone();
             cuts[at] = cut;
-            let proven = proof::index(
-                wire::encode_index(&meant).unwrap(),
-                &meant,
-                forge.realm,
-                &cuts,
-                &book,
-                Width::W48,
-                0.01,
-            );
+            let proven =
+                proof::index(wire::encode_index(&meant).unwrap(), &meant, forge.realm, &cuts, &book, Width::W48, 0.01);
             if proven.is_ok() {
                 // A bit more in the filter costs a false positive and loses nothing.
                 harmless += 1;
@@ -1357,10 +1093,7 @@ fn row_43_a_broken_encoding_stops_publication() {
     for bit in 0..body.len() * 8 {
         let mut broken = body.clone();
         flip(&mut broken, bit);
-        assert!(
-            proof::delta(broken.clone(), &delta, &book, Width::W48).is_err(),
-            "delta, bit {bit}"
-        );
+        assert!(proof::delta(broken.clone(), &delta, &book, Width::W48).is_err(), "delta, bit {bit}");
         assert!(proof::merged(broken, &delta, Width::W48).is_err());
     }
     for bit in 0..manifest_body.len() * 8 {
@@ -1385,20 +1118,12 @@ fn row_45_a_flipped_bit_on_the_disk_is_noticed() {
     device.serve(&forge.shelf(&forge.epoch(1, 3, &jtis[..13_500], &[], 90), &[], 3, 100));
     for from in 3..8 {
         let some = &jtis[13_500 + from as usize * 100..][..100];
-        device.give(
-            Address::Live,
-            &forge.delta(&forge.delta_meant((from, from + 1), some, &[], 100)),
-        );
+        device.give(Address::Live, &forge.delta(&forge.delta_meant((from, from + 1), some, &[], 100)));
     }
     let (head, base) = device.disk.clone().unwrap();
     let base = base.unwrap();
     assert!(device.restored(&head, Some(&base)).is_ok());
-    assert!(
-        (60_000..80_000).contains(&(head.len() + base.len())),
-        "{} + {}",
-        head.len(),
-        base.len()
-    );
+    assert!((60_000..80_000).contains(&(head.len() + base.len())), "{} + {}", head.len(), base.len());
     let long = std::env::var_os("REVOCAST_LAWS_LONG").is_some();
     let bits =
         |length: usize| -> Vec<usize> { (0..length * 8).filter(|bit| long || bit % 8 == (bit / 8) % 8).collect() };
@@ -1451,14 +1176,8 @@ fn row_50_a_reboot_in_mid_download_loses_nothing_and_uses_nothing_partial() {
             }
             device.restart();
             assert_eq!((device.epoch(), device.sequence()), (1, 3));
-            assert!(matches!(
-                device.ask("old"),
-                Verdict::Revoked { .. } | Verdict::Suspect { .. }
-            ));
-            assert!(
-                !is_revoked(device.ask("new-1")),
-                "cut at {cut}: nothing partial is consulted"
-            );
+            assert!(matches!(device.ask("old"), Verdict::Revoked { .. } | Verdict::Suspect { .. }));
+            assert!(!is_revoked(device.ask("new-1")), "cut at {cut}: nothing partial is consulted");
             device.reconnect(&shelf);
             assert_eq!((device.epoch(), device.sequence()), (2, 9), "cut at {cut}");
             for jti in ["old", "new-0", "new-3999"] {
@@ -1497,10 +1216,7 @@ fn row_52_a_restart_while_offline_changes_no_answer() {
             }
         }
         let scope = ledger::Scope::Sub("s".to_owned());
-        site.request(ledger::Action::Cutoff {
-            scope,
-            not_before: UnixTime::from_secs(START + 50),
-        });
+        site.request(ledger::Action::Cutoff { scope, not_before: UnixTime::from_secs(START + 50) });
         for bytes in site.publish() {
             device.hear(Address::Live, &bytes);
         }
@@ -1512,10 +1228,7 @@ fn row_52_a_restart_while_offline_changes_no_answer() {
                     let claims = Claims {
                         iat: Some(UnixTime::from_secs(START + random.below(100))),
                         sub: Some(*random.pick(&["s", "other"])),
-                        ..Claims::new(
-                            Jti::new(&jti).unwrap(),
-                            UnixTime::from_secs(START + random.below(200_000)),
-                        )
+                        ..Claims::new(Jti::new(&jti).unwrap(), UnixTime::from_secs(START + random.below(200_000)))
                     };
                     device.check(&claims)
                 })

@@ -20,10 +20,7 @@ fn verify(jwks: &str, more: &[&str], input: &[u8]) -> Ran {
 }
 
 fn lines(tokens: &[Minted]) -> Vec<u8> {
-    tokens
-        .iter()
-        .flat_map(|token| format!("{}\n", token.token).into_bytes())
-        .collect()
+    tokens.iter().flat_map(|token| format!("{}\n", token.token).into_bytes()).collect()
 }
 
 fn line(number: u64, verdict: &str, reason: &str, jti: Option<&str>, revocation: &str) -> Value {
@@ -35,22 +32,14 @@ fn tokens_of_pyjwt_are_accepted_before_and_refused_after_revocation() {
     let (site, mosquitto) = (Site::new(), Mosquitto::start());
     let server = site.found(Via::Broker(&mosquitto.url()));
     let (tokens, jwks) = mint(&site, 8);
-    assert_eq!(
-        tokens.iter().map(|token| &*token.alg).collect::<BTreeSet<_>>(),
-        BTreeSet::from(ALGORITHMS)
-    );
+    assert_eq!(tokens.iter().map(|token| &*token.alg).collect::<BTreeSet<_>>(), BTreeSet::from(ALGORITHMS));
     let mut agent = site.agent_with("door", &mosquitto.url(), &["--jwks", &jwks, "--audience", AUDIENCE]);
     agent.wait_until_at(0);
 
     // Without a source nothing is known about revocation, and every line says so.
     let ran = verify(&jwks, &[], &lines(&tokens)).ok();
     for (number, (found, token)) in (1..).zip(ran.objects().iter().zip(&tokens)) {
-        assert_eq!(
-            *found,
-            line(number, "accept", "accepted", Some(&token.jti), "unknown"),
-            "{}",
-            token.alg
-        );
+        assert_eq!(*found, line(number, "accept", "accepted", Some(&token.jti), "unknown"), "{}", token.alg);
     }
     for token in &tokens {
         let answer = agent.verify(&token.token);
@@ -59,22 +48,13 @@ fn tokens_of_pyjwt_are_accepted_before_and_refused_after_revocation() {
 
     let (bad, good) = tokens.split_at(4);
     for token in bad {
-        let _ = server
-            .command(&["revoke", "--realm", REALM, "--token", &token.token])
-            .ok();
+        let _ = server.command(&["revoke", "--realm", REALM, "--token", &token.token]).ok();
     }
     for token in bad {
-        until_true("the agent refuses", || {
-            agent.verify(&token.token).get("reason") == Some(&json!("revoked"))
-        });
+        until_true("the agent refuses", || agent.verify(&token.token).get("reason") == Some(&json!("revoked")));
     }
     for token in good {
-        assert_eq!(
-            agent.verify(&token.token).get("verdict"),
-            Some(&json!("accept")),
-            "{}",
-            token.alg
-        );
+        assert_eq!(agent.verify(&token.token).get("verdict"), Some(&json!("accept")), "{}", token.alg);
     }
 
     // By a list of pairs, and by what the agent left on disk.
@@ -95,10 +75,7 @@ fn tokens_of_pyjwt_are_accepted_before_and_refused_after_revocation() {
         assert_eq!(ran.objects().len(), tokens.len());
     }
     // Of another issuer, so not these tokens.
-    let pairs: Vec<Value> = bad
-        .iter()
-        .map(|token| json!(["https://other.example", token.jti]))
-        .collect();
+    let pairs: Vec<Value> = bad.iter().map(|token| json!(["https://other.example", token.jti])).collect();
     let list = site.write("other.json", json!(pairs).to_string());
     let _ = verify(&jwks, &["--revoked", &list], &lines(&tokens)).ok();
 }
@@ -138,12 +115,7 @@ fn one_token_in_many_spellings_stays_revoked() {
         for spelling in spellings {
             let (unchecked, checked) = judge(&spelling);
             for verdict in [unchecked, checked] {
-                assert_eq!(
-                    verdict.get("verdict"),
-                    Some(&json!("reject")),
-                    "{} {spelling:?}",
-                    token.alg
-                );
+                assert_eq!(verdict.get("verdict"), Some(&json!("reject")), "{} {spelling:?}", token.alg);
             }
         }
     }
@@ -152,13 +124,7 @@ fn one_token_in_many_spellings_stays_revoked() {
     let es256 = tokens.iter().find(|token| token.alg == "ES256").expect("ES256");
     let (_, checked) = judge(&with_other_s(&es256.token));
     assert_eq!(checked.get("verdict"), Some(&json!("reject")), "{checked}");
-    assert!(
-        matches!(
-            checked.get("reason").and_then(Value::as_str),
-            Some("revoked" | "bad-signature")
-        ),
-        "{checked}"
-    );
+    assert!(matches!(checked.get("reason").and_then(Value::as_str), Some("revoked" | "bad-signature")), "{checked}");
 
     // A jti whose characters are escaped is the same jti: signed anew by whoever has the secret.
     let hs256 = tokens.iter().find(|token| token.alg == "HS256").expect("HS256");
@@ -219,10 +185,8 @@ print(message + "." + encode(hmac.digest(decode(key), message.encode(), hashlib.
     );
     let python = revocast_tests::process::tool("REVOCAST_PYTHON");
     let jwks = site.text("minted/jwks.json");
-    let ran = std::process::Command::new(python)
-        .args([&program, &jwks, &token.token, &token.jti])
-        .output()
-        .expect("Python");
+    let ran =
+        std::process::Command::new(python).args([&program, &jwks, &token.token, &token.jti]).output().expect("Python");
     assert!(ran.status.success(), "{ran:?}");
     String::from_utf8(ran.stdout).expect("a token").trim().to_owned()
 }
@@ -246,12 +210,7 @@ fn every_line_gets_a_verdict_whatever_is_on_it() {
     add(b"\xff\xfe.\x80.\xc0", "reject", "bad-base64", None);
     add(&vec![b'a'; 1024 * 1024], "reject", "too-large", None);
     add(&vec![b'.'; 3 * 1024 * 1024], "reject", "too-large", None);
-    add(
-        format!("{}\r", good.token).as_bytes(),
-        "accept",
-        "accepted",
-        Some(&good.jti),
-    );
+    add(format!("{}\r", good.token).as_bytes(), "accept", "accepted", Some(&good.jti));
     // The last line has no end.
     input.extend_from_slice(b"..");
     expected.push(line(expected.len() as u64 + 1, "reject", "bad-json", None, "unknown"));
@@ -263,10 +222,8 @@ fn every_line_gets_a_verdict_whatever_is_on_it() {
     }
     assert_eq!(found.len(), expected.len());
     // To the letter, as it is documented.
-    let first = format!(
-        r#"{{"line":1,"verdict":"accept","reason":"accepted","jti":"{}","revocation":"unknown"}}"#,
-        good.jti
-    );
+    let first =
+        format!(r#"{{"line":1,"verdict":"accept","reason":"accepted","jti":"{}","revocation":"unknown"}}"#, good.jti);
     assert_eq!(ran.stdout.lines().next(), Some(&*first));
 
     let nothing = verify(&jwks, &[], b"").ok();
@@ -281,12 +238,7 @@ fn time_type_issuer_and_audience_are_rules() {
     let token = tokens[1].token.as_bytes();
     let reason = |more: &[&str]| -> (i32, String) {
         let ran = verify(&jwks, more, token);
-        let reason = ran
-            .json()
-            .get("reason")
-            .and_then(Value::as_str)
-            .expect("a reason")
-            .to_owned();
+        let reason = ran.json().get("reason").and_then(Value::as_str).expect("a reason").to_owned();
         (ran.code, reason)
     };
     let at = |time: u64| ["--at".to_owned(), time.to_string()];
@@ -329,22 +281,14 @@ fn arguments_that_cannot_be_used_are_told_before_any_verdict() {
         ran.fails(code, words);
         assert_eq!(ran.stdout, "", "{more:?}");
     };
-    fails(
-        &["--revoked", &site.text("none.json")],
-        2,
-        &["none.json", "cannot be read"],
-    );
+    fails(&["--revoked", &site.text("none.json")], 2, &["none.json", "cannot be read"]);
     let broken = site.write("broken.json", "[[\"only one\"]]");
     fails(&["--revoked", &broken], 2, &["broken.json", "[iss, jti] pairs"]);
     fails(&["--state", &site.text("nowhere")], 1, &["nowhere", "no whole state"]);
     fails(&["--leeway", "86400"], 2, &["86400", "3600"]);
     fails(&["--leeway=-1"], 2, &["--leeway"]);
     fails(&["--at", "yesterday"], 2, &["--at", "yesterday"]);
-    fails(
-        &["--revoked", &broken, "--state", &site.text("door")],
-        2,
-        &["cannot be used with"],
-    );
+    fails(&["--revoked", &broken, "--state", &site.text("door")], 2, &["cannot be used with"]);
 
     let keys = |text: &str| {
         let file = site.write("keys.json", text);

@@ -41,15 +41,10 @@ fn site(seed: u64) -> Site {
     let width = *random.pick(&[Width::W40, Width::W48, Width::W48, Width::W64]);
     let mut settings = small_settings();
     settings.chunk_bytes = *random.pick(&[2_048, 4_096, 32_768]);
-    Site::new(
-        seed,
-        Fingerprinter::new(function, RealmKey(random.sixteen()), width),
-        settings,
-        |realm| {
-            realm.leeway = Duration::from_secs(5);
-            realm.max_token_lifetime = Duration::from_mins(10);
-        },
-    )
+    Site::new(seed, Fingerprinter::new(function, RealmKey(random.sixteen()), width), settings, |realm| {
+        realm.leeway = Duration::from_secs(5);
+        realm.max_token_lifetime = Duration::from_mins(10);
+    })
 }
 
 // ---- Codec ---------------------------------------------------------------------------------------
@@ -70,20 +65,13 @@ fn number(random: &mut Random) -> u64 {
 
 fn ascending<T: Ord>(random: &mut Random, most: u64, mut one: impl FnMut(&mut Random) -> T) -> Vec<T> {
     let count = random.below(most + 1);
-    (0..count)
-        .map(|_| one(random))
-        .collect::<BTreeSet<T>>()
-        .into_iter()
-        .collect()
+    (0..count).map(|_| one(random)).collect::<BTreeSet<T>>().into_iter().collect()
 }
 
 fn scope(random: &mut Random) -> Scope {
     match ScopeKind::from_number(random.below(4) as u8).unwrap() {
         ScopeKind::Realm => Scope::REALM,
-        kind => Scope {
-            kind,
-            name: number(random),
-        },
+        kind => Scope { kind, name: number(random) },
     }
 }
 
@@ -104,9 +92,7 @@ fn some_keys(random: &mut Random) -> Keys {
             not_after: UnixTime::default(),
         });
     }
-    let issuer: String = (0..=random.below(40))
-        .map(|_| *random.pick(&['a', 'ß', '/', '\u{1f512}']))
-        .collect();
+    let issuer: String = (0..=random.below(40)).map(|_| *random.pick(&['a', 'ß', '/', '\u{1f512}'])).collect();
     let function = *random.pick(&[FingerprintFunction::Xxh3, FingerprintFunction::Sha256]);
     Keys {
         version: number(random),
@@ -125,12 +111,7 @@ fn some_manifest(random: &mut Random) -> Manifest {
     let bounds = ascending(random, 20, |random| Sequence(number(random)));
     let ladder: Vec<Piece> = bounds
         .windows(2)
-        .map(|pair| Piece {
-            from: pair[0],
-            to: pair[1],
-            bytes: number(random) as u32,
-            digest: digest(random),
-        })
+        .map(|pair| Piece { from: pair[0], to: pair[1], bytes: number(random) as u32, digest: digest(random) })
         .collect();
     Manifest {
         term: Term(number(random) as u32),
@@ -207,13 +188,8 @@ fn some_delta(random: &mut Random, width: Width) -> Delta {
 fn some_report(random: &mut Random) -> Report {
     Report {
         term: Term(number(random) as u32),
-        position: Position {
-            epoch: Epoch(number(random)),
-            sequence: Sequence(number(random)),
-        },
-        age: random
-            .chance(70)
-            .then(|| Duration::from_millis(number(random).min(u64::MAX - 1))),
+        position: Position { epoch: Epoch(number(random)), sequence: Sequence(number(random)) },
+        age: random.chance(70).then(|| Duration::from_millis(number(random).min(u64::MAX - 1))),
         profile: number(random) as u8,
         memory_bytes: number(random),
         refusals: number(random),
@@ -258,21 +234,14 @@ fn codec_law<T: Debug + PartialEq>(
             let other = mutated(&mut random, &bytes);
             match decode(&other) {
                 Ok(read) => {
-                    assert_eq!(
-                        encode(&read).as_deref(),
-                        Ok(&other[..]),
-                        "one value, one byte string: {read:?}"
-                    );
+                    assert_eq!(encode(&read).as_deref(), Ok(&other[..]), "one value, one byte string: {read:?}");
                     accepted += 1;
                 }
                 Err(_) => refused += 1,
             }
         }
     }
-    assert!(
-        refused > 1_000 && accepted > 100,
-        "{refused} refused, {accepted} accepted"
-    );
+    assert!(refused > 1_000 && accepted > 100, "{refused} refused, {accepted} accepted");
 }
 
 #[test]
@@ -297,12 +266,7 @@ fn decode_inverts_encode_and_encoding_is_canonical() {
         cutoffs.dedup_by_key(|cutoff| cutoff.scope);
         cutoffs
     };
-    codec_law(
-        6,
-        cutoffs,
-        |cutoffs| wire::encode_cutoffs(cutoffs),
-        wire::decode_cutoffs,
-    );
+    codec_law(6, cutoffs, |cutoffs| wire::encode_cutoffs(cutoffs), wire::decode_cutoffs);
     // A chunk borrows what it carries.
     let mut random = Random::new(7);
     for _ in 0..5_000 {
@@ -335,10 +299,7 @@ fn an_envelope_reads_back_and_any_other_bytes_are_refused_or_say_what_they_are()
         let signatures = random.below(3) as usize;
         let bytes = seal(kind, &realm, &body, &[&key, &key][..signatures]);
         let sealed = Sealed::expect(&bytes, &realm, kind).unwrap();
-        assert_eq!(
-            (sealed.unverified_body(), sealed.signers().count()),
-            (&body[..], signatures)
-        );
+        assert_eq!((sealed.unverified_body(), sealed.signers().count()), (&body[..], signatures));
         assert_eq!(sealed.is_signed_by(&key.public()), signatures > 0);
         let other = mutated(&mut random, &bytes);
         let read = Sealed::parse(&other);
@@ -364,9 +325,7 @@ fn the_filter_has_no_false_negative_also_after_folds() {
         let count = 1 + random.below(3_000);
         let rate = *random.pick(&[0.2, 0.05, 0.01, 0.001, 0.000_1]);
         let params = FilterParams::for_target(count, rate, Salt(random.sixteen())).unwrap();
-        let keys: Vec<Fingerprint> = (0..count)
-            .map(|_| Fingerprint::from_hash(random.bits(), width))
-            .collect();
+        let keys: Vec<Fingerprint> = (0..count).map(|_| Fingerprint::from_hash(random.bits(), width)).collect();
         let mut oracle = Bloom::<u64>::new_for_fp_rate(count as usize, rate).unwrap();
         for key in &keys {
             oracle.set(&key.bits());
@@ -384,15 +343,9 @@ fn the_filter_has_no_false_negative_also_after_folds() {
             }
         }
         // Precision is lost by folding, recall never; and the reference is no better than asked.
-        let strangers: Vec<_> = (0..20_000)
-            .map(|_| Fingerprint::from_hash(random.bits(), width))
-            .collect();
-        let flagged = |filter: &FilterBuf| {
-            strangers
-                .iter()
-                .filter(|key| filter.query(**key) == Membership::Possible)
-                .count()
-        };
+        let strangers: Vec<_> = (0..20_000).map(|_| Fingerprint::from_hash(random.bits(), width)).collect();
+        let flagged =
+            |filter: &FilterBuf| strangers.iter().filter(|key| filter.query(**key) == Membership::Possible).count();
         let theirs = strangers.iter().filter(|key| oracle.check(&key.bits())).count();
         let [ours, folded] = [&whole, &once].map(flagged);
         let (_, allowed) = (theirs, 20_000.0 * rate);
@@ -489,21 +442,13 @@ impl Oracle {
     /// nothing later, of which the device may know early, has taken that back.
     fn must_not_pass(&self, number: usize, token: Token, sequence: u64) -> bool {
         let said = &self.tokens[number];
-        let by_token = said
-            .iter()
-            .rfind(|(at, _)| *at <= sequence)
-            .is_some_and(|(_, revoked)| *revoked)
+        let by_token = said.iter().rfind(|(at, _)| *at <= sequence).is_some_and(|(_, revoked)| *revoked)
             && !said.iter().any(|(at, revoked)| *at > sequence && !revoked);
         by_token
             || [0, 1 + token.sub as usize].into_iter().any(|place| {
                 let said = &self.scopes[place];
-                let last = said
-                    .iter()
-                    .rfind(|(at, _)| *at <= sequence)
-                    .and_then(|(_, not_before)| *not_before);
-                let lifted = said
-                    .iter()
-                    .any(|(at, not_before)| *at > sequence && not_before.is_none());
+                let last = said.iter().rfind(|(at, _)| *at <= sequence).and_then(|(_, not_before)| *not_before);
+                let lifted = said.iter().any(|(at, not_before)| *at > sequence && not_before.is_none());
                 last.is_some_and(|not_before| token.iat < not_before) && !lifted
             })
     }
@@ -549,10 +494,7 @@ impl Play {
             })
             .collect();
         Self {
-            oracle: Oracle {
-                tokens: vec![Vec::new(); tokens.len()],
-                scopes: vec![Vec::new(); SUBS as usize + 1],
-            },
+            oracle: Oracle { tokens: vec![Vec::new(); tokens.len()], scopes: vec![Vec::new(); SUBS as usize + 1] },
             names: (0..tokens.len()).map(|number| number.to_string()).collect(),
             subs: (0..SUBS).map(sub).collect(),
             devices: devices.into(),
@@ -582,14 +524,9 @@ impl Play {
                     } else {
                         ledger::Expiry::Claimed(exp)
                     };
-                    ledger::Action::Revoke {
-                        jti: self.names[number].clone(),
-                        exp,
-                    }
+                    ledger::Action::Revoke { jti: self.names[number].clone(), exp }
                 }
-                66..90 => ledger::Action::Reinstate {
-                    jti: self.names[number].clone(),
-                },
+                66..90 => ledger::Action::Reinstate { jti: self.names[number].clone() },
                 90..94 => {
                     let not_before = UnixTime::from_secs(self.site.seconds() + 1 - self.random.below(30));
                     ledger::Action::Cutoff { scope, not_before }
@@ -602,11 +539,7 @@ impl Play {
             self.oracle.record(entry.sequence.0, &entry.statement);
         }
         self.site.pass(self.random.below(4_000));
-        let mut live = if self.random.chance(80) {
-            self.site.publish()
-        } else {
-            Vec::new()
-        };
+        let mut live = if self.random.chance(80) { self.site.publish() } else { Vec::new() };
         for at in 0..self.devices.len() {
             for swap in (1..live.len()).rev() {
                 live.swap(swap, self.random.below(swap as u64 + 1) as usize);
@@ -636,9 +569,7 @@ impl Play {
                 device.reconnect(&self.site.shelf);
             }
             if lossy {
-                let error = *self
-                    .random
-                    .pick(&[0, 0, 0, 2_000, -400 * 86_400_000, 50_i64 * 365 * 86_400_000]);
+                let error = *self.random.pick(&[0, 0, 0, 2_000, -400 * 86_400_000, 50_i64 * 365 * 86_400_000]);
                 device.wall = device.wall.saturating_add_signed(error);
             }
         }
@@ -699,10 +630,7 @@ fn before_it_expires_a_revoked_token_never_comes_out_not_revoked() {
         "{asked} questions over {histories} histories in {:.1?}: {good} not revoked, {revoked} revoked",
         begin.elapsed()
     );
-    assert!(
-        good > asked / 20 && revoked > asked / 20,
-        "{good} not revoked, {revoked} revoked of {asked}"
-    );
+    assert!(good > asked / 20 && revoked > asked / 20, "{good} not revoked, {revoked} revoked of {asked}");
 }
 
 #[test]
@@ -736,20 +664,13 @@ fn a_snapshot_plus_deltas_equals_the_later_snapshot() {
                 let [followed, fetched] = [follower, &newcomer].map(|device| device.check(&claims));
                 if exact {
                     // Two that expired may be known to one and forgotten by the other: both refuse them.
-                    assert_eq!(
-                        is_revoked(followed),
-                        is_revoked(fetched),
-                        "seed {seed}: {followed:?} {fetched:?}"
-                    );
+                    assert_eq!(is_revoked(followed), is_revoked(fetched), "seed {seed}: {followed:?} {fetched:?}");
                 }
                 let revoked = play.oracle.is_revoked(number, *token);
                 for verdict in [followed, fetched] {
                     assert!(!(revoked && is_good(verdict)), "seed {seed}: {number}");
                     let expired = token.exp <= follower.exposed.horizon().secs();
-                    assert!(
-                        !exact || revoked || expired || is_good(verdict),
-                        "seed {seed}: {number} {verdict:?}"
-                    );
+                    assert!(!exact || revoked || expired || is_good(verdict), "seed {seed}: {number} {verdict:?}");
                 }
             }
         }
@@ -767,10 +688,7 @@ fn the_position_never_decreases_and_garbage_never_changes_the_set() {
             play.step(true);
             for (device, reached) in play.devices.iter_mut().zip(&mut reached) {
                 let position = device.exposed.position();
-                assert!(
-                    position.sequence >= reached.sequence && position.epoch >= reached.epoch,
-                    "seed {seed}"
-                );
+                assert!(position.sequence >= reached.sequence && position.epoch >= reached.epoch, "seed {seed}");
                 *reached = position;
                 let image = device.image();
                 for _ in 0..6 {
@@ -800,14 +718,10 @@ fn a_merged_delta_says_what_its_two_say_one_after_the_other() {
     let forge = Forge::new(77);
     let mut random = Random::new(77);
     let names: Vec<String> = (0..12).map(|number| format!("k{number}")).collect();
-    let scopes: Vec<Scope> = [
-        (ScopeKind::Realm, ""),
-        (ScopeKind::Subject, "s"),
-        (ScopeKind::KeyId, "k"),
-        (ScopeKind::Client, "c"),
-    ]
-    .map(|(kind, text)| Scope::new(&forge.fingerprinter, kind, text))
-    .into();
+    let scopes: Vec<Scope> =
+        [(ScopeKind::Realm, ""), (ScopeKind::Subject, "s"), (ScopeKind::KeyId, "k"), (ScopeKind::Client, "c")]
+            .map(|(kind, text)| Scope::new(&forge.fingerprinter, kind, text))
+            .into();
     let base = forge.epoch(1, 3, &["k0", "k1", "k2", "k3"], &[], 0);
     let shelf = forge.shelf(&base, &[], 3, 60);
     for _ in 0..150 {
@@ -824,10 +738,7 @@ fn a_merged_delta_says_what_its_two_say_one_after_the_other() {
                 match random.below(4) {
                     0 => {
                         let not_before = UnixTime::from_secs(START + random.below(5) * 100);
-                        delta.cutoffs.push(Cutoff {
-                            scope: *scope,
-                            not_before,
-                        });
+                        delta.cutoffs.push(Cutoff { scope: *scope, not_before });
                     }
                     1 => delta.lifts.push(*scope),
                     _ => {}
@@ -841,10 +752,7 @@ fn a_merged_delta_says_what_its_two_say_one_after_the_other() {
         };
         let (a, b) = (one((3, 5), 50), one((5, 9), 55));
         let merged = merge(&a, &b);
-        assert_eq!(
-            (merged.from, merged.to, merged.horizon),
-            (Sequence(3), Sequence(9), horizon(55))
-        );
+        assert_eq!((merged.from, merged.to, merged.horizon), (Sequence(3), Sequence(9), horizon(55)));
         let follow = |deltas: &[&Delta]| {
             let mut device = forge.device(prompt(Profile::Exact), 60);
             device.serve(&shelf);

@@ -36,30 +36,13 @@ fn route(site: &Site, mut server: Server) {
     }
 
     // By name, and by the token itself.
-    let [first, second, others @ ..] = &tokens[..] else {
-        panic!("eight tokens")
-    };
+    let [first, second, others @ ..] = &tokens[..] else { panic!("eight tokens") };
     let exp = first.exp.to_string();
-    let revoked = server
-        .command(&["--json", "revoke", "--realm", REALM, "--jti", &first.jti, "--exp", &exp])
-        .ok();
+    let revoked = server.command(&["--json", "revoke", "--realm", REALM, "--jti", &first.jti, "--exp", &exp]).ok();
     assert_eq!(number(&revoked.json(), "sequence"), 1);
     assert_eq!(revoked.json().get("recorded"), Some(&json!(true)));
-    let said = server
-        .command(&[
-            "revoke",
-            "--realm",
-            REALM,
-            "--token",
-            &second.token,
-            "--reason",
-            "stolen",
-        ])
-        .ok();
-    assert!(
-        said.stdout.starts_with(&format!("revoked {}: entry 2", second.jti)),
-        "{said:?}"
-    );
+    let said = server.command(&["revoke", "--realm", REALM, "--token", &second.token, "--reason", "stolen"]).ok();
+    assert!(said.stdout.starts_with(&format!("revoked {}: entry 2", second.jti)), "{said:?}");
     for token in [first, second] {
         until_true("the agent refuses", || agent.verify(&token.token) == refused(token));
     }
@@ -67,28 +50,15 @@ fn route(site: &Site, mut server: Server) {
         assert_eq!(agent.verify(&token.token), accepted(token));
     }
     // Again: nothing new is recorded.
-    let again = server
-        .command(&["--json", "revoke", "--realm", REALM, "--token", &first.token])
-        .ok()
-        .json();
-    assert_eq!(
-        (number(&again, "sequence"), again.get("recorded")),
-        (1, Some(&json!(false)))
-    );
+    let again = server.command(&["--json", "revoke", "--realm", REALM, "--token", &first.token]).ok().json();
+    assert_eq!((number(&again, "sequence"), again.get("recorded")), (1, Some(&json!(false))));
 
     // A mistake is undone.
-    let undone = server
-        .command(&["--json", "reinstate", "--realm", REALM, "--jti", &first.jti])
-        .ok()
-        .json();
+    let undone = server.command(&["--json", "reinstate", "--realm", REALM, "--jti", &first.jti]).ok().json();
     assert_eq!(undone.get("recorded"), Some(&json!(true)));
-    until_true("the agent accepts again", || {
-        agent.verify(&first.token) == accepted(first)
-    });
+    until_true("the agent accepts again", || agent.verify(&first.token) == accepted(first));
     assert_eq!(agent.verify(&second.token), refused(second));
-    let nothing = server
-        .command(&["reinstate", "--realm", REALM, "--jti", "never-seen"])
-        .ok();
+    let nothing = server.command(&["reinstate", "--realm", REALM, "--jti", "never-seen"]).ok();
     assert!(nothing.stdout.contains("nothing to undo"), "{nothing:?}");
 
     // Many at once: more than a ladder should carry, so a new epoch follows.
@@ -135,22 +105,12 @@ fn status(server: &Server, head: u64) {
     let list = server.command(&["realm", "list"]).ok();
     assert_eq!(list.stdout.trim(), format!("{REALM}  https://issuer.example"));
     // Founding it again changes nothing.
-    let _ = server
-        .command(&["realm", "create", REALM, "--issuer", "https://issuer.example"])
-        .ok();
+    let _ = server.command(&["realm", "create", REALM, "--issuer", "https://issuer.example"]).ok();
 }
 
 /// Every kind of object that passes the broker is told in words, and holds against the trust file.
 fn inspect_objects(site: &Site, broker: &str, passing: &Listener) -> usize {
-    for part in [
-        "/report",
-        "/live",
-        "/ladder/",
-        "/manifest",
-        "/index",
-        "/list/",
-        "/filter/",
-    ] {
+    for part in ["/report", "/live", "/ladder/", "/manifest", "/index", "/list/", "/filter/"] {
         let _ = passing.wait_for(part);
     }
     let retained = Listener::start(broker, "revocast/#");
@@ -201,18 +161,10 @@ fn inspect_objects(site: &Site, broker: &str, passing: &Listener) -> usize {
 fn inspect_state(site: &Site, agent: &mut Agent) {
     until_true("the state is written down", || {
         number(&agent.status(), "persisted") > 0
-            && revocast(["--json", "inspect", &site.text("door")])
-                .json()
-                .get("base_bytes")
-                .is_some()
+            && revocast(["--json", "inspect", &site.text("door")]).json().get("base_bytes").is_some()
     });
-    let found = revocast(["--json", "inspect", &site.text("door"), "--verify", &site.trust()])
-        .ok()
-        .json();
-    assert_eq!(
-        (text(&found, "kind"), text(&found, "realm")),
-        ("state".to_owned(), REALM.to_owned())
-    );
+    let found = revocast(["--json", "inspect", &site.text("door"), "--verify", &site.trust()]).ok().json();
+    assert_eq!((text(&found, "kind"), text(&found, "realm")), ("state".to_owned(), REALM.to_owned()));
     assert!(text(&found, "verified").starts_with("by a publisher key"), "{found}");
     for name in ["head-a", "head-b", "base-a", "base-b"] {
         let file = site.path("door").join(name);
@@ -231,13 +183,8 @@ fn restart_without_network(agent: &mut Agent, server: &mut Server, jtis: &[Strin
     let exp = now() + 3_000;
     let strangers: Vec<String> = (0..500).map(|number| format!("stranger-{number}")).collect();
     let answers = |agent: &Agent| -> Vec<(String, Value)> {
-        let verdicts = jtis
-            .iter()
-            .chain(&strangers)
-            .map(|jti| (jti.clone(), json!(agent.verdict(jti, exp))));
-        let tokens = tokens
-            .iter()
-            .map(|token| (token.jti.clone(), agent.verify(&token.token)));
+        let verdicts = jtis.iter().chain(&strangers).map(|jti| (jti.clone(), json!(agent.verdict(jti, exp))));
+        let tokens = tokens.iter().map(|token| (token.jti.clone(), agent.verify(&token.token)));
         verdicts.chain(tokens).collect()
     };
     let before = answers(agent);
@@ -247,10 +194,7 @@ fn restart_without_network(agent: &mut Agent, server: &mut Server, jtis: &[Strin
     // Nobody listens there: not the server's broker, and not Mosquitto either.
     agent.move_to("mqtt://127.0.0.1:1");
     agent.start();
-    assert_eq!(
-        ["term", "epoch", "sequence"].map(|name| number(&agent.status(), name)),
-        position
-    );
+    assert_eq!(["term", "epoch", "sequence"].map(|name| number(&agent.status(), name)), position);
     assert_eq!(answers(agent), before);
     assert_eq!(agent.status().get("connected"), Some(&json!(false)));
     // Without a goodbye it is the same.

@@ -73,25 +73,12 @@ fn rule_01_a_manifest_proves_currency_only_once_its_sequence_is_reached() {
     assert!(matches!(device.ask("good"), Verdict::Unknown { doubt: Doubt::Stale { age } } if age >= 3_690 * SECOND));
     // Deltas never renew freshness, however young they are; what they revoke is revoked all the same.
     device.give(Address::Live, &forge.delta(&second));
-    assert!(matches!(
-        device.ask("good"),
-        Verdict::Unknown {
-            doubt: Doubt::Stale { .. }
-        }
-    ));
+    assert!(matches!(device.ask("good"), Verdict::Unknown { doubt: Doubt::Stale { .. } }));
     assert!(is_revoked(device.ask("c")));
     // The gap closes: P passes the held manifest, so it counts, as old as it is.
     device.give(Address::Live, &forge.delta(&first));
-    assert_eq!(
-        (device.sequence(), device.exposed.freshness().proof.unwrap().0),
-        (5, time(20))
-    );
-    assert!(matches!(
-        device.ask("good"),
-        Verdict::Unknown {
-            doubt: Doubt::Stale { .. }
-        }
-    ));
+    assert_eq!((device.sequence(), device.exposed.freshness().proof.unwrap().0), (5, time(20)));
+    assert!(matches!(device.ask("good"), Verdict::Unknown { doubt: Doubt::Stale { .. } }));
     // A manifest at or below P proves it.
     let fresh = forge.shelf(&base, &[first, second], 5, 3_700);
     device.give(Address::Manifest, &fresh[&Address::Manifest]);
@@ -102,9 +89,7 @@ fn rule_01_a_manifest_proves_currency_only_once_its_sequence_is_reached() {
         let mut random = Random::new(seed);
         let mut device = forge.device(prompt(Profile::List), 0);
         device.serve(&forge.shelf(&base, &[], 3, 1));
-        let deltas: Vec<Delta> = (3..13)
-            .map(|from| forge.delta_meant((from, from + 1), &["x"], &[], from))
-            .collect();
+        let deltas: Vec<Delta> = (3..13).map(|from| forge.delta_meant((from, from + 1), &["x"], &[], from)).collect();
         let (mut held, mut proof) = ((3, 1), 1);
         for at in 2..60 {
             if random.chance(40) {
@@ -118,11 +103,7 @@ fn rule_01_a_manifest_proves_currency_only_once_its_sequence_is_reached() {
             if device.sequence() >= held.0 {
                 proof = held.1;
             }
-            assert_eq!(
-                device.exposed.freshness().proof.unwrap().0,
-                time(proof),
-                "seed {seed} at {at}"
-            );
+            assert_eq!(device.exposed.freshness().proof.unwrap().0, time(proof), "seed {seed} at {at}");
         }
     }
 }
@@ -144,20 +125,13 @@ fn rule_02_age_is_the_larger_of_both_clocks_and_an_untrusted_clock_answers_nothi
             let by_uptime = device.uptime.saturating_sub(arrived);
             match device.ask("good") {
                 Verdict::NotRevoked { .. } => {
-                    assert!(
-                        (-60..=3_600).contains(&offset) && by_uptime <= 3_600 * SECOND,
-                        "{offset} {by_uptime:?}"
-                    );
+                    assert!((-60..=3_600).contains(&offset) && by_uptime <= 3_600 * SECOND, "{offset} {by_uptime:?}");
                 }
-                Verdict::Unknown {
-                    doubt: Doubt::Stale { age },
-                } => {
+                Verdict::Unknown { doubt: Doubt::Stale { age } } => {
                     assert_eq!(age, by_uptime.max(Duration::from_secs(offset.max(0) as u64)));
                     assert!(age > 3_600 * SECOND);
                 }
-                Verdict::Unknown {
-                    doubt: Doubt::TimeUnknown,
-                } => assert!(offset < -60),
+                Verdict::Unknown { doubt: Doubt::TimeUnknown } => assert!(offset < -60),
                 other => panic!("{other:?}"),
             }
             assert!(is_revoked(device.ask("a")), "no clock softens a revocation");
@@ -167,12 +141,7 @@ fn rule_02_age_is_the_larger_of_both_clocks_and_an_untrusted_clock_answers_nothi
     let mut device = forge.device(prompt(Profile::Exact), 10_000_000);
     device.serve(&shelf);
     device.wall += 401 * 24 * 3_600 * 1_000;
-    assert_eq!(
-        device.ask("good"),
-        Verdict::Unknown {
-            doubt: Doubt::TimeUnknown
-        }
-    );
+    assert_eq!(device.ask("good"), Verdict::Unknown { doubt: Doubt::TimeUnknown });
     assert!(is_revoked(device.ask("a")));
     // Proven once, uptime carries the time: the wall clock is not asked any more.
     device.tell(Event::TimeProven { wall: time(10_000_100) });
@@ -181,12 +150,7 @@ fn rule_02_age_is_the_larger_of_both_clocks_and_an_untrusted_clock_answers_nothi
     device.uptime += 3_000 * SECOND;
     assert!(is_good(device.ask("good")));
     device.uptime += 1_000 * SECOND;
-    assert!(matches!(
-        device.ask("good"),
-        Verdict::Unknown {
-            doubt: Doubt::Stale { .. }
-        }
-    ));
+    assert!(matches!(device.ask("good"), Verdict::Unknown { doubt: Doubt::Stale { .. } }));
 }
 
 // ---- Deltas and bases ----------------------------------------------------------------------------
@@ -219,17 +183,13 @@ impl History {
     }
 
     fn key(&self, key: &str, as_of: u64) -> Option<bool> {
-        (0..=as_of)
-            .rev()
-            .find_map(|at| self.keys[at as usize].get(key).copied())
+        (0..=as_of).rev().find_map(|at| self.keys[at as usize].get(key).copied())
     }
 
     // What was said last, if anything, and what that was: a cutoff or a lift.
     #[allow(clippy::option_option)]
     fn scope(&self, sub: &str, as_of: u64) -> Option<Option<u64>> {
-        (0..=as_of)
-            .rev()
-            .find_map(|at| self.scopes[at as usize].get(sub).copied())
+        (0..=as_of).rev().find_map(|at| self.scopes[at as usize].get(sub).copied())
     }
 
     /// The net change over (from, to].
@@ -238,19 +198,14 @@ impl History {
         let touched = |key: &str| range.clone().any(|at| self.keys[at as usize].contains_key(key));
         let cut = |sub: &str| range.clone().any(|at| self.scopes[at as usize].contains_key(sub));
         let with = |state| -> Vec<&str> {
-            KEYS.into_iter()
-                .filter(|key| touched(key) && self.key(key, to) == Some(state))
-                .collect()
+            KEYS.into_iter().filter(|key| touched(key) && self.key(key, to) == Some(state)).collect()
         };
         let mut delta = forge.delta_meant((from, to), &with(true), &with(false), 50 + to);
         for sub in SUBS.into_iter().filter(|sub| cut(sub)) {
             let scope = Scope::new(&forge.fingerprinter, ScopeKind::Subject, sub);
             match self.scope(sub, to).flatten() {
                 Some(not_before) => {
-                    delta.cutoffs.push(Cutoff {
-                        scope,
-                        not_before: UnixTime::from_secs(not_before),
-                    });
+                    delta.cutoffs.push(Cutoff { scope, not_before: UnixTime::from_secs(not_before) });
                 }
                 None => delta.lifts.push(scope),
             }
@@ -261,10 +216,7 @@ impl History {
     }
 
     fn base(&self, forge: &Forge, epoch: u64, sequence: u64) -> revocast_tests::forge::Epochal {
-        let revoked: Vec<&str> = KEYS
-            .into_iter()
-            .filter(|key| self.key(key, sequence) == Some(true))
-            .collect();
+        let revoked: Vec<&str> = KEYS.into_iter().filter(|key| self.key(key, sequence) == Some(true)).collect();
         let mut cutoffs: Vec<Cutoff> = SUBS
             .into_iter()
             .filter_map(|sub| {
@@ -299,11 +251,7 @@ impl History {
                     ..Claims::new(Jti::new("never revoked").unwrap(), UnixTime::from_secs(u64::MAX))
                 };
                 let revoked = is_revoked(device.check(&claims));
-                assert_eq!(
-                    revoked,
-                    expected.is_some_and(|not_before| iat < not_before),
-                    "{what}: {sub} as of {at}"
-                );
+                assert_eq!(revoked, expected.is_some_and(|not_before| iat < not_before), "{what}: {sub} as of {at}");
             }
         }
     }
@@ -343,12 +291,7 @@ fn rule_03_in_any_order_the_statement_with_the_highest_to_wins_for_each_key() {
             device.give(Address::Live, &forge.delta(&history.delta(&forge, from, to)));
         }
         assert_eq!(device.sequence(), history.length);
-        history.judge(
-            &device,
-            history.length,
-            &BTreeSet::new(),
-            &format!("seed {seed} at the end"),
-        );
+        history.judge(&device, history.length, &BTreeSet::new(), &format!("seed {seed} at the end"));
     }
 }
 
@@ -419,10 +362,7 @@ fn colliding(fingerprinter: &Fingerprinter) -> (String, String) {
         .map(|number| (fingerprinter.fingerprint(Jti::new(&text(number)).unwrap()), number))
         .collect();
     all.sort_unstable();
-    let pair = all
-        .windows(2)
-        .find(|pair| pair[0].0 == pair[1].0)
-        .expect("four million of 2^40 collide");
+    let pair = all.windows(2).find(|pair| pair[0].0 == pair[1].0).expect("four million of 2^40 collide");
     (text(pair[0].1), text(pair[1].1))
 }
 
@@ -450,33 +390,23 @@ fn rule_05_a_fingerprint_is_revoked_while_any_of_its_tokens_is() {
                     let delta = wire::decode_delta(sealed.unverified_body(), Width::W40).unwrap();
                     let any = standing.contains(&true);
                     // A reinstate is published only when none is left.
-                    assert_eq!(
-                        (delta.revoked.len(), delta.reinstated.len()),
-                        (usize::from(any), usize::from(!any))
-                    );
+                    assert_eq!((delta.revoked.len(), delta.reinstated.len()), (usize::from(any), usize::from(!any)));
                     device.hear(Address::Live, &bytes);
                 }
                 device.hear(Address::Manifest, &site.shelf[&Address::Manifest]);
                 device.serve(&site.shelf);
                 for jti in [&one, &other] {
                     let verdict = device.ask(jti);
-                    assert_eq!(
-                        is_revoked(verdict),
-                        standing.contains(&true),
-                        "{verdict:?} {standing:?}"
-                    );
+                    assert_eq!(is_revoked(verdict), standing.contains(&true), "{verdict:?} {standing:?}");
                 }
             }
             // The ledger's state stays per token.
             let last = |jti: &str| {
-                site.entries(0)
-                    .into_iter()
-                    .rev()
-                    .find_map(|entry| match entry.statement {
-                        ledger::Statement::Revoke { jti: of, .. } if of == jti => Some(true),
-                        ledger::Statement::Reinstate { jti: of, .. } if of == jti => Some(false),
-                        _ => None,
-                    })
+                site.entries(0).into_iter().rev().find_map(|entry| match entry.statement {
+                    ledger::Statement::Revoke { jti: of, .. } if of == jti => Some(true),
+                    ledger::Statement::Reinstate { jti: of, .. } if of == jti => Some(false),
+                    _ => None,
+                })
             };
             assert_eq!([&one, &other].map(|jti| last(jti) == Some(true)), standing);
             site.pass(1_000);
@@ -492,13 +422,7 @@ fn rule_05_a_fingerprint_is_revoked_while_any_of_its_tokens_is() {
         actor: String::new(),
     };
     let scope = ledger::Scope::Sub("s".to_owned());
-    book.apply(&entry(
-        1,
-        ledger::Statement::Cutoff {
-            scope: scope.clone(),
-            not_before: UnixTime::from_secs(9),
-        },
-    ));
+    book.apply(&entry(1, ledger::Statement::Cutoff { scope: scope.clone(), not_before: UnixTime::from_secs(9) }));
     book.apply(&entry(2, ledger::Statement::Lift { scope }));
     let change = book.net_change();
     assert_eq!((change.cutoffs.len(), change.lifts.len()), (0, 1));
@@ -513,10 +437,7 @@ fn rule_06_probes_depend_on_the_bits_of_the_fingerprint_and_the_salt_alone() {
             let hashes: Vec<u64> = (0..50).map(|_| random.bits()).collect();
             let inserted = hashes.iter().map(|hash| Fingerprint::from_hash(*hash, width));
             let filter = FilterBuf::build(params, inserted);
-            for hash in hashes
-                .into_iter()
-                .chain((0..200).map(|_| random.bits()).collect::<Vec<_>>())
-            {
+            for hash in hashes.into_iter().chain((0..200).map(|_| random.bits()).collect::<Vec<_>>()) {
                 let fingerprint = Fingerprint::from_hash(hash, width);
                 // Whatever the rest of the hash was, and however the number came about.
                 let rest = random.bits() & (u64::MAX >> 1 >> (width.bits() - 1));
@@ -532,36 +453,21 @@ fn rule_06_probes_depend_on_the_bits_of_the_fingerprint_and_the_salt_alone() {
         }
     }
     // A false positive does not follow one token from epoch to epoch.
-    let keys: Vec<Fingerprint> = (0..1_000)
-        .map(|_| Fingerprint::from_hash(random.bits(), Width::W48))
-        .collect();
-    let strangers: Vec<Fingerprint> = (0..40_000)
-        .map(|_| Fingerprint::from_hash(random.bits(), Width::W48))
-        .collect();
+    let keys: Vec<Fingerprint> = (0..1_000).map(|_| Fingerprint::from_hash(random.bits(), Width::W48)).collect();
+    let strangers: Vec<Fingerprint> = (0..40_000).map(|_| Fingerprint::from_hash(random.bits(), Width::W48)).collect();
     let [first, second] = [1, 2].map(|salt| {
         let params = FilterParams::for_target(1_000, 0.01, Salt([salt; 16])).unwrap();
         FilterBuf::build(params, keys.iter().copied())
     });
-    let flagged: Vec<_> = strangers
-        .iter()
-        .filter(|key| first.query(**key) == Membership::Possible)
-        .collect();
-    let twice = flagged
-        .iter()
-        .filter(|key| second.query(***key) == Membership::Possible)
-        .count();
-    assert!(
-        flagged.len() > 250 && twice < flagged.len() / 10,
-        "{twice} of {}",
-        flagged.len()
-    );
+    let flagged: Vec<_> = strangers.iter().filter(|key| first.query(**key) == Membership::Possible).collect();
+    let twice = flagged.iter().filter(|key| second.query(***key) == Membership::Possible).count();
+    assert!(flagged.len() > 250 && twice < flagged.len() / 10, "{twice} of {}", flagged.len());
 }
 
 /// Deltas that revoke `count` numbered fingerprints each, as live objects.
 fn flood(forge: &Forge, from: u64, to: u64, begin: u64, count: u64, reinstate: bool) -> Vec<u8> {
-    let list: Vec<Fingerprint> = (begin..begin + count)
-        .map(|bits| Fingerprint::from_bits(bits * 1_000, Width::W48).unwrap())
-        .collect();
+    let list: Vec<Fingerprint> =
+        (begin..begin + count).map(|bits| Fingerprint::from_bits(bits * 1_000, Width::W48).unwrap()).collect();
     let mut delta = forge.delta_meant((from, to), &[], &[], 50);
     if reinstate {
         delta.reinstated = list;
@@ -585,33 +491,21 @@ fn rule_08_on_overflow_softness_goes_first_and_then_nothing_reads_as_good() {
     device.give(Address::Live, &flood(&forge, 5, 6, half, half, false));
     assert_eq!(names(&device.refused), <[&str; 0]>::default());
     assert_eq!((device.sequence(), device.exposed.recent_entries() as u64), (6, half));
-    assert!(
-        is_revoked(device.ask("r")),
-        "what only softens was dropped: the base speaks again"
-    );
+    assert!(is_revoked(device.ask("r")), "what only softens was dropped: the base speaks again");
     assert!(is_good(device.ask("good")), "every revocation is still held");
     device.give(Address::Live, &flood(&forge, 6, 7, 2 * half, half, false));
-    assert_eq!(
-        (device.sequence(), device.exposed.recent_entries()),
-        (7, RECENT_ENTRIES_MAX)
-    );
+    assert_eq!((device.sequence(), device.exposed.recent_entries()), (7, RECENT_ENTRIES_MAX));
     assert!(is_good(device.ask("good")));
 
     // One more cannot be held: nothing reads as good any more, what is known stays revoked.
-    device.give(
-        Address::Live,
-        &forge.delta(&forge.delta_meant((7, 8), &["late"], &[], 50)),
-    );
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((7, 8), &["late"], &[], 50)));
     assert_eq!(names(&device.refused), ["overflow"]);
     assert_eq!(device.sequence(), 7, "what was not held never advances P");
     assert_eq!(device.ask("good"), Verdict::Unknown { doubt: Doubt::Overflow });
     assert_eq!(device.ask("late"), Verdict::Unknown { doubt: Doubt::Overflow });
     assert!(is_revoked(device.ask("a")));
     // An early delta that does not fit either is dropped, and P does not pass it later.
-    device.give(
-        Address::Live,
-        &forge.delta(&forge.delta_meant((9, 10), &["later"], &[], 50)),
-    );
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((9, 10), &["later"], &[], 50)));
     assert_eq!(device.sequence(), 7);
     // It survives a restart.
     device.restart();
@@ -648,10 +542,7 @@ fn rule_09_a_history_that_may_have_lost_entries_goes_on_in_a_new_term() {
     assert_eq!(term, Term(2));
     assert!(sequence.0 > published.0 + 1_000, "a wide gap");
     // Nobody who missed it can store or publish in the old term.
-    let stale = ready(
-        site.ledger
-            .store_objects(site.realm.id, Term(1), Vec::new(), Vec::new()),
-    );
+    let stale = ready(site.ledger.store_objects(site.realm.id, Term(1), Vec::new(), Vec::new()));
     assert!(matches!(stale, Err(LedgerError::TermChanged { .. })));
     let receipt = site.revoke("b", START + 500);
     assert_eq!(receipt.sequence.0, sequence.0 + 1, "sequences are never reused");
@@ -667,17 +558,11 @@ fn rule_09_a_history_that_may_have_lost_entries_goes_on_in_a_new_term() {
     }
     device.hear(Address::Manifest, &site.shelf[&Address::Manifest]);
     device.serve(&site.shelf);
-    assert_eq!(
-        (device.replica.term(), device.sequence()),
-        (Term(2), receipt.sequence.0)
-    );
+    assert_eq!((device.replica.term(), device.sequence()), (Term(2), receipt.sequence.0));
     assert!(is_revoked(device.ask("a")) && is_revoked(device.ask("b")) && is_good(device.ask("good")));
     // Nothing of the old term is believed any more.
     let before = device.image();
-    assert_eq!(
-        names(&device.give(Address::Manifest, &old[&Address::Manifest])),
-        ["rollback"]
-    );
+    assert_eq!(names(&device.give(Address::Manifest, &old[&Address::Manifest])), ["rollback"]);
     let forged_in_time: Vec<_> = site.live.iter().take(1).cloned().collect();
     for bytes in forged_in_time {
         assert_eq!(names(&device.give(Address::Live, &bytes)), ["rollback"]);
@@ -697,17 +582,10 @@ fn rule_10_of_two_bodies_for_one_name_the_revocations_of_both_count() {
     let offer = |sequence, at| forge.manifest(&forge.manifest_meant(&base, sequence, &[], at));
     assert_eq!(names(&device.give(Address::Manifest, &offer(3, 49))), ["rollback"]);
     assert_eq!(names(&device.give(Address::Manifest, &offer(2, 60))), ["rollback"]);
-    assert_eq!(
-        names(&device.give(Address::Manifest, &offer(3, 50))),
-        <[&str; 0]>::default(),
-        "the same bytes"
-    );
+    assert_eq!(names(&device.give(Address::Manifest, &offer(3, 50))), <[&str; 0]>::default(), "the same bytes");
     let mut twin = forge.manifest_meant(&base, 3, &[], 50);
     twin.next_update = twin.next_update.plus(1);
-    assert_eq!(
-        names(&device.give(Address::Manifest, &forge.manifest(&twin))),
-        ["equivocation"]
-    );
+    assert_eq!(names(&device.give(Address::Manifest, &forge.manifest(&twin))), ["equivocation"]);
     // One epoch with two indexes.
     let other = forge.epoch(1, 3, &["a", "z"], &[], 0);
     let manifest = forge.manifest(&forge.manifest_meant(&other, 3, &[], 51));
@@ -715,38 +593,25 @@ fn rule_10_of_two_bodies_for_one_name_the_revocations_of_both_count() {
     assert_eq!(device.replica.manifest().unwrap().index, base.digest);
 
     // Deltas: the union of the revocations, nothing that softens, whichever came first.
-    for (first, second) in [
-        ((vec!["x"], vec!["a"]), (vec!["y"], vec!["x"])),
-        ((vec!["y"], vec!["x"]), (vec!["x"], vec!["a"])),
-    ] {
+    for (first, second) in
+        [((vec!["x"], vec!["a"]), (vec!["y"], vec!["x"])), ((vec!["y"], vec!["x"]), (vec!["x"], vec!["a"]))]
+    {
         let mut device = forge.device(prompt(Profile::Exact), 60);
         device.serve(&shelf);
         let [first, second] = [first, second]
             .map(|(revoked, reinstated)| forge.delta(&forge.delta_meant((3, 4), &revoked, &reinstated, 55)));
         assert!(device.give(Address::Live, &first).is_empty());
         assert_eq!(names(&device.give(Address::Live, &second)), ["equivocation"]);
-        assert_eq!(
-            names(&device.give(Address::Live, &second)),
-            ["equivocation"],
-            "every time"
-        );
+        assert_eq!(names(&device.give(Address::Live, &second)), ["equivocation"], "every time");
         assert!(is_revoked(device.ask("x")) && is_revoked(device.ask("y")));
         assert_eq!(device.sequence(), 4);
         device.restart();
-        assert!(
-            is_revoked(device.ask("x")) && is_revoked(device.ask("y")),
-            "after a restart as well"
-        );
+        assert!(is_revoked(device.ask("x")) && is_revoked(device.ask("y")), "after a restart as well");
     }
     // Keys: one version with two bodies.
     let mut twin = forge.keys_meant(1);
     twin.leeway += 1;
-    let twin = seal(
-        Kind::Keys,
-        &forge.realm,
-        &wire::encode_keys(&twin).unwrap(),
-        &[&forge.root],
-    );
+    let twin = seal(Kind::Keys, &forge.realm, &wire::encode_keys(&twin).unwrap(), &[&forge.root]);
     assert_eq!(names(&device.give(Address::Keys, &twin)), ["equivocation"]);
 }
 
@@ -764,12 +629,8 @@ fn rule_11_the_ladder_reaches_every_epoch_not_retired_and_what_is_missing_is_loo
             site.pass(200 + random.below(2_000));
             site.publish();
             let manifest = site.publisher.manifest().unwrap().clone();
-            let standing: BTreeSet<Address> = site
-                .publisher
-                .standing()
-                .into_iter()
-                .map(|(address, _)| address)
-                .collect();
+            let standing: BTreeSet<Address> =
+                site.publisher.standing().into_iter().map(|(address, _)| address).collect();
             for address in &standing {
                 assert!(site.shelf.contains_key(address), "{address} should stand");
                 let Address::Index { .. } = address else { continue };
@@ -784,10 +645,7 @@ fn rule_11_the_ladder_reaches_every_epoch_not_retired_and_what_is_missing_is_loo
                 );
             }
             for piece in &manifest.ladder {
-                let bytes = &site.shelf[&Address::Ladder {
-                    from: piece.from,
-                    to: piece.to,
-                }];
+                let bytes = &site.shelf[&Address::Ladder { from: piece.from, to: piece.to }];
                 assert_eq!((Digest::of(bytes), bytes.len() as u32), (piece.digest, piece.bytes));
             }
             // Nothing is cleared before its grace is over.
@@ -807,11 +665,7 @@ fn rule_11_the_ladder_reaches_every_epoch_not_retired_and_what_is_missing_is_loo
                 );
             }
             // O(log n) of them, and never more than a quarter of a snapshot beyond one chunk.
-            assert!(
-                manifest.ladder.len() <= 29,
-                "seed {seed}: {} pieces",
-                manifest.ladder.len()
-            );
+            assert!(manifest.ladder.len() <= 29, "seed {seed}: {} pieces", manifest.ladder.len());
         }
     }
 
@@ -826,11 +680,7 @@ fn rule_11_the_ladder_reaches_every_epoch_not_retired_and_what_is_missing_is_loo
     let mut waits = device;
     waits.hear(Address::Manifest, &within[&Address::Manifest]);
     waits.serve(&within);
-    assert_eq!(
-        (waits.epoch(), waits.sequence()),
-        (1, 8),
-        "the ladder leads there; the epoch can wait"
-    );
+    assert_eq!((waits.epoch(), waits.sequence()), (1, 8), "the ladder leads there; the epoch can wait");
     let far = forge.epoch(3, 20, &["c"], &[], 55);
     let shelf = forge.shelf(&far, &[forge.delta_meant((15, 20), &["c"], &["b"], 56)], 20, 56);
     waits.hear(Address::Manifest, &shelf[&Address::Manifest]);
@@ -840,12 +690,7 @@ fn rule_11_the_ladder_reaches_every_epoch_not_retired_and_what_is_missing_is_loo
     // A piece that does not come means reading the manifest again.
     let later = forge.delta_meant((20, 21), &["d"], &[], 57);
     let mut shelf = forge.shelf(&far, &[later], 21, 57);
-    let piece = shelf
-        .remove(&Address::Ladder {
-            from: Sequence(20),
-            to: Sequence(21),
-        })
-        .unwrap();
+    let piece = shelf.remove(&Address::Ladder { from: Sequence(20), to: Sequence(21) }).unwrap();
     waits.hear(Address::Manifest, &shelf[&Address::Manifest]);
     waits.serve(&shelf);
     for _ in 0..4 {
@@ -853,13 +698,7 @@ fn rule_11_the_ladder_reaches_every_epoch_not_retired_and_what_is_missing_is_loo
     }
     assert!(waits.asked.contains(&Address::Manifest), "{:?}", waits.asked);
     assert!(names(&waits.refused).contains(&"slow-retrieval"));
-    shelf.insert(
-        Address::Ladder {
-            from: Sequence(20),
-            to: Sequence(21),
-        },
-        piece,
-    );
+    shelf.insert(Address::Ladder { from: Sequence(20), to: Sequence(21) }, piece);
     waits.serve(&shelf);
     assert_eq!(waits.sequence(), 21);
 }
@@ -888,38 +727,20 @@ fn rule_12_every_retained_payload_fits_the_chunk_size() {
             }
             site.pass(1_000);
             for live in site.publish() {
-                assert!(
-                    live.len() <= chunk_bytes as usize,
-                    "a live delta of {} bytes",
-                    live.len()
-                );
+                assert!(live.len() <= chunk_bytes as usize, "a live delta of {} bytes", live.len());
             }
             for (address, bytes) in &site.shelf {
                 // A chunk's content fits; envelope and head stand around it.
-                let room = if matches!(address, Address::Chunk { .. }) {
-                    64
-                } else {
-                    0
-                };
-                assert!(
-                    bytes.len() <= chunk_bytes as usize + room,
-                    "{address}: {} bytes",
-                    bytes.len()
-                );
+                let room = if matches!(address, Address::Chunk { .. }) { 64 } else { 0 };
+                assert!(bytes.len() <= chunk_bytes as usize + room, "{address}: {} bytes", bytes.len());
                 let longest = most.entry((chunk_bytes, address.name())).or_insert(0);
                 *longest = bytes.len().max(*longest);
             }
         }
-        assert!(
-            site.publisher.manifest().unwrap().epoch > Epoch(1),
-            "beyond the ladder's limit an epoch was forced"
-        );
+        assert!(site.publisher.manifest().unwrap().epoch > Epoch(1), "beyond the ladder's limit an epoch was forced");
     }
     // The largest of each were really near the limit, or the test has shown nothing.
-    assert!(
-        most[&(2_048, "ladder piece")] > 1_200 && most[&(2_048, "chunk")] > 2_048,
-        "{most:?}"
-    );
+    assert!(most[&(2_048, "ladder piece")] > 1_200 && most[&(2_048, "chunk")] > 2_048, "{most:?}");
     assert!(most[&(2_048, "page")] > 500, "{most:?}");
 }
 
@@ -931,10 +752,7 @@ fn rule_13_nothing_is_forgotten_by_the_clock_of_a_device() {
     let base = forge.epoch(1, 3, &["a"], &[], 0);
     let mut device = forge.device(prompt(Profile::Exact), 100);
     device.serve(&forge.shelf(&base, &[], 3, 100));
-    device.give(
-        Address::Live,
-        &forge.delta(&forge.delta_meant((3, 4), &["b"], &[], 100)),
-    );
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((3, 4), &["b"], &[], 100)));
     let exp = |jti, exp| Claims::new(Jti::new(jti).unwrap(), exp);
     // Ten years on by its own clock, both are still revoked, and not for being expired.
     device.wall += 10 * 365 * 24 * 3_600 * 1_000;
@@ -944,32 +762,17 @@ fn rule_13_nothing_is_forgotten_by_the_clock_of_a_device() {
     }
     // Index, delta and manifest each raise H; the largest is kept, and persisted.
     let mut expected = horizon(100);
-    for (at, carrier) in [
-        (300, "delta"),
-        (200, "delta"),
-        (500, "manifest"),
-        (900, "delta"),
-        (600, "manifest"),
-    ] {
+    for (at, carrier) in [(300, "delta"), (200, "delta"), (500, "manifest"), (900, "delta"), (600, "manifest")] {
         if carrier == "delta" {
-            device.give(
-                Address::Live,
-                &forge.delta(&forge.delta_meant((at, at + 1), &["x"], &[], at)),
-            );
+            device.give(Address::Live, &forge.delta(&forge.delta_meant((at, at + 1), &["x"], &[], at)));
         } else {
-            device.give(
-                Address::Manifest,
-                &forge.manifest(&forge.manifest_meant(&base, 3, &[], at)),
-            );
+            device.give(Address::Manifest, &forge.manifest(&forge.manifest_meant(&base, 3, &[], at)));
         }
         expected = expected.max(horizon(at));
         assert_eq!(device.exposed.horizon(), expected);
     }
     let next = forge.epoch(2, 5, &["a"], &[], 2_000);
-    device.hear(
-        Address::Manifest,
-        &forge.manifest(&forge.manifest_meant(&next, 5, &[], 1_000)),
-    );
+    device.hear(Address::Manifest, &forge.manifest(&forge.manifest_meant(&next, 5, &[], 1_000)));
     let shelf: Shelf = next.objects.iter().cloned().collect();
     device.serve(&shelf);
     assert_eq!(device.exposed.horizon(), horizon(2_000), "the index carries it too");
@@ -979,14 +782,7 @@ fn rule_13_nothing_is_forgotten_by_the_clock_of_a_device() {
     for wall in [0, START * 1_000, device.wall, u64::MAX] {
         device.wall = wall;
         let expired = device.check(&exp("good", horizon(2_000)));
-        assert_eq!(
-            expired,
-            Verdict::Revoked {
-                why: Why::Expired {
-                    horizon: horizon(2_000)
-                }
-            }
-        );
+        assert_eq!(expired, Verdict::Revoked { why: Why::Expired { horizon: horizon(2_000) } });
         assert!(!is_revoked(device.check(&exp("good", horizon(2_000).plus(1)))));
     }
 
@@ -1021,16 +817,8 @@ fn rule_14_signed_times_advance_no_faster_than_true_time_and_five_seconds() {
         for number in 0..80 {
             site.revoke(&number.to_string(), site.seconds() + 300);
             site.pass(500 + random.below(5_000));
-            site.clock_error = *random.pick(&[
-                0,
-                0,
-                3_000,
-                -3_000,
-                3_600_000,
-                -86_400_000,
-                400_000_000_000,
-                i64::MIN / 4,
-            ]);
+            site.clock_error =
+                *random.pick(&[0, 0, 3_000, -3_000, 3_600_000, -86_400_000, 400_000_000_000, i64::MIN / 4]);
             if random.chance(5) {
                 site.clock_error = 0;
                 site.restart().unwrap();
@@ -1061,8 +849,9 @@ fn rule_14_signed_times_advance_no_faster_than_true_time_and_five_seconds() {
     let mut clock = SigningClock::new(Some(signed), week);
     assert!(clock.take(year) <= signed.plus(6 * SECOND));
     assert!(clock.alarm().is_some());
-    clock.confirm(year);
-    assert_eq!(clock.take(year), year.wall);
+    let mut confirmed = SigningClock::new(Some(signed), Duration::MAX);
+    assert_eq!(confirmed.take(year), year.wall);
+    assert_eq!(confirmed.alarm(), None);
 
     // Nothing but root-signed keys could lower a floor or H: no manifest or delta does.
     let forge = Forge::new(14);
@@ -1073,14 +862,8 @@ fn rule_14_signed_times_advance_no_faster_than_true_time_and_five_seconds() {
     device.give(Address::Live, &forge.delta(&forge.delta_meant((3, 4), &["b"], &[], 5)));
     let mut lower = forge.manifest_meant(&base, 4, &[], 5);
     lower.horizon = UnixTime::default();
-    assert!(
-        device.give(Address::Manifest, &forge.manifest(&lower)).is_empty(),
-        "a higher sequence is newer"
-    );
-    assert_eq!(
-        (device.exposed.freshness().floor, device.exposed.horizon()),
-        (floor, held)
-    );
+    assert!(device.give(Address::Manifest, &forge.manifest(&lower)).is_empty(), "a higher sequence is newer");
+    assert_eq!((device.exposed.freshness().floor, device.exposed.horizon()), (floor, held));
 }
 
 // ---- Asking the question -------------------------------------------------------------------------
@@ -1110,10 +893,7 @@ fn rule_15_the_question_is_answered_in_this_order() {
                             _ => {}
                         }
                         if cut {
-                            delta.cutoffs.push(Cutoff {
-                                scope: Scope::REALM,
-                                not_before: UnixTime::from_secs(START),
-                            });
+                            delta.cutoffs.push(Cutoff { scope: Scope::REALM, not_before: UnixTime::from_secs(START) });
                         }
                         device.give(Address::Live, &forge.delta(&delta));
                         if !fresh {
@@ -1127,33 +907,15 @@ fn rule_15_the_question_is_answered_in_this_order() {
                         let verdict = device.check(&claims);
                         let exact = width.is_exact() && profile != Profile::Filter;
                         let expected = if expired {
-                            matches!(
-                                verdict,
-                                Verdict::Revoked {
-                                    why: Why::Expired { .. }
-                                }
-                            )
+                            matches!(verdict, Verdict::Revoked { why: Why::Expired { .. } })
                         } else if cut {
-                            matches!(
-                                verdict,
-                                Verdict::Revoked {
-                                    why: Why::Cutoff {
-                                        scope: ScopeKind::Realm,
-                                        ..
-                                    }
-                                }
-                            )
+                            matches!(verdict, Verdict::Revoked { why: Why::Cutoff { scope: ScopeKind::Realm, .. } })
                         } else if recent == 1 || (recent == 0 && in_base == 2 && exact) {
                             verdict == Verdict::Revoked { why: Why::Token }
                         } else if in_base == 0 {
                             verdict == Verdict::Unknown { doubt: Doubt::NoState }
                         } else if !fresh {
-                            matches!(
-                                verdict,
-                                Verdict::Unknown {
-                                    doubt: Doubt::Stale { .. }
-                                }
-                            )
+                            matches!(verdict, Verdict::Unknown { doubt: Doubt::Stale { .. } })
                         } else if recent == 0 && in_base == 2 {
                             matches!(verdict, Verdict::Suspect { false_positive_rate } if false_positive_rate < 0.1)
                         } else {
@@ -1178,12 +940,7 @@ fn rule_16_a_cutoff_takes_every_token_issued_before_its_whole_second() {
     // "Now" in the middle of a second: the whole second is cut.
     let not_before = UnixMillis::from_millis(at * 1_000 + 999).floor().plus(1);
     assert_eq!(not_before, UnixTime::from_secs(at + 1));
-    let named = [
-        (ScopeKind::Realm, ""),
-        (ScopeKind::Subject, "n"),
-        (ScopeKind::KeyId, "n"),
-        (ScopeKind::Client, "n"),
-    ];
+    let named = [(ScopeKind::Realm, ""), (ScopeKind::Subject, "n"), (ScopeKind::KeyId, "n"), (ScopeKind::Client, "n")];
     for in_base in [false, true] {
         // All combinations of scopes, all of before, at, after and absent: any that matches revokes.
         for cut in 0..16_u32 {
@@ -1204,15 +961,7 @@ fn rule_16_a_cutoff_takes_every_token_issued_before_its_whole_second() {
                 device.give(Address::Live, &forge.delta(&delta));
             }
             for claimed in 0..8_u32 {
-                for iat in [
-                    None,
-                    Some(0),
-                    Some(at - 1),
-                    Some(at),
-                    Some(at + 1),
-                    Some(at + 2),
-                    Some(u64::MAX),
-                ] {
+                for iat in [None, Some(0), Some(at - 1), Some(at), Some(at + 1), Some(at + 2), Some(u64::MAX)] {
                     let name = |bit: u32| (claimed & (1 << bit) != 0).then_some("n");
                     let claims = Claims {
                         iat: iat.map(UnixTime::from_secs),
@@ -1223,11 +972,7 @@ fn rule_16_a_cutoff_takes_every_token_issued_before_its_whole_second() {
                     };
                     let matched = cut & 1 != 0 || (cut >> 1) & claimed != 0;
                     let before = iat.is_none_or(|iat| iat < at + 1);
-                    assert_eq!(
-                        is_revoked(device.check(&claims)),
-                        matched && before,
-                        "{cut:04b} {claimed:03b} {iat:?}"
-                    );
+                    assert_eq!(is_revoked(device.check(&claims)), matched && before, "{cut:04b} {claimed:03b} {iat:?}");
                 }
             }
         }
@@ -1236,10 +981,7 @@ fn rule_16_a_cutoff_takes_every_token_issued_before_its_whole_second() {
     let mut site = site(16);
     let sub = || ledger::Scope::Sub("n".to_owned());
     let cutoff = |site: &mut Site, not_before| {
-        site.request(ledger::Action::Cutoff {
-            scope: sub(),
-            not_before: UnixTime::from_secs(not_before),
-        })
+        site.request(ledger::Action::Cutoff { scope: sub(), not_before: UnixTime::from_secs(not_before) })
     };
     assert!(cutoff(&mut site, START + 50).recorded);
     assert!(!cutoff(&mut site, START + 40).recorded);
@@ -1291,18 +1033,12 @@ fn rule_19_after_a_restart_everything_that_was_persisted_holds() {
                 7 => {
                     // What is held in memory counts at once; what is written, after a restart.
                     history.judge(&device, 2, &told, &format!("seed {seed} round {round}"));
-                    let before = (
-                        device.sequence(),
-                        device.replica.manifest().map(revocast_core::Manifest::rank),
-                    );
+                    let before = (device.sequence(), device.replica.manifest().map(revocast_core::Manifest::rank));
                     device.restart();
                     told = persisted.2.clone();
                     history.judge(&device, 2, &told, &format!("seed {seed} round {round}, restarted"));
                     assert!(
-                        (
-                            device.sequence(),
-                            device.replica.manifest().map(revocast_core::Manifest::rank)
-                        ) <= before
+                        (device.sequence(), device.replica.manifest().map(revocast_core::Manifest::rank)) <= before
                     );
                     device.disk_fails = false;
                 }
@@ -1325,10 +1061,7 @@ fn rule_19_after_a_restart_everything_that_was_persisted_holds() {
     // Early deltas, H, the highest manifest and the version of the keys, by name.
     let mut device = forge.device(prompt(Profile::Exact), 500);
     device.serve(&forge.shelf(&forge.epoch(1, 3, &["a"], &[], 0), &[], 3, 400));
-    device.give(
-        Address::Live,
-        &forge.delta(&forge.delta_meant((7, 9), &["early"], &["a"], 450)),
-    );
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((7, 9), &["early"], &["a"], 450)));
     device.give(Address::Keys, &forge.keys(2));
     let manifest = forge.manifest_meant(&forge.epoch(1, 3, &["a"], &[], 0), 9, &[], 460);
     device.give(Address::Manifest, &forge.manifest(&manifest));
@@ -1341,15 +1074,9 @@ fn rule_19_after_a_restart_everything_that_was_persisted_holds() {
     device.tell(Event::Connected);
     assert_eq!(names(&device.give(Address::Keys, &forge.keys(1))), ["rollback"]);
     let older = forge.manifest_meant(&forge.epoch(1, 3, &["a"], &[], 0), 9, &[], 459);
-    assert_eq!(
-        names(&device.give(Address::Manifest, &forge.manifest(&older))),
-        ["rollback"]
-    );
+    assert_eq!(names(&device.give(Address::Manifest, &forge.manifest(&older))), ["rollback"]);
     // The gap closes over what was early before the restart.
-    device.give(
-        Address::Live,
-        &forge.delta(&forge.delta_meant((3, 7), &["b"], &[], 455)),
-    );
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((3, 7), &["b"], &[], 455)));
     assert_eq!(device.sequence(), 9);
     assert!(is_good(device.ask("a")) && is_revoked(device.ask("b")) && is_revoked(device.ask("early")));
 }
@@ -1369,11 +1096,8 @@ fn keys(
     keys.roots = roots.iter().map(|root| root.public()).collect();
     keys.roots.sort_unstable();
     keys.threshold = threshold;
-    keys.publishers = vec![PublisherKey {
-        key: content.public(),
-        role: Role::Content as u8,
-        not_after: keys.not_after,
-    }];
+    keys.publishers =
+        vec![PublisherKey { key: content.public(), role: Role::Content as u8, not_after: keys.not_after }];
     seal(Kind::Keys, &forge.realm, &wire::encode_keys(&keys).unwrap(), signed_by)
 }
 
@@ -1388,21 +1112,11 @@ fn rule_20_keys_are_handed_on_by_the_thresholds_of_both_versions() {
     device.tell(Event::Connected);
     let content = forge.content.clone();
     // The first version: the pinned threshold, and its own.
-    assert_eq!(
-        names(&device.give(Address::Keys, &keys(&forge, 1, &[&a, &b], 2, &content, &[&a]))),
-        ["threshold"]
-    );
-    assert_eq!(
-        names(&device.give(Address::Keys, &keys(&forge, 1, &[&a, &b], 2, &content, &[&a, &a]))),
-        ["threshold"]
-    );
+    assert_eq!(names(&device.give(Address::Keys, &keys(&forge, 1, &[&a, &b], 2, &content, &[&a]))), ["threshold"]);
+    assert_eq!(names(&device.give(Address::Keys, &keys(&forge, 1, &[&a, &b], 2, &content, &[&a, &a]))), ["threshold"]);
     let own = device.give(Address::Keys, &keys(&forge, 1, &[&a, &b, &c], 3, &content, &[&a, &b]));
     assert_eq!(names(&own), ["threshold"]);
-    assert!(
-        device
-            .give(Address::Keys, &keys(&forge, 1, &[&a, &b], 2, &content, &[&a, &b]))
-            .is_empty()
-    );
+    assert!(device.give(Address::Keys, &keys(&forge, 1, &[&a, &b], 2, &content, &[&a, &b])).is_empty());
     let base = forge.epoch(1, 3, &["revoked"], &[], 0);
     device.serve(&{
         let mut shelf = forge.shelf(&base, &[], 3, 100);
@@ -1437,29 +1151,16 @@ fn rule_20_keys_are_handed_on_by_the_thresholds_of_both_versions() {
             0 => changed.issuer = "https://other.example".into(),
             _ => changed.fingerprinter = fingerprinter(Width::W64),
         }
-        let sealed = seal(
-            Kind::Keys,
-            &forge.realm,
-            &wire::encode_keys(&changed).unwrap(),
-            &[&c, &d],
-        );
+        let sealed = seal(Kind::Keys, &forge.realm, &wire::encode_keys(&changed).unwrap(), &[&c, &d]);
         assert_eq!(names(&device.give(Address::Keys, &sealed)), ["equivocation"]);
     }
 
     // A publisher key rotates out: what a verified manifest names by digest still counts, and what
     // stands on the disk is not lost with it.
     let successor = SigningKey::from_seed([9; 32]);
-    assert!(
-        device
-            .give(Address::Keys, &keys(&forge, 3, &[&c, &d], 2, &successor, &[&c, &d]))
-            .is_empty()
-    );
+    assert!(device.give(Address::Keys, &keys(&forge, 3, &[&c, &d], 2, &successor, &[&c, &d])).is_empty());
     device.restart();
-    assert!(
-        is_revoked(device.ask("revoked")) && is_good(device.ask("good")),
-        "{:?}",
-        device.ask("good")
-    );
+    assert!(is_revoked(device.ask("revoked")) && is_good(device.ask("good")), "{:?}", device.ask("good"));
     device.tell(Event::Connected);
     let old = forge.epoch(2, 5, &["revoked", "later"], &[], 100);
     let rung = forge.delta_meant((3, 5), &["later"], &[], 100);
@@ -1468,38 +1169,20 @@ fn rule_20_keys_are_handed_on_by_the_thresholds_of_both_versions() {
     let mut shelf: Shelf = old.objects.iter().cloned().collect();
     let named = forge.manifest_meant(&old, 5, &[(3, 5, &sealed_rung)], 110);
     shelf.insert(Address::Manifest, forge.manifest(&named));
-    shelf.insert(
-        Address::Ladder {
-            from: Sequence(3),
-            to: Sequence(5),
-        },
-        sealed_rung,
-    );
+    shelf.insert(Address::Ladder { from: Sequence(3), to: Sequence(5) }, sealed_rung);
     device.serve(&shelf);
-    assert_eq!(
-        (device.epoch(), device.sequence()),
-        (2, 5),
-        "refused: {:?}",
-        names(&device.refused)
-    );
+    assert_eq!((device.epoch(), device.sequence()), (2, 5), "refused: {:?}", names(&device.refused));
     assert!(is_revoked(device.ask("later")));
     // The key itself may sign nothing new.
     forge.content = retired;
-    let refused = device.give(
-        Address::Live,
-        &forge.delta(&forge.delta_meant((5, 6), &["good"], &[], 120)),
-    );
+    let refused = device.give(Address::Live, &forge.delta(&forge.delta_meant((5, 6), &["good"], &[], 120)));
     assert_eq!(names(&refused), ["wrong-key"]);
     device.restart();
     assert_eq!((device.epoch(), device.sequence()), (2, 5));
 
     // A second rotation of the roots: the pinned ones sign nothing any more, the chain holds.
     device.tell(Event::Connected);
-    assert!(
-        device
-            .give(Address::Keys, &keys(&forge, 4, &[&e], 1, &successor, &[&c, &d, &e]))
-            .is_empty()
-    );
+    assert!(device.give(Address::Keys, &keys(&forge, 4, &[&e], 1, &successor, &[&c, &d, &e])).is_empty());
     device.restart();
     assert_eq!(device.replica.keys().unwrap().version, 4);
     assert!(is_revoked(device.ask("later")) && is_good(device.ask("good")));
@@ -1522,10 +1205,7 @@ fn rule_23_realm_ids_are_plain_and_a_token_names_itself_and_its_end() {
 
     // The validator refuses a token that lacks either name or end, however well it is signed.
     let secret = [7; 32];
-    let jwks = format!(
-        r#"{{"keys":[{{"kty":"oct","k":"{}"}}]}}"#,
-        URL_SAFE_NO_PAD.encode(secret)
-    );
+    let jwks = format!(r#"{{"keys":[{{"kty":"oct","k":"{}"}}]}}"#, URL_SAFE_NO_PAD.encode(secret));
     let rules = ValidatorConfig::new(
         "https://issuer.example",
         ["https://api.example"],
@@ -1540,11 +1220,7 @@ fn rule_23_realm_ids_are_plain_and_a_token_names_itself_and_its_end() {
     let whole = format!("{jti}{exp}");
     assert!(validate(&whole).is_ok(), "{:?}", validate(&whole));
     assert_eq!([name(jti), name(&exp), name("")], ["missing-claim"; 3]);
-    assert_ne!(
-        name(&format!(r#","jti":""{exp}"#)),
-        "missing-claim",
-        "an empty name is none either"
-    );
+    assert_ne!(name(&format!(r#","jti":""{exp}"#)), "missing-claim", "an empty name is none either");
 }
 
 /// Signs claims with HMAC-SHA-256 (RFC 2104), made of the digest at hand.

@@ -33,12 +33,7 @@ fn no_world_shows_a_revoked_token_as_good_and_all_come_to_rest() {
             violations.extend(found);
         }
     });
-    assert!(
-        violations.is_empty(),
-        "{} of {seeds} worlds:\n{}",
-        violations.len(),
-        violations.join("\n")
-    );
+    assert!(violations.is_empty(), "{} of {seeds} worlds:\n{}", violations.len(), violations.join("\n"));
     println!("{seeds} worlds: {total:?}");
     if seeds < 20 {
         return;

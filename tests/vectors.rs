@@ -35,10 +35,7 @@ fn hex(bytes: &[u8]) -> String {
 
 fn unhex(value: &Value) -> Vec<u8> {
     let text = value.as_str().unwrap();
-    (0..text.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
-        .collect()
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
 fn array<const N: usize>(value: &Value) -> [u8; N] {
@@ -82,10 +79,7 @@ fn fingerprints() -> Value {
     let uuid = "550e8400-e29b-41d4-a716-446655440000";
     let lengths = [1, 3, 4, 8, 9, 16, 17, 64, 128, 129, 240, 241, 256];
     let long: String = (0..256_u32).map(|at| char::from(b'a' + (at * 7 % 26) as u8)).collect();
-    let texts = lengths
-        .iter()
-        .map(|length| &long[..*length])
-        .chain([uuid, "Gerät-\u{1f512}"]);
+    let texts = lengths.iter().map(|length| &long[..*length]).chain([uuid, "Gerät-\u{1f512}"]);
     let keys = [[0; 16], [0xff; 16], core::array::from_fn(|at| at as u8)];
     for text in texts {
         for (number, key) in keys.into_iter().enumerate() {
@@ -103,19 +97,11 @@ fn fingerprints() -> Value {
             }
         }
     }
-    file(
-        "Fingerprint of a jti: the top W bits of a keyed hash, as a number.",
-        &made,
-    )
+    file("Fingerprint of a jti: the top W bits of a keyed hash, as a number.", &made)
 }
 
 fn scopes() -> Value {
-    let kinds = [
-        ScopeKind::Realm,
-        ScopeKind::Subject,
-        ScopeKind::KeyId,
-        ScopeKind::Client,
-    ];
+    let kinds = [ScopeKind::Realm, ScopeKind::Subject, ScopeKind::KeyId, ScopeKind::Client];
     let key = core::array::from_fn(|at| at as u8);
     let fingerprinter = Fingerprinter::new(FingerprintFunction::Xxh3, RealmKey(key), Width::W48);
     let mut made = Vec::new();
@@ -129,10 +115,7 @@ fn scopes() -> Value {
             }));
         }
     }
-    file(
-        "Name of the scope of a cutoff: 64 bits of SHA-256 over key, kind and text.",
-        &made,
-    )
+    file("Name of the scope of a cutoff: 64 bits of SHA-256 over key, kind and text.", &made)
 }
 
 fn filters() -> Value {
@@ -142,15 +125,10 @@ fn filters() -> Value {
         for width in WIDTHS {
             let salt = Salt(random.sixteen());
             let params = FilterParams::new(salt, blocks, probes).unwrap();
-            let keys: Vec<Fingerprint> = (0..count)
-                .map(|_| Fingerprint::from_hash(random.bits(), width))
-                .collect();
+            let keys: Vec<Fingerprint> = (0..count).map(|_| Fingerprint::from_hash(random.bits(), width)).collect();
             let filter = FilterBuf::build(params, keys.iter().copied());
             let asked: Vec<Fingerprint> = (0..40).map(|_| Fingerprint::from_hash(random.bits(), width)).collect();
-            let possible: Vec<bool> = asked
-                .iter()
-                .map(|key| filter.query(*key) == Membership::Possible)
-                .collect();
+            let possible: Vec<bool> = asked.iter().map(|key| filter.query(*key) == Membership::Possible).collect();
             made.push(json!({
                 "id": format!("filter-{blocks}-{probes}-{}", width.bits()),
                 "comment": format!("{count} fingerprints in {blocks} lines, {probes} probes in each of two"),
@@ -159,10 +137,7 @@ fn filters() -> Value {
             }));
         }
     }
-    file(
-        "Filters: which bits are set for some fingerprints, and what is asked of them.",
-        &made,
-    )
+    file("Filters: which bits are set for some fingerprints, and what is asked of them.", &made)
 }
 
 fn lists() -> Value {
@@ -170,22 +145,13 @@ fn lists() -> Value {
     let mut made = Vec::new();
     for width in WIDTHS {
         let top = u64::MAX >> (64 - width.bits());
-        let mut cases: Vec<Vec<u64>> = vec![
-            vec![],
-            vec![0],
-            vec![top],
-            vec![0, top],
-            vec![top - 1, top],
-            (0..40).collect(),
-        ];
+        let mut cases: Vec<Vec<u64>> =
+            vec![vec![], vec![0], vec![top], vec![0, top], vec![top - 1, top], (0..40).collect()];
         cases.push((0..5).map(|_| random.bits() & top).collect());
         cases.push((0..100).map(|_| random.bits() & top).collect());
         for (number, mut numbers) in cases.into_iter().enumerate() {
             numbers.sort_unstable();
-            let keys: Vec<_> = numbers
-                .iter()
-                .map(|bits| Fingerprint::from_bits(*bits, width).unwrap())
-                .collect();
+            let keys: Vec<_> = numbers.iter().map(|bits| Fingerprint::from_bits(*bits, width).unwrap()).collect();
             let bytes = rice::encode(&keys, width).unwrap();
             made.push(json!({
                 "id": format!("list-{}-{number}", width.bits()), "comment": format!("{} fingerprints", keys.len()),
@@ -195,36 +161,12 @@ fn lists() -> Value {
     }
     for (id, comment, width, count, bytes) in [
         ("trailing", "a byte follows the last fingerprint", 48, 0, "00"),
-        (
-            "short",
-            "the code ends within the only fingerprint",
-            48,
-            1,
-            "0100000000",
-        ),
+        ("short", "the code ends within the only fingerprint", 48, 1, "0100000000"),
         ("truncated", "zero bits to the end", 40, 200, "00".repeat(1_020).leak()),
-        (
-            "overflow",
-            "a quotient for which the width has no room",
-            48,
-            1,
-            "02000000000000",
-        ),
+        ("overflow", "a quotient for which the width has no room", 48, 1, "02000000000000"),
         ("endless", "a quotient that never ends", 48, 1, "00000000000000"),
-        (
-            "padding",
-            "a bit is set behind the last fingerprint",
-            48,
-            1,
-            "01000000000080",
-        ),
-        (
-            "count",
-            "more fingerprints than the bytes can hold",
-            64,
-            100_000_000,
-            "ffff",
-        ),
+        ("padding", "a bit is set behind the last fingerprint", 48, 1, "01000000000080"),
+        ("count", "more fingerprints than the bytes can hold", 64, 100_000_000, "ffff"),
     ] {
         made.push(json!({
             "id": id, "comment": comment, "width": width, "count": count, "bytes": bytes, "result": null,
@@ -252,14 +194,8 @@ fn bodies(forge: &Forge) -> Vec<(Kind, &'static str, Vec<u8>)> {
     let width = forge.fingerprinter.width();
     let sub = Scope::new(&forge.fingerprinter, ScopeKind::Subject, "user-1");
     let cutoffs = [
-        Cutoff {
-            scope: Scope::REALM,
-            not_before: UnixTime::from_secs(1_700_000_000),
-        },
-        Cutoff {
-            scope: sub,
-            not_before: UnixTime::from_secs(1_767_225_601),
-        },
+        Cutoff { scope: Scope::REALM, not_before: UnixTime::from_secs(1_700_000_000) },
+        Cutoff { scope: sub, not_before: UnixTime::from_secs(1_767_225_601) },
     ];
     let epochal = forge.epoch(7, 1_000, &["a", "b", "c"], &cutoffs, 10);
     let mut delta = forge.delta_meant((1_000, 1_004), &["d", "e"], &["a"], 20);
@@ -271,23 +207,13 @@ fn bodies(forge: &Forge) -> Vec<(Kind, &'static str, Vec<u8>)> {
     let manifest = forge.manifest_meant(&epochal, 1_005, &named, 30);
     let empty = forge.manifest_meant(&forge.epoch(1, 0, &[], &[], 0), 0, &[], 0);
     let chunk = |artifact, layer, number, content: &[u8]| {
-        let chunk = Chunk {
-            term: Term(1),
-            epoch: Epoch(7),
-            artifact,
-            layer,
-            number,
-            content,
-        };
+        let chunk = Chunk { term: Term(1), epoch: Epoch(7), artifact, layer, number, content };
         wire::encode_chunk(&chunk).unwrap()
     };
     let report = |age, last_refusal| {
         let report = Report {
             term: Term(1),
-            position: Position {
-                epoch: Epoch(7),
-                sequence: Sequence(1_005),
-            },
+            position: Position { epoch: Epoch(7), sequence: Sequence(1_005) },
             age,
             profile: 3,
             memory_bytes: 123_456,
@@ -297,57 +223,20 @@ fn bodies(forge: &Forge) -> Vec<(Kind, &'static str, Vec<u8>)> {
         wire::encode_report(&report).unwrap()
     };
     vec![
-        (
-            Kind::Keys,
-            "one root, a content key and a heartbeat key",
-            wire::encode_keys(&forge.keys_meant(3)).unwrap(),
-        ),
-        (
-            Kind::Manifest,
-            "a manifest with a ladder of two pieces",
-            wire::encode_manifest(&manifest).unwrap(),
-        ),
-        (
-            Kind::Manifest,
-            "the manifest of an empty history",
-            wire::encode_manifest(&empty).unwrap(),
-        ),
-        (
-            Kind::Index,
-            "an epoch with filter, list and cutoffs",
-            wire::encode_index(&epochal.index).unwrap(),
-        ),
-        (
-            Kind::Chunk,
-            "a chunk of a list",
-            chunk(Artifact::List, Layer::Content, 2, &[1, 2, 3]),
-        ),
-        (
-            Kind::Chunk,
-            "a page of digests",
-            chunk(Artifact::Filter, Layer::Pages, 0, &[0xab; 64]),
-        ),
+        (Kind::Keys, "one root, a content key and a heartbeat key", wire::encode_keys(&forge.keys_meant(3)).unwrap()),
+        (Kind::Manifest, "a manifest with a ladder of two pieces", wire::encode_manifest(&manifest).unwrap()),
+        (Kind::Manifest, "the manifest of an empty history", wire::encode_manifest(&empty).unwrap()),
+        (Kind::Index, "an epoch with filter, list and cutoffs", wire::encode_index(&epochal.index).unwrap()),
+        (Kind::Chunk, "a chunk of a list", chunk(Artifact::List, Layer::Content, 2, &[1, 2, 3])),
+        (Kind::Chunk, "a page of digests", chunk(Artifact::Filter, Layer::Pages, 0, &[0xab; 64])),
         (
             Kind::Chunk,
             "the cutoffs",
-            chunk(
-                Artifact::Cutoffs,
-                Layer::Content,
-                0,
-                &wire::encode_cutoffs(&cutoffs).unwrap(),
-            ),
+            chunk(Artifact::Cutoffs, Layer::Content, 0, &wire::encode_cutoffs(&cutoffs).unwrap()),
         ),
-        (
-            Kind::Delta,
-            "all four kinds of statements",
-            wire::encode_delta(&delta, width).unwrap(),
-        ),
+        (Kind::Delta, "all four kinds of statements", wire::encode_delta(&delta, width).unwrap()),
         (Kind::Delta, "one revocation", wire::encode_delta(&one, width).unwrap()),
-        (
-            Kind::Report,
-            "a device in good standing",
-            report(Some(std::time::Duration::from_millis(1_500)), Some(9)),
-        ),
+        (Kind::Report, "a device in good standing", report(Some(std::time::Duration::from_millis(1_500)), Some(9))),
         (Kind::Report, "a device that has proven nothing", report(None, None)),
     ]
 }
@@ -355,11 +244,7 @@ fn bodies(forge: &Forge) -> Vec<(Kind, &'static str, Vec<u8>)> {
 fn offers(forge: &Forge) -> Vec<Offer<'static>> {
     let (root, content) = (forge.root.public(), forge.content.public());
     let signer = |kind| {
-        if kind == Kind::Keys {
-            &forge.root
-        } else {
-            &forge.content
-        }
+        if kind == Kind::Keys { &forge.root } else { &forge.content }
     };
     let unsigned = |kind| matches!(kind, Kind::Chunk | Kind::Report);
     let mut offers = Vec::new();
@@ -374,20 +259,10 @@ fn offers(forge: &Forge) -> Vec<Offer<'static>> {
             bytes: seal(kind, &forge.realm, &body, keys),
         });
     }
-    let (_, _, body) = bodies(forge)
-        .into_iter()
-        .rfind(|(kind, ..)| *kind == Kind::Delta)
-        .unwrap();
+    let (_, _, body) = bodies(forge).into_iter().rfind(|(kind, ..)| *kind == Kind::Delta).unwrap();
     let good = seal(Kind::Delta, &forge.realm, &body, &[&forge.content]);
     let mut add = |id: &str, comment, kind, trusted: Vec<PublicKey>, need, bytes| {
-        offers.push(Offer {
-            id: id.to_owned(),
-            comment,
-            kind,
-            trusted,
-            need,
-            bytes,
-        });
+        offers.push(Offer { id: id.to_owned(), comment, kind, trusted, need, bytes });
     };
     let delta = Kind::Delta;
     let with = |at: usize, byte: u8| {
@@ -401,21 +276,9 @@ fn offers(forge: &Forge) -> Vec<Offer<'static>> {
         body[at..at + lie.len()].copy_from_slice(lie);
         sealed(&body)
     };
-    add(
-        "two-signatures",
-        "two of two roots signed",
-        Kind::Keys,
-        vec![root, content],
-        2,
-        {
-            seal(
-                Kind::Keys,
-                &forge.realm,
-                &bodies(forge)[0].2,
-                &[&forge.root, &forge.content],
-            )
-        },
-    );
+    add("two-signatures", "two of two roots signed", Kind::Keys, vec![root, content], 2, {
+        seal(Kind::Keys, &forge.realm, &bodies(forge)[0].2, &[&forge.root, &forge.content])
+    });
     add(
         "extra-signature",
         "a stranger's signature beside a good one does no harm",
@@ -429,81 +292,18 @@ fn offers(forge: &Forge) -> Vec<Offer<'static>> {
     add("format-2", "a format not spoken", delta, vec![content], 1, with(3, 2));
     add("kind-0", "an unknown kind", delta, vec![content], 1, with(4, 0));
     add("kind-7", "an unknown kind", delta, vec![content], 1, with(4, 7));
-    add(
-        "realm-empty",
-        "a realm id of no bytes",
-        delta,
-        vec![content],
-        1,
-        with(5, 0),
-    );
-    add(
-        "realm-long",
-        "a realm id longer than the object",
-        delta,
-        vec![content],
-        1,
-        with(5, 255),
-    );
-    add(
-        "realm-upper",
-        "a realm id with another character",
-        delta,
-        vec![content],
-        1,
-        with(6, b'S'),
-    );
-    add(
-        "count-17",
-        "more signatures than allowed",
-        delta,
-        vec![content],
-        1,
-        with(good.len() - 1, 17),
-    );
-    add(
-        "count-16",
-        "more signatures than the bytes hold",
-        delta,
-        vec![content],
-        1,
-        with(good.len() - 1, 16),
-    );
-    add(
-        "other-kind",
-        "a delta where a manifest belongs",
-        Kind::Manifest,
-        vec![content],
-        1,
-        good.clone(),
-    );
+    add("realm-empty", "a realm id of no bytes", delta, vec![content], 1, with(5, 0));
+    add("realm-long", "a realm id longer than the object", delta, vec![content], 1, with(5, 255));
+    add("realm-upper", "a realm id with another character", delta, vec![content], 1, with(6, b'S'));
+    add("count-17", "more signatures than allowed", delta, vec![content], 1, with(good.len() - 1, 17));
+    add("count-16", "more signatures than the bytes hold", delta, vec![content], 1, with(good.len() - 1, 16));
+    add("other-kind", "a delta where a manifest belongs", Kind::Manifest, vec![content], 1, good.clone());
     add("other-realm", "another realm's object", delta, vec![content], 1, {
         seal(delta, &RealmId::new("others").unwrap(), &body, &[&forge.content])
     });
-    add(
-        "unsigned",
-        "no signature",
-        delta,
-        vec![content],
-        1,
-        seal(delta, &forge.realm, &body, &[]),
-    );
-    add(
-        "stranger",
-        "a signature by an unknown key",
-        delta,
-        vec![root],
-        1,
-        good.clone(),
-    );
-    add(
-        "flipped-body",
-        "one bit of the body",
-        delta,
-        vec![content],
-        1,
-        with(20, good[20] ^ 1),
-    );
+    add("unsigned", "no signature", delta, vec![content], 1, seal(delta, &forge.realm, &body, &[]));
+    add("stranger", "a signature by an unknown key", delta, vec![root], 1, good.clone());
+    add("flipped-body", "one bit of the body", delta, vec![content], 1, with(20, good[20] ^ 1));
     add(
         "flipped-signature",
         "one bit of the signature",
@@ -536,61 +336,14 @@ fn offers(forge: &Forge) -> Vec<Offer<'static>> {
         2,
         seal(Kind::Keys, &forge.realm, &bodies(forge)[0].2, &[&forge.root]),
     );
-    add(
-        "one-twice",
-        "one root signed twice",
-        Kind::Keys,
-        vec![root, content],
-        2,
-        {
-            seal(
-                Kind::Keys,
-                &forge.realm,
-                &bodies(forge)[0].2,
-                &[&forge.root, &forge.root],
-            )
-        },
-    );
-    add(
-        "trailing",
-        "a byte after the last field",
-        delta,
-        vec![content],
-        1,
-        sealed(&[&body[..], &[0]].concat()),
-    );
-    add(
-        "short",
-        "a byte less than its fields take",
-        delta,
-        vec![content],
-        1,
-        sealed(&body[..body.len() - 1]),
-    );
-    add(
-        "no-range",
-        "from equals to",
-        delta,
-        vec![content],
-        1,
-        put(4, &1_005_u64.to_le_bytes()),
-    );
-    add(
-        "count-lies",
-        "2^32 - 1 revocations in a few bytes",
-        delta,
-        vec![content],
-        1,
-        put(36, &[0xff; 4]),
-    );
-    add(
-        "cutoffs-lie",
-        "more cutoffs than allowed",
-        delta,
-        vec![content],
-        1,
-        put(44, &[0xff; 2]),
-    );
+    add("one-twice", "one root signed twice", Kind::Keys, vec![root, content], 2, {
+        seal(Kind::Keys, &forge.realm, &bodies(forge)[0].2, &[&forge.root, &forge.root])
+    });
+    add("trailing", "a byte after the last field", delta, vec![content], 1, sealed(&[&body[..], &[0]].concat()));
+    add("short", "a byte less than its fields take", delta, vec![content], 1, sealed(&body[..body.len() - 1]));
+    add("no-range", "from equals to", delta, vec![content], 1, put(4, &1_005_u64.to_le_bytes()));
+    add("count-lies", "2^32 - 1 revocations in a few bytes", delta, vec![content], 1, put(36, &[0xff; 4]));
+    add("cutoffs-lie", "more cutoffs than allowed", delta, vec![content], 1, put(44, &[0xff; 2]));
     let mut manifest = bodies(forge)[1].2.clone();
     // The lowest byte of where the second piece begins.
     let begins = manifest.len() - 52;
@@ -680,13 +433,7 @@ fn open(bytes: &[u8], realm: &RealmId, kind: Kind, trusted: &[PublicKey], need: 
         need => sealed.by_threshold(trusted, need)?.into_inner(),
     };
     let times = |cutoffs: &[Cutoff]| -> Vec<Value> {
-        let one = |cutoff: &Cutoff| {
-            json!([
-                cutoff.scope.kind as u8,
-                wide(cutoff.scope.name),
-                cutoff.not_before.secs()
-            ])
-        };
+        let one = |cutoff: &Cutoff| json!([cutoff.scope.kind as u8, wide(cutoff.scope.name), cutoff.not_before.secs()]);
         cutoffs.iter().map(one).collect()
     };
     Ok(match kind {
@@ -745,11 +492,7 @@ fn open(bytes: &[u8], realm: &RealmId, kind: Kind, trusted: &[PublicKey], need: 
         }
         Kind::Delta => {
             let delta = wire::decode_delta(body, Width::W48)?;
-            let lifts: Vec<Value> = delta
-                .lifts
-                .iter()
-                .map(|lift| json!([lift.kind as u8, wide(lift.name)]))
-                .collect();
+            let lifts: Vec<Value> = delta.lifts.iter().map(|lift| json!([lift.kind as u8, wide(lift.name)])).collect();
             json!({
                 "term": delta.term.0, "from": delta.from.0, "to": delta.to.0, "issued_at": delta.issued_at.millis(),
                 "horizon": delta.horizon.secs(), "revoked": wides(&delta.revoked),
@@ -796,22 +539,13 @@ fn fingerprints_and_scopes_are_read_as_they_say() {
         let jti = String::from_utf8(unhex(&vector["bytes"])).unwrap();
         let fingerprinter = Fingerprinter::new(function, RealmKey(array(&vector["key"])), width(&vector["width"]));
         let claims = Claims::new(Jti::new(&jti).unwrap(), UnixTime::default());
-        assert_eq!(
-            wide(fingerprinter.fingerprint(claims.jti).bits()),
-            vector["result"],
-            "{}",
-            vector["id"]
-        );
+        assert_eq!(wide(fingerprinter.fingerprint(claims.jti).bits()), vector["result"], "{}", vector["id"]);
     }
     for vector in vectors("scopes.json") {
         let key = RealmKey(array(&vector["key"]));
         let kind = ScopeKind::from_number(vector["kind"].as_u64().unwrap() as u8).unwrap();
         let text = String::from_utf8(unhex(&vector["bytes"])).unwrap();
-        let scope = Scope::new(
-            &Fingerprinter::new(FingerprintFunction::Sha256, key, Width::W64),
-            kind,
-            &text,
-        );
+        let scope = Scope::new(&Fingerprinter::new(FingerprintFunction::Sha256, key, Width::W64), kind, &text);
         assert_eq!(wide(scope.name), vector["result"], "{}", vector["id"]);
     }
 }
@@ -819,20 +553,13 @@ fn fingerprints_and_scopes_are_read_as_they_say() {
 #[test]
 fn filters_and_lists_are_read_as_they_say() {
     for vector in vectors("filters.json") {
-        let (blocks, probes) = (
-            vector["blocks"].as_u64().unwrap() as u32,
-            vector["probes"].as_u64().unwrap() as u8,
-        );
+        let (blocks, probes) = (vector["blocks"].as_u64().unwrap() as u32, vector["probes"].as_u64().unwrap() as u8);
         let params = FilterParams::new(Salt(array(&vector["salt"])), blocks, probes).unwrap();
         let bytes = unhex(&vector["bytes"]);
         let filter = Filter::new(params, &bytes).unwrap();
         let ask =
             |key: &Value| filter.query(Fingerprint::from_bits(bits(key), Width::W64).unwrap()) == Membership::Possible;
-        assert!(
-            vector["inserted"].as_array().unwrap().iter().all(ask),
-            "{}",
-            vector["id"]
-        );
+        assert!(vector["inserted"].as_array().unwrap().iter().all(ask), "{}", vector["id"]);
         let answers: Vec<bool> = vector["asked"].as_array().unwrap().iter().map(ask).collect();
         assert_eq!(json!(answers), vector["result"], "{}", vector["id"]);
     }
@@ -849,25 +576,14 @@ fn filters_and_lists_are_read_as_they_say() {
 fn sealed_objects_are_read_as_they_say() {
     let mut flags = std::collections::BTreeSet::new();
     for vector in vectors("sealed.json") {
-        let kind = Kind::ALL
-            .into_iter()
-            .find(|kind| kind.name() == vector["kind"])
-            .unwrap();
+        let kind = Kind::ALL.into_iter().find(|kind| kind.name() == vector["kind"]).unwrap();
         let realm = RealmId::new(vector["realm"].as_str().unwrap()).unwrap();
-        let trusted: Vec<_> = vector["trusted"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|key| PublicKey(array(key)))
-            .collect();
+        let trusted: Vec<_> = vector["trusted"].as_array().unwrap().iter().map(|key| PublicKey(array(key))).collect();
         let need = vector["need"].as_u64().unwrap() as u8;
         match open(&unhex(&vector["bytes"]), &realm, kind, &trusted, need) {
-            Ok(meaning) => assert_eq!(
-                (&meaning, &vector["flags"]),
-                (&vector["result"], &json!([])),
-                "{}",
-                vector["id"]
-            ),
+            Ok(meaning) => {
+                assert_eq!((&meaning, &vector["flags"]), (&vector["result"], &json!([])), "{}", vector["id"])
+            }
             Err(refusal) => {
                 assert_eq!(
                     (&vector["result"], &vector["flags"]),
@@ -880,14 +596,7 @@ fn sealed_objects_are_read_as_they_say() {
         }
     }
     // What bytes alone can be refused for; the rest needs a history (tests/hostile.rs).
-    let expected = [
-        "Extraneous",
-        "Format",
-        "Malformed",
-        "Threshold",
-        "WrongKey",
-        "WrongRealm",
-    ];
+    let expected = ["Extraneous", "Format", "Malformed", "Threshold", "WrongKey", "WrongRealm"];
     assert_eq!(flags.iter().map(String::as_str).collect::<Vec<_>>(), expected);
 }
 
@@ -895,19 +604,9 @@ fn sealed_objects_are_read_as_they_say() {
 fn a_reader_in_another_language_agrees() {
     let python = std::env::var_os("REVOCAST_PYTHON")
         .expect("REVOCAST_PYTHON names no Python; run this through tests/run, which sets it up");
-    let output = Command::new(python)
-        .arg(folder().join("read.py"))
-        .arg(folder())
-        .output()
-        .unwrap();
-    let (out, err) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
+    let output = Command::new(python).arg(folder().join("read.py")).arg(folder()).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}{err}");
-    let count: usize = files()
-        .iter()
-        .map(|(_, file)| file["vectors"].as_array().unwrap().len())
-        .sum();
+    let count: usize = files().iter().map(|(_, file)| file["vectors"].as_array().unwrap().len()).sum();
     assert_eq!(out.trim(), format!("{count} vectors read, 0 differ"));
 }

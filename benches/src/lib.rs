@@ -67,11 +67,7 @@ impl Keys {
     /// All keys in order.
     #[must_use]
     pub fn texts(&self) -> Vec<&str> {
-        self.text
-            .as_bytes()
-            .chunks(Self::LEN)
-            .filter_map(|key| std::str::from_utf8(key).ok())
-            .collect()
+        self.text.as_bytes().chunks(Self::LEN).filter_map(|key| std::str::from_utf8(key).ok()).collect()
     }
 }
 
@@ -109,11 +105,7 @@ impl<'a> Rotation<'a> {
     #[inline]
     pub fn next_key(&mut self) -> &'a str {
         let key = self.texts[self.at];
-        self.at = if self.at + 1 == self.texts.len() {
-            0
-        } else {
-            self.at + 1
-        };
+        self.at = if self.at + 1 == self.texts.len() { 0 } else { self.at + 1 };
         key
     }
 }

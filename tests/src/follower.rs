@@ -130,12 +130,7 @@ impl Follower {
                     };
                     self.disk = Some((image.head, base));
                     self.writes += 1;
-                    self.replica.handle(
-                        self.now(),
-                        Event::Persisted {
-                            revision: image.revision,
-                        },
-                    );
+                    self.replica.handle(self.now(), Event::Persisted { revision: image.revision });
                 }
                 Action::Report(report) => self.reports.push(report),
                 Action::Refused(refusal) => self.refused.push(refusal),
@@ -191,9 +186,7 @@ impl Follower {
         self.asked.clear();
         self.subscribed.clear();
         self.replica = match &self.disk {
-            Some((head, base)) => self
-                .restored(head, base.as_deref())
-                .expect("what was written is read back"),
+            Some((head, base)) => self.restored(head, base.as_deref()).expect("what was written is read back"),
             None => Replica::new(self.config.clone(), self.realm, self.trust.clone()),
         };
         self.exposed = Arc::new(self.replica.set().clone());
@@ -202,14 +195,7 @@ impl Follower {
 
     /// What would come of these images.
     pub fn restored(&self, head: &[u8], base: Option<&[u8]>) -> Result<Replica, Refusal> {
-        Replica::restore(
-            self.config.clone(),
-            self.realm,
-            self.trust.clone(),
-            self.now(),
-            head,
-            base,
-        )
+        Replica::restore(self.config.clone(), self.realm, self.trust.clone(), self.now(), head, base)
     }
 
     /// Asks about a token that expires far in the future.
@@ -218,10 +204,7 @@ impl Follower {
     ///
     /// If it is no valid `jti`.
     pub fn ask(&self, jti: &str) -> Verdict {
-        self.check(&Claims::new(
-            Jti::new(jti).expect("a valid jti"),
-            UnixTime::from_secs(START + (1 << 32)),
-        ))
+        self.check(&Claims::new(Jti::new(jti).expect("a valid jti"), UnixTime::from_secs(START + (1 << 32))))
     }
 
     /// Asks the exposed set.
@@ -302,42 +285,20 @@ impl Site {
             not_after,
             threshold: 1,
             roots: vec![root.public()],
-            publishers: vec![PublisherKey {
-                key: content.public(),
-                role: Role::Content as u8,
-                not_after,
-            }],
+            publishers: vec![PublisherKey { key: content.public(), role: Role::Content as u8, not_after }],
             issuer: realm.issuer.as_str().into(),
             fingerprinter,
             leeway: realm.leeway.as_secs() as u32,
         };
-        let keys = seal(
-            Kind::Keys,
-            &id,
-            &wire::encode_keys(&keys).expect("valid keys"),
-            &[&root],
-        );
+        let keys = seal(Kind::Keys, &id, &wire::encode_keys(&keys).expect("valid keys"), &[&root]);
         let ledger = MemoryLedger::new();
-        let object = Object {
-            address: Address::Keys.to_string(),
-            bytes: keys,
-        };
+        let object = Object { address: Address::Keys.to_string(), bytes: keys };
         ready(ledger.create_realm(realm.clone(), vec![object])).expect("a new realm");
         let time = START * 1_000;
-        let publisher = Self::load(
-            &realm,
-            &settings,
-            &content,
-            &ledger,
-            Now::new(start.millis(), Duration::ZERO),
-        )
-        .expect("an empty history");
+        let publisher = Self::load(&realm, &settings, &content, &ledger, Now::new(start.millis(), Duration::ZERO))
+            .expect("an empty history");
         let mut site = Self {
-            trust: Trust {
-                roots: vec![root.public()],
-                threshold: 1,
-                not_before: start,
-            },
+            trust: Trust { roots: vec![root.public()], threshold: 1, not_before: start },
             realm,
             ledger,
             publisher,
@@ -364,9 +325,7 @@ impl Site {
         let head = ready(ledger.head(realm.id)).expect("a head");
         let objects = ready(ledger.objects(realm.id)).expect("objects");
         let entries = ready(ledger.scan(realm.id, Sequence(0), usize::MAX)).expect("entries");
-        let signer = Signer {
-            content: content.clone(),
-        };
+        let signer = Signer { content: content.clone() };
         Publisher::load(realm.clone(), settings.clone(), signer, now, head, objects, entries)
     }
 
@@ -383,10 +342,7 @@ impl Site {
     #[must_use]
     pub fn now(&self) -> Now {
         let wall = self.time.saturating_add_signed(self.clock_error);
-        Now::new(
-            UnixMillis::from_millis(wall),
-            Duration::from_millis(self.time - self.started),
-        )
+        Now::new(UnixMillis::from_millis(wall), Duration::from_millis(self.time - self.started))
     }
 
     /// Asks the ledger for something.
@@ -396,11 +352,7 @@ impl Site {
     /// If the ledger refuses.
     pub fn request(&mut self, action: ledger::Action) -> Receipt {
         let at = UnixTime::from_secs(self.time / 1_000);
-        let request = Request {
-            action,
-            reason: None,
-            actor: "test".to_owned(),
-        };
+        let request = Request { action, reason: None, actor: "test".to_owned() };
         let receipts = ready(self.ledger.append(self.realm.id, at, vec![request])).expect("an entry");
         *receipts.first().expect("one receipt")
     }
@@ -408,10 +360,7 @@ impl Site {
     /// Revokes a token whose `exp` is vouched for.
     pub fn revoke(&mut self, jti: &str, exp: u64) -> Receipt {
         let exp = ledger::Expiry::Vouched(UnixTime::from_secs(exp));
-        self.request(ledger::Action::Revoke {
-            jti: jti.to_owned(),
-            exp,
-        })
+        self.request(ledger::Action::Revoke { jti: jti.to_owned(), exp })
     }
 
     /// Reinstates a token.
@@ -466,11 +415,7 @@ impl Site {
                 }
                 Step::ReadBack { objects } => {
                     for (address, digest) in objects {
-                        assert_eq!(
-                            self.shelf.get(address).map(|bytes| Digest::of(bytes)),
-                            Some(*digest),
-                            "{address}"
-                        );
+                        assert_eq!(self.shelf.get(address).map(|bytes| Digest::of(bytes)), Some(*digest), "{address}");
                     }
                 }
             }

@@ -65,11 +65,7 @@ impl Forge {
     /// What a device pins.
     #[must_use]
     pub fn trust(&self) -> Trust {
-        Trust {
-            roots: vec![self.root.public()],
-            threshold: 1,
-            not_before: UnixTime::from_secs(START),
-        }
+        Trust { roots: vec![self.root.public()], threshold: 1, not_before: UnixTime::from_secs(START) }
     }
 
     /// The fingerprint of a `jti`.
@@ -95,16 +91,8 @@ impl Forge {
     pub fn keys_meant(&self, version: u64) -> Keys {
         let not_after = UnixTime::from_secs(START + 10 * 365 * 24 * 3600);
         let mut publishers = vec![
-            PublisherKey {
-                key: self.content.public(),
-                role: Role::Content as u8,
-                not_after,
-            },
-            PublisherKey {
-                key: self.heartbeat.public(),
-                role: Role::Heartbeat as u8,
-                not_after,
-            },
+            PublisherKey { key: self.content.public(), role: Role::Content as u8, not_after },
+            PublisherKey { key: self.heartbeat.public(), role: Role::Heartbeat as u8, not_after },
         ];
         publishers.sort_unstable();
         Keys {
@@ -170,24 +158,13 @@ impl Forge {
         let params = FilterParams::for_target(keys.len() as u64, 0.01, salt).expect("a small filter");
         let filter = FilterBuf::build(params, keys.iter().copied()).to_bytes();
         let list = rice::encode(&keys, self.fingerprinter.width()).expect("sorted keys");
-        let cutting = Cutting {
-            realm: self.realm,
-            term: Term(1),
-            epoch: Epoch(epoch),
-            chunk_bytes: self.chunk_bytes,
-        };
+        let cutting = Cutting { realm: self.realm, term: Term(1), epoch: Epoch(epoch), chunk_bytes: self.chunk_bytes };
         let count = keys.len() as u64;
         let cutoff_bytes = wire::encode_cutoffs(cutoffs).expect("valid cutoffs");
         let cuts = [
-            cutting
-                .cut(Artifact::Filter, count, &filter)
-                .expect("a filter that can be cut"),
-            cutting
-                .cut(Artifact::List, count, &list)
-                .expect("a list that can be cut"),
-            cutting
-                .cut(Artifact::Cutoffs, cutoffs.len() as u64, &cutoff_bytes)
-                .expect("cutoffs that can be cut"),
+            cutting.cut(Artifact::Filter, count, &filter).expect("a filter that can be cut"),
+            cutting.cut(Artifact::List, count, &list).expect("a list that can be cut"),
+            cutting.cut(Artifact::Cutoffs, cutoffs.len() as u64, &cutoff_bytes).expect("cutoffs that can be cut"),
         ];
         let index = Index {
             term: Term(1),
@@ -259,26 +236,12 @@ impl Forge {
     pub fn shelf(&self, epochal: &Epochal, ladder: &[Delta], sequence: u64, at: u64) -> Shelf {
         let mut objects: Shelf = epochal.objects.iter().cloned().collect();
         objects.insert(Address::Keys, self.keys(1));
-        let sealed: Vec<(u64, u64, Vec<u8>)> = ladder
-            .iter()
-            .map(|delta| (delta.from.0, delta.to.0, self.delta(delta)))
-            .collect();
-        let named: Vec<(u64, u64, &[u8])> = sealed
-            .iter()
-            .map(|(from, to, bytes)| (*from, *to, &bytes[..]))
-            .collect();
-        objects.insert(
-            Address::Manifest,
-            self.manifest(&self.manifest_meant(epochal, sequence, &named, at)),
-        );
+        let sealed: Vec<(u64, u64, Vec<u8>)> =
+            ladder.iter().map(|delta| (delta.from.0, delta.to.0, self.delta(delta))).collect();
+        let named: Vec<(u64, u64, &[u8])> = sealed.iter().map(|(from, to, bytes)| (*from, *to, &bytes[..])).collect();
+        objects.insert(Address::Manifest, self.manifest(&self.manifest_meant(epochal, sequence, &named, at)));
         for (from, to, bytes) in sealed {
-            objects.insert(
-                Address::Ladder {
-                    from: Sequence(from),
-                    to: Sequence(to),
-                },
-                bytes,
-            );
+            objects.insert(Address::Ladder { from: Sequence(from), to: Sequence(to) }, bytes);
         }
         objects
     }

@@ -4,10 +4,7 @@
 //! a process said on standard error is printed when a test fails. Whatever is not there in time ends
 //! the test with a panic: that is how a test fails.
 
-#![expect(
-    clippy::missing_panics_doc,
-    reason = "every function in here panics when a test has to end"
-)]
+#![expect(clippy::missing_panics_doc, reason = "every function in here panics when a test has to end")]
 #![expect(clippy::must_use_candidate, reason = "some are called for what they insist on")]
 
 use std::ffi::OsStr;
@@ -65,9 +62,7 @@ pub fn until_true(what: &str, mut probe: impl FnMut() -> bool) {
 /// Seconds since 1970.
 #[must_use]
 pub fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// A program that `tests/run` provides.
@@ -84,12 +79,7 @@ pub fn tool(variable: &str) -> PathBuf {
 /// The binary, called in a way that no setting of whoever runs the tests changes.
 fn binary() -> Command {
     let mut command = Command::new(tool("REVOCAST_BIN"));
-    for variable in [
-        "REVOCAST_SERVER",
-        "REVOCAST_ADMIN_TOKEN_FILE",
-        "REVOCAST_LOG",
-        "RUST_BACKTRACE",
-    ] {
+    for variable in ["REVOCAST_SERVER", "REVOCAST_ADMIN_TOKEN_FILE", "REVOCAST_LOG", "RUST_BACKTRACE"] {
         command.env_remove(variable);
     }
     command
@@ -111,13 +101,8 @@ impl Process {
     /// Starts it, with its output kept.
     #[must_use]
     pub fn start(name: &str, command: &mut Command) -> Self {
-        let command = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{name} cannot be started: {error}"));
+        let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{name} cannot be started: {error}"));
         let log = Arc::new(Mutex::new(String::new()));
         let (told, lines) = mpsc::channel();
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
@@ -138,13 +123,7 @@ impl Process {
                 }
             });
         }
-        Self {
-            name: name.to_owned(),
-            child,
-            ended: None,
-            log,
-            lines,
-        }
+        Self { name: name.to_owned(), child, ended: None, log, lines }
     }
 
     /// The next line on standard output; `None` if it ended without one.
@@ -181,15 +160,8 @@ impl Process {
     pub fn signal(&self, signal: &str) {
         // An id that was waited for may belong to somebody else by now.
         assert!(self.ended.is_none(), "{} has ended already", self.name);
-        let status = Command::new("kill")
-            .arg(format!("-{signal}"))
-            .arg(self.id().to_string())
-            .status();
-        assert!(
-            status.is_ok_and(|status| status.success()),
-            "{} cannot be sent {signal}",
-            self.name
-        );
+        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.id().to_string()).status();
+        assert!(status.is_ok_and(|status| status.success()), "{} cannot be sent {signal}", self.name);
     }
 
     /// Ends it as a power cut would (SIGKILL), and waits until it is gone.
@@ -209,9 +181,7 @@ impl Process {
     /// Waits until it ends by itself.
     pub fn wait(&mut self) -> ExitStatus {
         let name = self.name.clone();
-        until(&format!("{name} ends"), || {
-            (!self.is_running()).then_some(self.ended).flatten()
-        })
+        until(&format!("{name} ends"), || (!self.is_running()).then_some(self.ended).flatten())
     }
 }
 
@@ -254,9 +224,7 @@ impl Ran {
     #[must_use]
     #[track_caller]
     pub fn json(&self) -> Value {
-        self.objects()
-            .pop()
-            .unwrap_or_else(|| panic!("nothing on standard output: {self:?}"))
+        self.objects().pop().unwrap_or_else(|| panic!("nothing on standard output: {self:?}"))
     }
 
     /// All lines of standard output, as JSON.
@@ -298,13 +266,8 @@ pub fn revocast_with<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>, in
 
 fn run(command: &mut Command, input: &[u8]) -> Ran {
     let text = format!("{command:?}");
-    let command = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .unwrap_or_else(|error| panic!("{text} cannot be started: {error}"));
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{text} cannot be started: {error}"));
     let input = input.to_vec();
     let stdin = child.stdin.take();
     let writer = thread::spawn(move || {
@@ -338,22 +301,15 @@ fn run(command: &mut Command, input: &[u8]) -> Ran {
     };
     let _ = writer.join();
     let text = |bytes: thread::Result<Vec<u8>>| String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned();
-    Ran {
-        code: status.code().unwrap_or(-1),
-        stdout: text(out.join()),
-        stderr: text(err.join()),
-    }
+    Ran { code: status.code().unwrap_or(-1), stdout: text(out.join()), stderr: text(err.join()) }
 }
 
 // ---- HTTP -----------------------------------------------------------------------------------------
 
 /// Asks an HTTP server; a failure to get any answer is told in words.
 pub fn ask(method: &str, url: &str, token: Option<&str>, body: &[u8]) -> Result<(u16, Value), String> {
-    let agent = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_global(Some(PATIENCE))
-        .build()
-        .new_agent();
+    let agent =
+        ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).build().new_agent();
     let authorization = token.map(|token| format!("Bearer {token}"));
     let sent = if method == "GET" {
         let mut request = agent.get(url);
@@ -370,10 +326,7 @@ pub fn ask(method: &str, url: &str, token: Option<&str>, body: &[u8]) -> Result<
     };
     let mut response = sent.map_err(|error| error.to_string())?;
     let status = response.status().as_u16();
-    let text = response
-        .body_mut()
-        .read_to_string()
-        .map_err(|error| error.to_string())?;
+    let text = response.body_mut().read_to_string().map_err(|error| error.to_string())?;
     Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
 }
 
@@ -404,12 +357,7 @@ impl Mosquitto {
         for _ in 0..10 {
             let port = free_port();
             if let Some(process) = Self::spawn(folder.path(), port) {
-                return Self {
-                    process,
-                    folder,
-                    port,
-                    before: String::new(),
-                };
+                return Self { process, folder, port, before: String::new() };
             }
         }
         panic!("mosquitto does not start on any of ten ports");
@@ -482,13 +430,10 @@ impl Mosquitto {
     #[must_use]
     pub fn connects_where(&self, is_meant: impl Fn(&str) -> bool) -> usize {
         let log = format!("{}{}", self.before, self.process.log());
-        let names = log
-            .lines()
-            .filter(|line| line.contains("New client connected"))
-            .filter_map(|line| {
-                let (_, after) = line.split_once(" as ")?;
-                after.split_once(" (").map(|(name, _)| name)
-            });
+        let names = log.lines().filter(|line| line.contains("New client connected")).filter_map(|line| {
+            let (_, after) = line.split_once(" as ")?;
+            after.split_once(" (").map(|(name, _)| name)
+        });
         names.filter(|name| is_meant(name)).count()
     }
 }
@@ -504,9 +449,7 @@ fn client(url: &str, name: &str) -> (Client, Connection) {
 /// Publishes as somebody else than the server, and waits for the acknowledgement.
 pub fn publish(url: &str, topic: &str, payload: Vec<u8>, retain: bool) {
     let (client, mut connection) = client(url, "somebody");
-    client
-        .publish(topic, QoS::AtLeastOnce, retain, payload)
-        .expect("room in the queue");
+    client.publish(topic, QoS::AtLeastOnce, retain, payload).expect("room in the queue");
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         match connection.recv_timeout(Duration::from_secs(1)) {
@@ -606,11 +549,7 @@ impl Line {
             passed: Arc::default(),
             closed: Arc::default(),
         };
-        let (allowed, passed, closed) = (
-            Arc::clone(&line.allowed),
-            Arc::clone(&line.passed),
-            Arc::clone(&line.closed),
-        );
+        let (allowed, passed, closed) = (Arc::clone(&line.allowed), Arc::clone(&line.passed), Arc::clone(&line.closed));
         thread::spawn(move || {
             for near in listener.incoming().map_while(Result::ok) {
                 if closed.load(Ordering::Relaxed) {
@@ -647,9 +586,7 @@ impl Line {
 
     /// Waits until all that is allowed has come back.
     pub fn wait_until_used_up(&self) {
-        until_true("the line is used up", || {
-            self.passed() >= self.allowed.load(Ordering::Relaxed)
-        });
+        until_true("the line is used up", || self.passed() >= self.allowed.load(Ordering::Relaxed));
     }
 }
 
@@ -671,9 +608,7 @@ fn trickle(mut from: TcpStream, mut to: TcpStream, allowed: &AtomicU64, passed: 
     let _ = to.set_nodelay(true);
     let mut buffer = [0; 512];
     while !closed.load(Ordering::Relaxed) {
-        let left = allowed
-            .load(Ordering::Relaxed)
-            .saturating_sub(passed.load(Ordering::Relaxed));
+        let left = allowed.load(Ordering::Relaxed).saturating_sub(passed.load(Ordering::Relaxed));
         if left == 0 {
             thread::sleep(Duration::from_millis(2));
             continue;
@@ -716,9 +651,7 @@ impl Site {
     /// Makes the folder, and keys by `revocast keygen`.
     #[must_use]
     pub fn new() -> Self {
-        let site = Self {
-            folder: tempfile::tempdir().expect("a temporary folder"),
-        };
+        let site = Self { folder: tempfile::tempdir().expect("a temporary folder") };
         let _ = revocast(["keygen", "--out", &site.text("data/keys")]).ok();
         site
     }
@@ -767,10 +700,7 @@ impl Site {
             },
             embedded: matches!(via, Via::Embedded),
             more: more.iter().map(|&argument| argument.to_owned()).collect(),
-            token: std::fs::read_to_string(self.path("data/keys/admin.token"))
-                .expect("a token")
-                .trim()
-                .to_owned(),
+            token: std::fs::read_to_string(self.path("data/keys/admin.token")).expect("a token").trim().to_owned(),
         };
         server.start();
         server
@@ -822,12 +752,7 @@ impl Site {
         if !more.contains(&"--client-id") {
             arguments.extend(["--client-id".to_owned(), name.to_owned()]);
         }
-        let mut agent = Agent {
-            name: name.to_owned(),
-            arguments,
-            process: None,
-            url: String::new(),
-        };
+        let mut agent = Agent { name: name.to_owned(), arguments, process: None, url: String::new() };
         agent.start();
         agent
     }
@@ -850,30 +775,15 @@ impl Server {
     pub fn start(&mut self) {
         let mut command = binary();
         command.args(["--json", "serve", "--data", &self.data, "--listen", &self.api]);
-        command.args([
-            if self.embedded { "--embedded-broker" } else { "--broker" },
-            &self.broker,
-        ]);
+        command.args([if self.embedded { "--embedded-broker" } else { "--broker" }, &self.broker]);
         command.args(&self.more);
         let process = Process::start("server", &mut command);
-        let Some(line) = process.line() else {
-            panic!("the server ended:\n{}", process.log())
-        };
+        let Some(line) = process.line() else { panic!("the server ended:\n{}", process.log()) };
         let told: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"));
-        let address = |name: &str| {
-            told.get(name)
-                .and_then(Value::as_str)
-                .and_then(|url| url.split_once("://"))
-        };
-        address("api")
-            .expect("the address of the API")
-            .1
-            .clone_into(&mut self.api);
+        let address = |name: &str| told.get(name).and_then(Value::as_str).and_then(|url| url.split_once("://"));
+        address("api").expect("the address of the API").1.clone_into(&mut self.api);
         if self.embedded {
-            address("broker")
-                .expect("the address of the broker")
-                .1
-                .clone_into(&mut self.broker);
+            address("broker").expect("the address of the broker").1.clone_into(&mut self.broker);
         }
         self.process = Some(process);
     }
@@ -904,11 +814,7 @@ impl Server {
     /// Where its broker is.
     #[must_use]
     pub fn broker(&self) -> String {
-        if self.embedded {
-            format!("mqtt://{}", self.broker)
-        } else {
-            self.broker.clone()
-        }
+        if self.embedded { format!("mqtt://{}", self.broker) } else { self.broker.clone() }
     }
 
     /// The bearer token.
@@ -921,12 +827,7 @@ impl Server {
     #[track_caller]
     pub fn command(&self, arguments: &[&str]) -> Ran {
         let (url, file) = (self.url(), format!("{}/keys/admin.token", self.data));
-        revocast(
-            arguments
-                .iter()
-                .copied()
-                .chain(["--server", &url, "--admin-token-file", &file]),
-        )
+        revocast(arguments.iter().copied().chain(["--server", &url, "--admin-token-file", &file]))
     }
 
     /// Asks its API.
@@ -945,24 +846,13 @@ impl Server {
 
     /// Asks its API for something that may fail.
     pub fn try_post(&self, path: &str, body: &Value) -> Result<(u16, Value), String> {
-        ask(
-            "POST",
-            &format!("{}{path}", self.url()),
-            Some(&self.token),
-            body.to_string().as_bytes(),
-        )
+        ask("POST", &format!("{}{path}", self.url()), Some(&self.token), body.to_string().as_bytes())
     }
 
     /// Revokes a token; returns its sequence.
     #[track_caller]
     pub fn revoke(&self, jti: &str, exp: u64) -> u64 {
-        number(
-            &self.post(
-                &format!("/v1/realms/{REALM}/revocations"),
-                &json!({ "jti": jti, "exp": exp }),
-            ),
-            "sequence",
-        )
+        number(&self.post(&format!("/v1/realms/{REALM}/revocations"), &json!({ "jti": jti, "exp": exp })), "sequence")
     }
 
     /// Revokes many; returns the receipts.
@@ -973,13 +863,7 @@ impl Server {
         for part in list.chunks(5_000) {
             let path = format!("/v1/realms/{REALM}/revocations/batch");
             let answer = self.post(&path, &json!({ "revocations": part }));
-            receipts.extend(
-                answer
-                    .get("receipts")
-                    .and_then(Value::as_array)
-                    .cloned()
-                    .unwrap_or_default(),
-            );
+            receipts.extend(answer.get("receipts").and_then(Value::as_array).cloned().unwrap_or_default());
         }
         receipts
     }
@@ -1005,10 +889,7 @@ impl Server {
     pub fn wait_until_published(&self) -> Value {
         until("everything is published", || {
             let realm = self.realm();
-            let published = realm
-                .get("published")
-                .filter(|published| !published.is_null())
-                .cloned()?;
+            let published = realm.get("published").filter(|published| !published.is_null()).cloned()?;
             (number(&published, "epoch") > 0 && number(&published, "sequence") >= number(&realm, "head"))
                 .then_some(published)
         })
@@ -1030,24 +911,15 @@ impl Agent {
         let mut command = binary();
         command.args(&self.arguments);
         let process = Process::start(&format!("agent {}", self.name), &mut command);
-        let Some(line) = process.line() else {
-            panic!("{} ended:\n{}", self.name, process.log())
-        };
+        let Some(line) = process.line() else { panic!("{} ended:\n{}", self.name, process.log()) };
         let told: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"));
-        told.get("listen")
-            .and_then(Value::as_str)
-            .expect("an address")
-            .clone_into(&mut self.url);
+        told.get("listen").and_then(Value::as_str).expect("an address").clone_into(&mut self.url);
         self.process = Some(process);
     }
 
     /// Follows another broker when it is started again.
     pub fn move_to(&mut self, broker: &str) {
-        let place = self
-            .arguments
-            .iter()
-            .position(|argument| argument == "--broker")
-            .expect("a broker");
+        let place = self.arguments.iter().position(|argument| argument == "--broker").expect("a broker");
         broker.clone_into(self.arguments.get_mut(place + 1).expect("its URL"));
     }
 
@@ -1114,11 +986,7 @@ impl Agent {
             if number(&status, "sequence") >= sequence && status.get("doubt").is_some_and(Value::is_null) {
                 return;
             }
-            assert!(
-                Instant::now() < deadline,
-                "{} does not reach {sequence}: {status}",
-                self.name
-            );
+            assert!(Instant::now() < deadline, "{} does not reach {sequence}: {status}", self.name);
             thread::sleep(POLL);
         }
     }
@@ -1132,12 +1000,7 @@ impl Agent {
             if text(&answer, "verdict") == verdict {
                 return;
             }
-            assert!(
-                Instant::now() < deadline,
-                "{} does not say {verdict}: {answer} {}",
-                self.name,
-                self.status()
-            );
+            assert!(Instant::now() < deadline, "{} does not say {verdict}: {answer} {}", self.name, self.status());
             thread::sleep(POLL);
         }
     }
@@ -1146,9 +1009,7 @@ impl Agent {
     #[must_use]
     #[track_caller]
     pub fn missing<'a>(&self, jtis: impl IntoIterator<Item = &'a String>, exp: u64) -> Vec<&'a String> {
-        jtis.into_iter()
-            .filter(|jti| self.verdict(jti, exp) != "revoked")
-            .collect()
+        jtis.into_iter().filter(|jti| self.verdict(jti, exp) != "revoked").collect()
     }
 }
 

@@ -143,62 +143,37 @@ impl Oracle {
             Statement::Revoke { jti, .. } => self.tokens.entry(jti.clone()).or_default().push((sequence, true)),
             Statement::Reinstate { jti, .. } => self.tokens.entry(jti.clone()).or_default().push((sequence, false)),
             Statement::Cutoff { scope, not_before } => {
-                self.cutoffs
-                    .entry(format!("{scope:?}"))
-                    .or_default()
-                    .push((sequence, Some(not_before.secs())));
+                self.cutoffs.entry(format!("{scope:?}")).or_default().push((sequence, Some(not_before.secs())));
             }
             Statement::Lift { scope } => {
-                self.cutoffs
-                    .entry(format!("{scope:?}"))
-                    .or_default()
-                    .push((sequence, None));
+                self.cutoffs.entry(format!("{scope:?}")).or_default().push((sequence, None));
             }
             Statement::Resume { .. } => {}
         }
     }
 
     fn is_revoked(&self, token: &Token, as_of: u64) -> bool {
-        let last = self
-            .tokens
-            .get(&token.jti)
-            .and_then(|said| said.iter().rfind(|(at, _)| *at <= as_of));
+        let last = self.tokens.get(&token.jti).and_then(|said| said.iter().rfind(|(at, _)| *at <= as_of));
         if last.is_some_and(|(_, revoked)| *revoked) {
             return true;
         }
-        let scopes = [
-            format!("{:?}", ledger::Scope::Realm),
-            format!("{:?}", ledger::Scope::Sub(token.sub.clone())),
-        ];
+        let scopes = [format!("{:?}", ledger::Scope::Realm), format!("{:?}", ledger::Scope::Sub(token.sub.clone()))];
         scopes.iter().any(|scope| {
-            let last = self
-                .cutoffs
-                .get(scope)
-                .and_then(|said| said.iter().rfind(|(at, _)| *at <= as_of));
-            last.and_then(|(_, not_before)| *not_before)
-                .is_some_and(|not_before| token.iat < not_before)
+            let last = self.cutoffs.get(scope).and_then(|said| said.iter().rfind(|(at, _)| *at <= as_of));
+            last.and_then(|(_, not_before)| *not_before).is_some_and(|not_before| token.iat < not_before)
         })
     }
 
     /// Whether something in (after, head] took back what stood against a token. A device may know of
     /// it ahead of a gap, and then goes by it.
     fn was_softened_after(&self, token: &Token, after: u64) -> bool {
-        let reinstated = self
-            .tokens
-            .get(&token.jti)
-            .is_some_and(|said| said.iter().any(|(at, on)| *at > after && !on));
-        let lifted = self
-            .cutoffs
-            .values()
-            .flatten()
-            .any(|(at, not_before)| *at > after && not_before.is_none());
+        let reinstated = self.tokens.get(&token.jti).is_some_and(|said| said.iter().any(|(at, on)| *at > after && !on));
+        let lifted = self.cutoffs.values().flatten().any(|(at, not_before)| *at > after && not_before.is_none());
         reinstated || lifted
     }
 
     fn was_ever_revoked(&self, token: &Token) -> bool {
-        self.tokens
-            .get(&token.jti)
-            .is_some_and(|said| said.iter().any(|(_, revoked)| *revoked))
+        self.tokens.get(&token.jti).is_some_and(|said| said.iter().any(|(_, revoked)| *revoked))
     }
 }
 
@@ -278,25 +253,13 @@ impl World {
             not_after,
             threshold: 1,
             roots: vec![root.public()],
-            publishers: vec![PublisherKey {
-                key: content.public(),
-                role: Role::Content as u8,
-                not_after,
-            }],
+            publishers: vec![PublisherKey { key: content.public(), role: Role::Content as u8, not_after }],
             issuer: realm.issuer.as_str().into(),
             fingerprinter,
             leeway: LEEWAY as u32,
         };
-        let keys = seal(
-            Kind::Keys,
-            &id,
-            &wire::encode_keys(&keys).expect("valid keys"),
-            &[&root],
-        );
-        let object = ledger::Object {
-            address: Address::Keys.to_string(),
-            bytes: keys,
-        };
+        let keys = seal(Kind::Keys, &id, &wire::encode_keys(&keys).expect("valid keys"), &[&root]);
+        let object = ledger::Object { address: Address::Keys.to_string(), bytes: keys };
         ready(ledger.store_objects(id, Term(1), vec![object], Vec::new())).expect("stored keys");
         let settings = Settings {
             chunk_bytes: 2_048,
@@ -315,11 +278,7 @@ impl World {
             ledger,
             realm,
             content,
-            trust: Trust {
-                roots: vec![root.public()],
-                threshold: 1,
-                not_before: start,
-            },
+            trust: Trust { roots: vec![root.public()], threshold: 1, not_before: start },
             settings,
             server: None,
             retained: BTreeMap::new(),
@@ -342,21 +301,14 @@ impl World {
 
     fn say(&self, what: impl FnOnce() -> String) {
         if self.trace {
-            println!(
-                "{:>4} {:>9.3}  {}",
-                self.step,
-                (self.time - START * 1_000) as f64 / 1_000.0,
-                what()
-            );
+            println!("{:>4} {:>9.3}  {}", self.step, (self.time - START * 1_000) as f64 / 1_000.0, what());
         }
     }
 
     // ---- devices -----------------------------------------------------------------------------
 
     fn add_device(&mut self) {
-        let profile = *self
-            .random
-            .pick(&[Profile::Filter, Profile::List, Profile::Exact, Profile::Exact]);
+        let profile = *self.random.pick(&[Profile::Filter, Profile::List, Profile::Exact, Profile::Exact]);
         let config = Config {
             profile,
             artifact_bytes_max: 1 << 20,
@@ -388,10 +340,7 @@ impl World {
     fn device_now(&self, device: usize) -> Now {
         let device = &self.devices[device];
         let wall = self.time.saturating_add_signed(device.clock_error);
-        Now::new(
-            UnixMillis::from_millis(wall),
-            Duration::from_millis(self.time - device.started),
-        )
+        Now::new(UnixMillis::from_millis(wall), Duration::from_millis(self.time - device.started))
     }
 
     fn start_device(&mut self, at: usize) {
@@ -472,12 +421,7 @@ impl World {
                             None => device.disk.take().and_then(|(_, base)| base),
                         };
                         device.disk = Some((image.head, base));
-                        self.tell(
-                            at,
-                            Event::Persisted {
-                                revision: image.revision,
-                            },
-                        );
+                        self.tell(at, Event::Persisted { revision: image.revision });
                     }
                 }
                 Action::Report(report) => {
@@ -520,41 +464,21 @@ impl World {
             _ => 1,
         };
         for _ in 0..copies {
-            let delay = if self.faults && self.random.chance(15) {
-                self.random.below(6_000)
-            } else {
-                self.random.below(40)
-            };
-            self.parcels.push(Parcel {
-                due: self.time + delay,
-                device,
-                address,
-                bytes: Arc::clone(bytes),
-            });
+            let delay =
+                if self.faults && self.random.chance(15) { self.random.below(6_000) } else { self.random.below(40) };
+            self.parcels.push(Parcel { due: self.time + delay, device, address, bytes: Arc::clone(bytes) });
         }
     }
 
     fn deliver_due(&mut self) {
         loop {
-            let due = self
-                .parcels
-                .iter()
-                .enumerate()
-                .filter(|(_, parcel)| parcel.due <= self.time);
+            let due = self.parcels.iter().enumerate().filter(|(_, parcel)| parcel.due <= self.time);
             let Some(first) = due.min_by_key(|(_, parcel)| parcel.due).map(|(at, _)| at) else {
                 return;
             };
-            let Parcel {
-                device, address, bytes, ..
-            } = self.parcels.remove(first);
+            let Parcel { device, address, bytes, .. } = self.parcels.remove(first);
             if self.devices[device].connected {
-                self.tell(
-                    device,
-                    Event::Packet {
-                        address,
-                        payload: &bytes,
-                    },
-                );
+                self.tell(device, Event::Packet { address, payload: &bytes });
             }
         }
     }
@@ -563,10 +487,7 @@ impl World {
 
     fn server_now(&self, started: u64, clock_error: i64) -> Now {
         let wall = self.time.saturating_add_signed(clock_error);
-        Now::new(
-            UnixMillis::from_millis(wall),
-            Duration::from_millis(self.time - started),
-        )
+        Now::new(UnixMillis::from_millis(wall), Duration::from_millis(self.time - started))
     }
 
     fn start_server(&mut self) {
@@ -582,33 +503,17 @@ impl World {
         let objects = ready(self.ledger.objects(id)).expect("objects");
         let entries = ready(self.ledger.scan(id, Sequence(0), usize::MAX)).expect("entries");
         let now = self.server_now(self.time, 0);
-        let signer = Signer {
-            content: self.content.clone(),
-        };
-        let mut publisher = Publisher::load(
-            self.realm.clone(),
-            self.settings.clone(),
-            signer,
-            now,
-            head,
-            objects,
-            entries,
-        )
-        .expect("a publisher that goes on");
+        let signer = Signer { content: self.content.clone() };
+        let mut publisher =
+            Publisher::load(self.realm.clone(), self.settings.clone(), signer, now, head, objects, entries)
+                .expect("a publisher that goes on");
         let standing = publisher.standing();
-        publisher.reconcile(standing.into_iter().map(|(address, _)| {
-            (
-                address,
-                self.retained
-                    .get(&address)
-                    .map(|bytes| revocast_core::Digest::of(bytes)),
-            )
-        }));
-        self.server = Some(Server {
-            publisher,
-            started: self.time,
-            clock_error: 0,
-        });
+        publisher.reconcile(
+            standing.into_iter().map(|(address, _)| {
+                (address, self.retained.get(&address).map(|bytes| revocast_core::Digest::of(bytes)))
+            }),
+        );
+        self.server = Some(Server { publisher, started: self.time, clock_error: 0 });
     }
 
     fn crash_server(&mut self) {
@@ -658,11 +563,7 @@ impl World {
         if crash_at == Some(0) {
             return false;
         }
-        ready(
-            self.ledger
-                .store_objects(self.realm.id, term, plan.puts.clone(), Vec::new()),
-        )
-        .expect("stored objects");
+        ready(self.ledger.store_objects(self.realm.id, term, plan.puts.clone(), Vec::new())).expect("stored objects");
         for (at, step) in plan.steps.iter().enumerate() {
             if crash_at == Some(at as u64 + 1) {
                 return false;
@@ -673,9 +574,7 @@ impl World {
                 Step::Clear { address } => self.publish(*address, Vec::new(), true),
                 Step::ReadBack { objects } => {
                     let stands = objects.iter().all(|(address, digest)| {
-                        self.retained
-                            .get(address)
-                            .is_some_and(|bytes| revocast_core::Digest::of(bytes) == *digest)
+                        self.retained.get(address).is_some_and(|bytes| revocast_core::Digest::of(bytes) == *digest)
                     });
                     if !stands {
                         server.publisher.failed();
@@ -687,11 +586,8 @@ impl World {
         if crash_at.is_some() {
             return false;
         }
-        ready(
-            self.ledger
-                .store_objects(self.realm.id, term, Vec::new(), plan.deletes.clone()),
-        )
-        .expect("removed objects");
+        ready(self.ledger.store_objects(self.realm.id, term, Vec::new(), plan.deletes.clone()))
+            .expect("removed objects");
         server.publisher.done(plan);
         true
     }
@@ -699,11 +595,7 @@ impl World {
     fn request(&mut self, action: ledger::Action) {
         let at = UnixTime::from_secs(self.time / 1_000);
         let head = self.oracle.head;
-        let request = Request {
-            action,
-            reason: None,
-            actor: "sim".to_owned(),
-        };
+        let request = Request { action, reason: None, actor: "sim".to_owned() };
         if let Err(error) = ready(self.ledger.append(self.realm.id, at, vec![request])) {
             panic!("seed {}: the ledger refused: {error}", self.seed);
         }
@@ -719,25 +611,12 @@ impl World {
         let iat = self.time / 1_000;
         let exp = iat + 10 + self.random.below(LIFETIME - 10);
         let sub = format!("device-{}", self.random.below(6));
-        self.tokens.push(Token {
-            jti: format!("token-{number}"),
-            sub,
-            iat,
-            exp,
-        });
+        self.tokens.push(Token { jti: format!("token-{number}"), sub, iat, exp });
     }
 
     fn recent_token(&mut self) -> Option<Token> {
-        let alive: Vec<&Token> = self
-            .tokens
-            .iter()
-            .filter(|token| token.exp * 1_000 > self.time)
-            .collect();
-        if alive.is_empty() {
-            None
-        } else {
-            Some((*self.random.pick(&alive)).clone())
-        }
+        let alive: Vec<&Token> = self.tokens.iter().filter(|token| token.exp * 1_000 > self.time).collect();
+        if alive.is_empty() { None } else { Some((*self.random.pick(&alive)).clone()) }
     }
 
     // ---- what happens ------------------------------------------------------------------------
@@ -767,15 +646,9 @@ impl World {
                 for at in 0..self.devices.len() {
                     self.disconnect(at);
                 }
-                let standing = self
-                    .server
-                    .as_ref()
-                    .map(|server| server.publisher.standing())
-                    .unwrap_or_default();
+                let standing = self.server.as_ref().map(|server| server.publisher.standing()).unwrap_or_default();
                 if let Some(server) = &mut self.server {
-                    server
-                        .publisher
-                        .reconcile(standing.into_iter().map(|(address, _)| (address, None)));
+                    server.publisher.reconcile(standing.into_iter().map(|(address, _)| (address, None)));
                 }
             }
             24..32 => {
@@ -835,19 +708,11 @@ impl World {
             70..85 => self.request(ledger::Action::Reinstate { jti: token.jti }),
             85..92 => {
                 let not_before = UnixTime::from_secs(self.time / 1_000 + 1);
-                let scope = if self.random.chance(15) {
-                    ledger::Scope::Realm
-                } else {
-                    ledger::Scope::Sub(token.sub)
-                };
+                let scope = if self.random.chance(15) { ledger::Scope::Realm } else { ledger::Scope::Sub(token.sub) };
                 self.request(ledger::Action::Cutoff { scope, not_before });
             }
             _ => {
-                let scope = if self.random.chance(50) {
-                    ledger::Scope::Realm
-                } else {
-                    ledger::Scope::Sub(token.sub)
-                };
+                let scope = if self.random.chance(50) { ledger::Scope::Realm } else { ledger::Scope::Sub(token.sub) };
                 self.request(ledger::Action::Lift { scope });
             }
         }
@@ -859,11 +724,7 @@ impl World {
             return;
         }
         let (address, bytes) = self.random.pick(&self.recorded).clone();
-        let address = if self.random.chance(30) {
-            self.random.pick(&self.recorded).0
-        } else {
-            address
-        };
+        let address = if self.random.chance(30) { self.random.pick(&self.recorded).0 } else { address };
         let mut bytes = bytes.to_vec();
         if !bytes.is_empty() && self.random.chance(30) {
             let at = self.random.below(bytes.len() as u64) as usize;
@@ -875,13 +736,7 @@ impl World {
         }
         let device = self.random.below(self.devices.len() as u64) as usize;
         if self.devices[device].connected {
-            self.tell(
-                device,
-                Event::Packet {
-                    address,
-                    payload: &bytes,
-                },
-            );
+            self.tell(device, Event::Packet { address, payload: &bytes });
         }
     }
 
@@ -912,21 +767,10 @@ impl World {
             server.clock_error = 0;
         }
         // A broker that was told lies keeps them until the publisher looks.
-        let standing = self
-            .server
-            .as_ref()
-            .map(|server| server.publisher.standing())
-            .unwrap_or_default();
+        let standing = self.server.as_ref().map(|server| server.publisher.standing()).unwrap_or_default();
         let found: Vec<_> = standing
             .into_iter()
-            .map(|(address, _)| {
-                (
-                    address,
-                    self.retained
-                        .get(&address)
-                        .map(|bytes| revocast_core::Digest::of(bytes)),
-                )
-            })
+            .map(|(address, _)| (address, self.retained.get(&address).map(|bytes| revocast_core::Digest::of(bytes))))
             .collect();
         if let Some(server) = &mut self.server {
             server.publisher.reconcile(found);
@@ -941,11 +785,7 @@ impl World {
     // ---- what must hold ----------------------------------------------------------------------
 
     fn violation(&self, what: String) -> Violation {
-        Violation {
-            seed: self.seed,
-            step: self.step,
-            what,
-        }
+        Violation { seed: self.seed, step: self.step, what }
     }
 
     fn ask(&self, at: usize, token: &Token) -> Option<Verdict> {
@@ -993,9 +833,7 @@ impl World {
                 }
                 self.judge_freshness(at, position.sequence.0)?;
             }
-            Verdict::Revoked {
-                why: Why::Expired { horizon },
-            } => {
+            Verdict::Revoked { why: Why::Expired { horizon } } => {
                 self.tally.revoked += 1;
                 if horizon.secs() * 1_000 > self.time {
                     return Err(self.violation(format!("device {at} holds a horizon in the future: {horizon}")));
@@ -1007,9 +845,7 @@ impl World {
                     return Err(self.violation(format!("device {at} says that {token:?} is revoked; it never was")));
                 }
             }
-            Verdict::Revoked {
-                why: Why::Cutoff { .. },
-            } => self.tally.revoked += 1,
+            Verdict::Revoked { why: Why::Cutoff { .. } } => self.tally.revoked += 1,
             Verdict::Suspect { .. } => self.tally.suspect += 1,
             Verdict::Unknown { doubt } => {
                 self.tally.unknown += 1;
@@ -1028,12 +864,7 @@ impl World {
         }
         // The signing clock may run five seconds ahead.
         let oldest = self.time.saturating_sub((STALENESS + 6) * 1_000);
-        let known = self
-            .manifests
-            .iter()
-            .filter(|(sealed, _)| *sealed <= oldest)
-            .map(|(_, sequence)| *sequence)
-            .max();
+        let known = self.manifests.iter().filter(|(sealed, _)| *sealed <= oldest).map(|(_, sequence)| *sequence).max();
         if known.is_some_and(|known| sequence < known) {
             let what = format!("device {at} answers from sequence {sequence}; {known:?} is older than it may ignore");
             return Err(self.violation(what));
@@ -1079,10 +910,7 @@ impl World {
                 let wrong = match verdict {
                     Verdict::NotRevoked { .. } => revoked,
                     // Forgotten once it has expired, and then refused for that.
-                    Verdict::Revoked {
-                        why: Why::Expired { .. },
-                    }
-                    | Verdict::Suspect { .. } => false,
+                    Verdict::Revoked { why: Why::Expired { .. } } | Verdict::Suspect { .. } => false,
                     // Fingerprints short enough to collide may make a stranger look revoked.
                     Verdict::Revoked { .. } => !revoked && self.realm.fingerprinter.width().is_exact(),
                     Verdict::Unknown { .. } => true,

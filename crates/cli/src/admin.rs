@@ -27,7 +27,11 @@ impl Api {
     pub fn new(server: &ServerArguments) -> Result<Self, Failure> {
         if !server.server.starts_with("http://") || server.server.contains(char::is_whitespace) {
             let url = &server.server;
-            return Err(Failure::plain("bad-server", format!("--server: {url:?} is no URL of the kind http://host:port")).usage());
+            return Err(Failure::plain(
+                "bad-server",
+                format!("--server: {url:?} is no URL of the kind http://host:port"),
+            )
+            .usage());
         }
         let path = &server.admin_token_file;
         let token = std::fs::read_to_string(path).map_err(|error| {
@@ -77,7 +81,10 @@ impl Api {
         let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
         let kind = text("type").and_then(|kind| kind.rsplit(':').next().map(str::to_owned));
         let detail = text("detail").or(text("title")).unwrap_or_else(|| "no reason given".to_owned());
-        let failure = Failure::plain(kind.unwrap_or_else(|| "refused".to_owned()), format!("the server refused ({status}): {detail}"));
+        let failure = Failure::plain(
+            kind.unwrap_or_else(|| "refused".to_owned()),
+            format!("the server refused ({status}): {detail}"),
+        );
         Err(match status.as_u16() {
             401 => failure.help("the bearer token is wrong; --admin-token-file names the one that keygen wrote"),
             _ => failure,
@@ -107,7 +114,11 @@ pub fn realm(output: Output, server: &ServerArguments, command: RealmCommand) ->
             for realm in &realms {
                 let _ = writeln!(words, "{}  {}", text(realm, "name"), text(realm, "issuer"));
             }
-            let words = if words.is_empty() { "no realms; found one with: revocast realm create NAME --issuer ISS" } else { words.trim_end() };
+            let words = if words.is_empty() {
+                "no realms; found one with: revocast realm create NAME --issuer ISS"
+            } else {
+                words.trim_end()
+            };
             output.result(words, &json!(realms));
         }
     }
@@ -130,7 +141,9 @@ pub fn revoke(output: Output, arguments: &Revoke) -> Result<ExitCode, Failure> {
             (token.jti, token.exp)
         }
         (None, Some(jti), Some(exp)) => (jti.clone(), exp),
-        (None, ..) => return Err(Failure::plain("usage", "name the token with --jti and --exp, or with --token").usage()),
+        (None, ..) => {
+            return Err(Failure::plain("usage", "name the token with --jti and --exp, or with --token").usage());
+        }
     };
     let mut body = json!({ "jti": jti, "exp": exp });
     if let (Some(reason), Some(fields)) = (&arguments.reason, body.as_object_mut()) {

@@ -13,8 +13,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use revocast_core::{Claims, Config, Digest, Jti, Profile, RealmId, UnixTime, Verdict};
 use revocast_device::{
-    Checker, ClientId, Credentials, Device, DeviceConfig, DiskStore, KeySet, Policy, Prefix, StartError, Status, SystemClock, TlsRoots,
-    Validator, ValidatorConfig, random_seed, trust_from_file,
+    Checker, ClientId, Credentials, Device, DeviceConfig, DiskStore, KeySet, Policy, Prefix, StartError, Status,
+    SystemClock, TlsRoots, Validator, ValidatorConfig, random_seed, trust_from_file,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -36,9 +36,14 @@ pub fn run(output: Output, arguments: &Agent) -> Result<ExitCode, Failure> {
     output.start_logging()?;
     let listen = arguments.listen.unwrap_or(LISTEN_DEFAULT);
     if !listen.ip().is_loopback() {
-        return Err(Failure::plain("not-loopback", format!("{listen} can be reached from outside; the agent answers on loopback only"))
-            .help("questions carry tokens in the clear: put a proxy with TLS and authentication before it if others must ask")
-            .usage());
+        return Err(Failure::plain(
+            "not-loopback",
+            format!("{listen} can be reached from outside; the agent answers on loopback only"),
+        )
+        .help(
+            "questions carry tokens in the clear: put a proxy with TLS and authentication before it if others must ask",
+        )
+        .usage());
     }
     let config = device_config(arguments)?;
     let tokens = tokens(arguments)?;
@@ -50,22 +55,20 @@ pub fn run(output: Output, arguments: &Agent) -> Result<ExitCode, Failure> {
         let address = listener.local_addr().map_err(|error| Failure::new("io", "the address is not known", &error))?;
         let store = DiskStore::open(&arguments.state)
             .map_err(|error| Failure::new("state", "the state folder cannot be used", &error))?;
-        let device =
-            Device::start(config, store).await.map_err(|error| {
-                let failure = Failure::new("not-started", "the agent did not start", &error);
-                match error {
-                    StartError::Link(_) => failure.help("name them with --broker-ca FILE, for mqtts:// only").usage(),
-                    StartError::Store(_) | StartError::Interrupted => failure,
-                }
-            })?;
-        let shared = Arc::new(Shared {
-            checker: device.checker(),
-            status: device.status(),
-            tokens,
-            validator: OnceLock::new(),
-        });
+        let device = Device::start(config, store).await.map_err(|error| {
+            let failure = Failure::new("not-started", "the agent did not start", &error);
+            match error {
+                StartError::Link(_) => failure.help("name them with --broker-ca FILE, for mqtts:// only").usage(),
+                StartError::Store(_) | StartError::Interrupted => failure,
+            }
+        })?;
+        let shared =
+            Arc::new(Shared { checker: device.checker(), status: device.status(), tokens, validator: OnceLock::new() });
         let words = format!("answers on http://{address}, state in {}", arguments.state.display());
-        output.result(words, &json!({ "listen": format!("http://{address}"), "state": arguments.state.display().to_string() }));
+        output.result(
+            words,
+            &json!({ "listen": format!("http://{address}"), "state": arguments.state.display().to_string() }),
+        );
         let logging = tokio::spawn(log_changes(device.status(), device.checker()));
         let serving = axum::serve(listener, router(shared)).with_graceful_shutdown(asked_to_end());
         serving.await.map_err(|error| Failure::new("io", "the interface failed", &error))?;
@@ -143,13 +146,21 @@ impl Shared {
     /// The validator, once the realm's keys have told the issuer.
     fn validator(&self) -> Result<&Validator<Checker>, Problem> {
         let Some(tokens) = &self.tokens else {
-            return Err(Problem(StatusCode::NOT_IMPLEMENTED, "no-jwks", "start the agent with --jwks and --audience".into()));
+            return Err(Problem(
+                StatusCode::NOT_IMPLEMENTED,
+                "no-jwks",
+                "start the agent with --jwks and --audience".into(),
+            ));
         };
         if let Some(validator) = self.validator.get() {
             return Ok(validator);
         }
         let Some(issuer) = self.checker.issuer() else {
-            return Err(Problem(StatusCode::SERVICE_UNAVAILABLE, "no-state", "the realm's keys have not arrived yet".into()));
+            return Err(Problem(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no-state",
+                "the realm's keys have not arrived yet".into(),
+            ));
         };
         let mut config = ValidatorConfig::new(&*issuer, tokens.audiences.clone(), tokens.keys.clone())
             .with_leeway_secs(tokens.leeway);
@@ -167,7 +178,9 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/check", get(check))
         .route("/verify", post(verify))
         .route("/status", get(status))
-        .fallback(|| async { Problem(StatusCode::NOT_FOUND, "unknown-path", "GET /check, POST /verify, GET /status".into()) })
+        .fallback(|| async {
+            Problem(StatusCode::NOT_FOUND, "unknown-path", "GET /check, POST /verify, GET /status".into())
+        })
         .method_not_allowed_fallback(|| async {
             Problem(StatusCode::METHOD_NOT_ALLOWED, "wrong-method", "GET /check, POST /verify, GET /status".into())
         })
@@ -274,7 +287,9 @@ async fn log_changes(mut status: watch::Receiver<Status>, checker: Checker) {
                 connected = Some(now.connected);
                 match (now.connected, &now.last_loss) {
                     (true, _) => tracing::info!("connected to the broker"),
-                    (false, Some(cause)) => tracing::warn!(%cause, "no connection to the broker; answering from what is held"),
+                    (false, Some(cause)) => {
+                        tracing::warn!(%cause, "no connection to the broker; answering from what is held")
+                    }
                     (false, None) => tracing::info!("connecting to the broker"),
                 }
             }
@@ -287,7 +302,9 @@ async fn log_changes(mut status: watch::Receiver<Status>, checker: Checker) {
                 doubt = Some(now.doubt);
                 match now.doubt {
                     None => tracing::info!("answers are current"),
-                    Some(doubt) => tracing::warn!(doubt = doubt.name(), "answers are \"unknown\" where nothing is revoked"),
+                    Some(doubt) => {
+                        tracing::warn!(doubt = doubt.name(), "answers are \"unknown\" where nothing is revoked")
+                    }
                 }
             }
         }

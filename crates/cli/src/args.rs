@@ -144,7 +144,13 @@ pub struct ServerArguments {
     #[arg(long, global = true, value_name = "URL", env = "REVOCAST_SERVER", default_value = "http://127.0.0.1:8180")]
     pub server: String,
     /// File with the bearer token; `keygen` wrote it.
-    #[arg(long, global = true, value_name = "FILE", env = "REVOCAST_ADMIN_TOKEN_FILE", default_value = "data/keys/admin.token")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "REVOCAST_ADMIN_TOKEN_FILE",
+        default_value = "data/keys/admin.token"
+    )]
     pub admin_token_file: PathBuf,
 }
 

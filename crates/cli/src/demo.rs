@@ -61,7 +61,10 @@ pub fn run(output: Output, arguments: Demo) -> Result<ExitCode, Failure> {
         if wrongly_accepted == Some(0) {
             Ok(ExitCode::SUCCESS)
         } else {
-            Err(Failure::plain("wrongly-accepted", "a revoked token was accepted; this must never happen, please report it"))
+            Err(Failure::plain(
+                "wrongly-accepted",
+                "a revoked token was accepted; this must never happen, please report it",
+            ))
         }
     })
 }
@@ -129,7 +132,8 @@ impl Show {
     async fn begin(output: Output, arguments: Demo, folder: &Path) -> Result<Self, Failure> {
         let started = Instant::now();
         let key_folder = folder.join("data").join("keys");
-        let keys = Keys::generate(&key_folder, ServerClock::new().unix_time()).map_err(|error| keygen::failure(&error))?;
+        let keys =
+            Keys::generate(&key_folder, ServerClock::new().unix_time()).map_err(|error| keygen::failure(&error))?;
         let jwks = keys.issuer().jwks().to_string();
         let key_set = KeySet::from_jwks(jwks.as_bytes())
             .map_err(|error| Failure::new("bad-jwks", "our own key set cannot be read", &error))?;
@@ -451,7 +455,10 @@ impl Show {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     let at = device.checker().position();
-                    return Err(Failure::plain("too-slow", format!("{} stands at {at}, not in epoch {epoch}", follower.name)));
+                    return Err(Failure::plain(
+                        "too-slow",
+                        format!("{} stands at {at}, not in epoch {epoch}", follower.name),
+                    ));
                 }
                 let _ = tokio::time::timeout(left.min(Duration::from_millis(100)), status.changed()).await;
             }

@@ -34,13 +34,11 @@ impl Findings {
         for (name, value) in &self.0 {
             let text = match value {
                 Value::String(text) => text.clone(),
-                Value::Array(items) if !items.is_empty() => {
-                    items.iter().fold(String::new(), |mut text, item| {
-                        let item = item.as_str().map_or_else(|| item.to_string(), str::to_owned);
-                        let _ = write!(text, "\n    {item}");
-                        text
-                    })
-                }
+                Value::Array(items) if !items.is_empty() => items.iter().fold(String::new(), |mut text, item| {
+                    let item = item.as_str().map_or_else(|| item.to_string(), str::to_owned);
+                    let _ = write!(text, "\n    {item}");
+                    text
+                }),
                 other => other.to_string(),
             };
             let _ = writeln!(words, "{name:<20}{text}");
@@ -55,7 +53,8 @@ impl Findings {
 
 pub fn run(output: Output, file: &Path, trust: Option<&Path>, keys: Option<&Path>) -> Result<ExitCode, Failure> {
     let trust = trust.map(|path| {
-        trust_from_file(path).map_err(|error| Failure::new("bad-trust", format!("{} cannot be used", path.display()), &error).usage())
+        trust_from_file(path)
+            .map_err(|error| Failure::new("bad-trust", format!("{} cannot be used", path.display()), &error).usage())
     });
     let trust = trust.transpose()?;
     let mut findings = Findings::default();
@@ -81,7 +80,10 @@ pub fn run(output: Output, file: &Path, trust: Option<&Path>, keys: Option<&Path
             }
             Some(b"RVB1") => base_image(&mut findings, &bytes, None, false)?,
             _ => {
-                return Err(Failure::plain("not-ours", format!("{} is neither a sealed object nor state", file.display())));
+                return Err(Failure::plain(
+                    "not-ours",
+                    format!("{} is neither a sealed object nor state", file.display()),
+                ));
             }
         }
     }
@@ -120,7 +122,10 @@ fn object(findings: &mut Findings, bytes: &[u8], trust: Option<&Trust>, keys: Op
             findings.add("next update", manifest.next_update.secs());
             findings.add("horizon", manifest.horizon.secs());
             findings.add("index", manifest.index.to_string());
-            let pieces = manifest.ladder.iter().map(|piece| format!("({}, {}] {} bytes {}", piece.from, piece.to, piece.bytes, piece.digest));
+            let pieces = manifest
+                .ladder
+                .iter()
+                .map(|piece| format!("({}, {}] {} bytes {}", piece.from, piece.to, piece.bytes, piece.digest));
             findings.add("ladder", pieces.collect::<Vec<_>>());
         }
         Kind::Index => describe_index(findings, &wire::decode_index(body).map_err(unreadable)?),
@@ -149,7 +154,9 @@ fn object(findings: &mut Findings, bytes: &[u8], trust: Option<&Trust>, keys: Op
 /// A delta does not say how wide its fingerprints are; the realm's keys do. Only one width decodes.
 fn delta(findings: &mut Findings, body: &[u8]) -> Result<(), Failure> {
     let widths = [Width::W48, Width::W64, Width::W40];
-    let Some((width, delta)) = widths.into_iter().find_map(|width| Some((width, wire::decode_delta(body, width).ok()?))) else {
+    let Some((width, delta)) =
+        widths.into_iter().find_map(|width| Some((width, wire::decode_delta(body, width).ok()?)))
+    else {
         return Err(unreadable(wire::WireError::Range { field: "a coded list of fingerprints" }));
     };
     findings.add("term", delta.term.0);
@@ -172,7 +179,8 @@ fn describe_keys(findings: &mut Findings, keys: &Keys) {
     findings.add("threshold", keys.threshold);
     findings.add("roots", keys.roots.iter().map(|key| key.id().to_string()).collect::<Vec<_>>());
     let publishers = keys.publishers.iter().map(|publisher| {
-        let role = Role::from_number(publisher.role).map_or_else(|| "unknown".to_owned(), |role| format!("{role:?}").to_lowercase());
+        let role = Role::from_number(publisher.role)
+            .map_or_else(|| "unknown".to_owned(), |role| format!("{role:?}").to_lowercase());
         format!("{} {role}, until {}", publisher.key.id(), publisher.not_after)
     });
     findings.add("publishers", publishers.collect::<Vec<_>>());
@@ -186,7 +194,10 @@ fn describe_index(findings: &mut Findings, index: &revocast_core::Index) {
     findings.add("base", format!("{}.{}", index.epoch, index.sequence));
     findings.add("issued at", index.issued_at.to_string());
     findings.add("horizon", index.horizon.secs());
-    findings.add("filter", format!("{} blocks of 64 bytes, {} probes in each of two lines", index.filter.blocks(), index.filter.probes()));
+    findings.add(
+        "filter",
+        format!("{} blocks of 64 bytes, {} probes in each of two lines", index.filter.blocks(), index.filter.probes()),
+    );
     findings.add("chunk bytes", index.chunk_bytes);
     let artifacts = index.artifacts.iter().map(|summary| {
         let chunks = summary.chunk_count(index.chunk_bytes);
@@ -200,20 +211,26 @@ fn head(findings: &mut Findings, head: &Head, trust: Option<&Trust>) -> Result<(
     findings.add("realm", head.realm.as_str());
     findings.add("revision", head.revision);
     findings.add("profile", head.profile.name());
-    let position = head.position.map_or_else(|| "none yet".to_owned(), |(term, sequence)| format!("term {term}, sequence {sequence}"));
+    let position = head
+        .position
+        .map_or_else(|| "none yet".to_owned(), |(term, sequence)| format!("term {term}, sequence {sequence}"));
     findings.add("position", position);
     findings.add("horizon", head.horizon.secs());
     findings.add("floor", head.floor.to_string());
     findings.add("current as of", head.proof.map_or_else(|| "never".to_owned(), |proof| proof.to_string()));
     findings.add("recent", head.recent.len());
     findings.add("cutoffs", head.cutoffs.len());
-    findings.add("early ranges", head.early.iter().map(|range| format!("({}, {}]", range.from, range.to)).collect::<Vec<_>>());
+    findings.add(
+        "early ranges",
+        head.early.iter().map(|range| format!("({}, {}]", range.from, range.to)).collect::<Vec<_>>(),
+    );
     findings.add("base image", head.base.map_or_else(|| "none".to_owned(), |digest| digest.to_string()));
     if let Some(trust) = trust {
         let sealed = Sealed::expect(&head.keys, &head.realm, Kind::Keys).map_err(|error| refused(&error))?;
         let keys = verified_keys(&head.keys, &sealed, trust)?;
         if !head.manifest.is_empty() {
-            let manifest = Sealed::expect(&head.manifest, &head.realm, Kind::Manifest).map_err(|error| refused(&error))?;
+            let manifest =
+                Sealed::expect(&head.manifest, &head.realm, Kind::Manifest).map_err(|error| refused(&error))?;
             verify(findings, &manifest, trust, Some(&keys))?;
         }
     }
@@ -257,17 +274,23 @@ fn verify(findings: &mut Findings, sealed: &Sealed<'_>, trust: &Trust, keys: Opt
             sealed.by_threshold(&trust.roots, trust.threshold).map_err(|error| refused(&error))?;
             findings.add("verified", "by the pinned roots");
         }
-        (Kind::Chunk | Kind::Report, _) => findings.add("verified", "no: this kind is unsigned; an index names chunks by digest"),
+        (Kind::Chunk | Kind::Report, _) => {
+            findings.add("verified", "no: this kind is unsigned; an index names chunks by digest")
+        }
         (Kind::Manifest | Kind::Index | Kind::Delta, Some(keys)) => {
             let publishers: Vec<PublicKey> = keys.publishers.iter().map(|publisher| publisher.key).collect();
             sealed.by_threshold(&publishers, 1).map_err(|error| refused(&error))?;
-            let until = keys.publishers.iter().map(|publisher| publisher.not_after).max().unwrap_or(UnixTime::default());
+            let until =
+                keys.publishers.iter().map(|publisher| publisher.not_after).max().unwrap_or(UnixTime::default());
             findings.add("verified", format!("by a publisher key that the pinned roots vouch for until {until}"));
         }
         (Kind::Manifest | Kind::Index | Kind::Delta, None) => {
-            return Err(Failure::plain("no-keys", "this kind is signed by a publisher key, which only the keys object names")
-                .help("name the sealed keys object of the realm with --keys FILE")
-                .usage());
+            return Err(Failure::plain(
+                "no-keys",
+                "this kind is signed by a publisher key, which only the keys object names",
+            )
+            .help("name the sealed keys object of the realm with --keys FILE")
+            .usage());
         }
     }
     Ok(())

@@ -75,7 +75,8 @@ impl Output {
             text => match text.parse::<LevelFilter>() {
                 Ok(level) => ours(level),
                 Err(_) => text.parse().map_err(|error| {
-                    Failure::new("bad-log-filter", format!("REVOCAST_LOG={text} is no level and no filter"), &error).usage()
+                    Failure::new("bad-log-filter", format!("REVOCAST_LOG={text} is no level and no filter"), &error)
+                        .usage()
                 })?,
             },
         };

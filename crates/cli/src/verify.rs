@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use revocast_core::{Now, UnixTime};
 use revocast_device::{
-    Checker, KeySet, Policy, Rejected, RevokedPairs, Revocations, Rule, SystemClock, Token, Unchecked, Validator,
+    Checker, KeySet, Policy, Rejected, Revocations, RevokedPairs, Rule, SystemClock, Token, Unchecked, Validator,
     ValidatorConfig,
 };
 use serde::Serialize;
@@ -54,7 +54,12 @@ pub fn key_set(path: &std::path::Path) -> Result<KeySet, Failure> {
         .map_err(|error| Failure::new("bad-jwks", format!("{} cannot be used", path.display()), &error).usage())
 }
 
-fn judge<R: Revocations>(config: ValidatorConfig, revocations: R, policy: Policy, now: Now) -> Result<ExitCode, Failure> {
+fn judge<R: Revocations>(
+    config: ValidatorConfig,
+    revocations: R,
+    policy: Policy,
+    now: Now,
+) -> Result<ExitCode, Failure> {
     let validator = Validator::new(config, revocations, policy)
         .map_err(|error| Failure::new("bad-rules", "no validator can be made of these arguments", &error).usage())?;
     let failed = |error: std::io::Error| Failure::new("io", "standard input or output failed", &error);

@@ -27,22 +27,14 @@ impl ArtifactSummary {
     /// How many chunks the artifact is cut into.
     #[must_use]
     pub const fn chunk_count(&self, chunk_bytes: u32) -> u64 {
-        if chunk_bytes == 0 {
-            0
-        } else {
-            self.bytes.div_ceil(chunk_bytes as u64)
-        }
+        if chunk_bytes == 0 { 0 } else { self.bytes.div_ceil(chunk_bytes as u64) }
     }
 
     /// How many pages the digests of those chunks are cut into.
     #[must_use]
     pub const fn page_count(&self, chunk_bytes: u32) -> u64 {
         let per_page = digests_per_page(chunk_bytes);
-        if per_page == 0 {
-            0
-        } else {
-            self.chunk_count(chunk_bytes).div_ceil(per_page)
-        }
+        if per_page == 0 { 0 } else { self.chunk_count(chunk_bytes).div_ceil(per_page) }
     }
 }
 
@@ -72,12 +64,7 @@ impl Cutting {
     /// How the artifacts of this index were cut.
     #[must_use]
     pub const fn of(realm: RealmId, index: &Index) -> Self {
-        Self {
-            realm,
-            term: index.term,
-            epoch: index.epoch,
-            chunk_bytes: index.chunk_bytes,
-        }
+        Self { realm, term: index.term, epoch: index.epoch, chunk_bytes: index.chunk_bytes }
     }
 
     /// Cuts an artifact.
@@ -97,15 +84,7 @@ impl Cutting {
             pages.push(Digest::of(&sealed));
             objects.push((address, sealed));
         })?;
-        Ok(Cut {
-            summary: ArtifactSummary {
-                artifact,
-                entries,
-                bytes: bytes.len() as u64,
-                pages,
-            },
-            objects,
-        })
+        Ok(Cut { summary: ArtifactSummary { artifact, entries, bytes: bytes.len() as u64, pages }, objects })
     }
 
     /// Whether these bytes are the artifact that `summary` names.
@@ -137,24 +116,9 @@ impl Cutting {
         let size = slice_bytes(layer, self.chunk_bytes).max(1);
         for (number, content) in bytes.chunks(size).enumerate() {
             let number = number as u32;
-            let chunk = Chunk {
-                term: self.term,
-                epoch: self.epoch,
-                artifact,
-                layer,
-                number,
-                content,
-            };
+            let chunk = Chunk { term: self.term, epoch: self.epoch, artifact, layer, number, content };
             let sealed = seal::seal(Kind::Chunk, &self.realm, &wire::encode_chunk(&chunk)?, &[]);
-            each(
-                Address::Chunk {
-                    epoch: self.epoch,
-                    artifact,
-                    layer,
-                    number,
-                },
-                sealed,
-            );
+            each(Address::Chunk { epoch: self.epoch, artifact, layer, number }, sealed);
         }
         Ok(())
     }
@@ -188,12 +152,7 @@ struct Part {
 
 impl Part {
     fn new(bytes: usize, slice: usize, count: usize) -> Self {
-        Self {
-            bytes: vec![0; bytes],
-            slice,
-            missing: vec![true; count],
-            left: count,
-        }
+        Self { bytes: vec![0; bytes], slice, missing: vec![true; count], left: count }
     }
 
     fn is_missing(&self, number: u32) -> bool {
@@ -220,11 +179,7 @@ impl Part {
     }
 
     fn numbers_missing(&self) -> impl Iterator<Item = u32> {
-        self.missing
-            .iter()
-            .enumerate()
-            .filter(|(_, missing)| **missing)
-            .map(|(number, _)| number as u32)
+        self.missing.iter().enumerate().filter(|(_, missing)| **missing).map(|(number, _)| number as u32)
     }
 }
 
@@ -232,24 +187,13 @@ impl Assembly {
     /// Makes room for an artifact; its size was checked against the device's budget before.
     pub(crate) fn new(cutting: Cutting, summary: ArtifactSummary) -> Result<Self, Refusal> {
         if summary.bytes > ARTIFACT_BYTES_MAX {
-            return Err(Refusal::TooLarge {
-                bytes: summary.bytes,
-                max: ARTIFACT_BYTES_MAX,
-            });
+            return Err(Refusal::TooLarge { bytes: summary.bytes, max: ARTIFACT_BYTES_MAX });
         }
         let chunks = summary.chunk_count(cutting.chunk_bytes) as usize;
         let pages = summary.page_count(cutting.chunk_bytes) as usize;
         Ok(Self {
-            digests: Part::new(
-                chunks * DIGEST_BYTES,
-                slice_bytes(Layer::Pages, cutting.chunk_bytes),
-                pages,
-            ),
-            content: Part::new(
-                summary.bytes as usize,
-                slice_bytes(Layer::Content, cutting.chunk_bytes),
-                chunks,
-            ),
+            digests: Part::new(chunks * DIGEST_BYTES, slice_bytes(Layer::Pages, cutting.chunk_bytes), pages),
+            content: Part::new(summary.bytes as usize, slice_bytes(Layer::Content, cutting.chunk_bytes), chunks),
             cutting,
             summary,
         })
@@ -264,10 +208,7 @@ impl Assembly {
             layer,
             number,
         };
-        let pages = self
-            .digests
-            .numbers_missing()
-            .map(move |number| address(Layer::Pages, number));
+        let pages = self.digests.numbers_missing().map(move |number| address(Layer::Pages, number));
         let chunks = self
             .content
             .numbers_missing()
@@ -297,11 +238,7 @@ impl Assembly {
             && chunk.artifact == self.summary.artifact
             && chunk.layer == layer
             && chunk.number == number;
-        if belongs && part.fill(number, chunk.content) {
-            Ok(())
-        } else {
-            Err(Refusal::MixAndMatch { what })
-        }
+        if belongs && part.fill(number, chunk.content) { Ok(()) } else { Err(Refusal::MixAndMatch { what }) }
     }
 
     /// Whether all of it is there.

@@ -100,11 +100,7 @@ impl fmt::Display for UnixMillis {
 /// Whole milliseconds of a span, capped at the largest `u64`.
 const fn millis_of(span: Duration) -> u64 {
     let millis = span.as_millis();
-    if millis > u64::MAX as u128 {
-        u64::MAX
-    } else {
-        millis as u64
-    }
+    if millis > u64::MAX as u128 { u64::MAX } else { millis as u64 }
 }
 
 /// One reading of both clocks.

@@ -60,20 +60,16 @@ pub struct Scope {
 
 impl Scope {
     /// Every token of the realm.
-    pub const REALM: Self = Self {
-        kind: ScopeKind::Realm,
-        name: 0,
-    };
+    pub const REALM: Self = Self { kind: ScopeKind::Realm, name: 0 };
 
     /// The scope of `kind` that `text` names; the text is ignored for [`ScopeKind::Realm`].
     #[must_use]
     pub fn new(fingerprinter: &Fingerprinter, kind: ScopeKind, text: &str) -> Self {
         match kind {
             ScopeKind::Realm => Self::REALM,
-            ScopeKind::Subject | ScopeKind::KeyId | ScopeKind::Client => Self {
-                kind,
-                name: fingerprinter.scope(kind as u8, text),
-            },
+            ScopeKind::Subject | ScopeKind::KeyId | ScopeKind::Client => {
+                Self { kind, name: fingerprinter.scope(kind as u8, text) }
+            }
         }
     }
 }
@@ -192,18 +188,10 @@ impl Cutoffs {
     /// Computes what is in force: the recent statement where there is one, the base's elsewhere.
     fn settle(&mut self) {
         let spoken = |scope: &Scope| self.recent.binary_search_by_key(scope, |held| held.scope).is_ok();
-        let mut live: Vec<Cutoff> = self
-            .base
-            .iter()
-            .filter(|cutoff| !spoken(&cutoff.scope))
-            .copied()
-            .collect();
-        live.extend(self.recent.iter().filter_map(|held| {
-            Some(Cutoff {
-                scope: held.scope,
-                not_before: held.not_before?,
-            })
-        }));
+        let mut live: Vec<Cutoff> = self.base.iter().filter(|cutoff| !spoken(&cutoff.scope)).copied().collect();
+        live.extend(
+            self.recent.iter().filter_map(|held| Some(Cutoff { scope: held.scope, not_before: held.not_before? })),
+        );
         live.sort_unstable();
         self.live = live;
     }

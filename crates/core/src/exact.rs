@@ -89,15 +89,7 @@ impl Geometry {
         if count == 0 {
             let end = HEADER_BYTES;
             let size = end as u64;
-            return Ok(Self {
-                count,
-                width,
-                low_bits: 0,
-                buckets: 0,
-                samples_at: end,
-                lows_at: end,
-                size,
-            });
+            return Ok(Self { count, width, low_bits: 0, buckets: 0, samples_at: end, lows_at: end, size });
         }
         let low_bits = width.bits().saturating_sub(ceil_log2(count)).min(LOW_BITS_MAX);
         let buckets = 1 << (width.bits() - low_bits);
@@ -105,15 +97,7 @@ impl Geometry {
         let samples_at = HEADER_BYTES as u64 + (count + buckets).div_ceil(64) * 8;
         let lows_at = samples_at + buckets.div_ceil(SAMPLE_BUCKETS) * 4;
         let size = lows_at + (count * u64::from(low_bits)).div_ceil(8) + LOW_PADDING_BYTES;
-        Ok(Self {
-            count,
-            width,
-            low_bits,
-            buckets,
-            samples_at: samples_at as usize,
-            lows_at: lows_at as usize,
-            size,
-        })
+        Ok(Self { count, width, low_bits, buckets, samples_at: samples_at as usize, lows_at: lows_at as usize, size })
     }
 
     const fn low_mask(&self) -> u64 {
@@ -172,10 +156,7 @@ impl ExactList {
             lows_at: HEADER_BYTES,
             size: HEADER_BYTES as u64,
         };
-        Self {
-            bytes: header(&geometry).to_vec(),
-            geometry,
-        }
+        Self { bytes: header(&geometry).to_vec(), geometry }
     }
 
     /// Gives the bytes away.
@@ -198,10 +179,7 @@ impl<B: AsRef<[u8]>> ExactList<B> {
         let width = Width::from_bits(width).ok_or(ExactListError::Header)?;
         let geometry = Geometry::new(u64::from(u32::from_le_bytes([c0, c1, c2, c3])), width)?;
         if all.len() as u64 != geometry.size {
-            return Err(ExactListError::Length {
-                expected: geometry.size,
-                found: all.len() as u64,
-            });
+            return Err(ExactListError::Length { expected: geometry.size, found: all.len() as u64 });
         }
         Ok(Self { bytes, geometry })
     }
@@ -215,9 +193,7 @@ impl<B: AsRef<[u8]>> ExactList<B> {
     pub fn verify(&self) -> Result<(), ExactListError> {
         let mut builder = ExactListBuilder::new(self.geometry.count, self.geometry.width)?;
         for (index, fingerprint) in self.iter().enumerate() {
-            builder
-                .push(fingerprint)
-                .map_err(|_| ExactListError::Damaged { index: index as u64 })?;
+            builder.push(fingerprint).map_err(|_| ExactListError::Damaged { index: index as u64 })?;
         }
         let index = builder.pushed;
         match builder.finish() {
@@ -242,8 +218,7 @@ impl<B: AsRef<[u8]>> ExactList<B> {
             return false;
         }
         // False if the bytes are not what they should be.
-        self.search(bits >> geometry.low_bits, bits & geometry.low_mask())
-            .unwrap_or(false)
+        self.search(bits >> geometry.low_bits, bits & geometry.low_mask()).unwrap_or(false)
     }
 
     /// The number of entries.
@@ -279,22 +254,14 @@ impl<B: AsRef<[u8]>> ExactList<B> {
     /// The same list, borrowed.
     #[must_use]
     pub fn view(&self) -> ExactList<&[u8]> {
-        ExactList {
-            bytes: self.bytes.as_ref(),
-            geometry: self.geometry,
-        }
+        ExactList { bytes: self.bytes.as_ref(), geometry: self.geometry }
     }
 
     /// All fingerprints, from the smallest.
     #[must_use]
     pub fn iter(&self) -> ExactListIter<'_> {
         let list = self.view();
-        ExactListIter {
-            ones: list.upper(0).unwrap_or(0),
-            list,
-            word: 0,
-            index: 0,
-        }
+        ExactListIter { ones: list.upper(0).unwrap_or(0), list, word: 0, index: 0 }
     }
 
     fn search(&self, bucket: u64, low: u64) -> Option<bool> {
@@ -452,16 +419,7 @@ impl ExactListBuilder {
             *to = from;
         }
         let low_at = geometry.lows_at;
-        Ok(Self {
-            bytes,
-            geometry,
-            pushed: 0,
-            before: None,
-            begun: 0,
-            low_rest: 0,
-            low_filled: 0,
-            low_at,
-        })
+        Ok(Self { bytes, geometry, pushed: 0, before: None, begun: 0, low_rest: 0, low_filled: 0, low_at })
     }
 
     /// Adds a fingerprint above all before it.
@@ -469,10 +427,7 @@ impl ExactListBuilder {
     pub fn push(&mut self, fingerprint: Fingerprint) -> Result<(), ExactListError> {
         let bits = fingerprint.bits();
         if self.pushed >= self.geometry.count {
-            return Err(ExactListError::Count {
-                announced: self.geometry.count,
-                found: self.pushed + 1,
-            });
+            return Err(ExactListError::Count { announced: self.geometry.count, found: self.pushed + 1 });
         }
         if bits > largest(self.geometry.width) || self.before.is_some_and(|before| before >= bits) {
             return Err(ExactListError::Unsorted { index: self.pushed });
@@ -492,10 +447,7 @@ impl ExactListBuilder {
     /// Ends the list; all that was announced must have come.
     pub fn finish(mut self) -> Result<ExactList, ExactListError> {
         if self.pushed != self.geometry.count {
-            return Err(ExactListError::Count {
-                announced: self.geometry.count,
-                found: self.pushed,
-            });
+            return Err(ExactListError::Count { announced: self.geometry.count, found: self.pushed });
         }
         if let Some(last) = self.geometry.buckets.checked_sub(1) {
             self.begin_through(last);
@@ -503,10 +455,7 @@ impl ExactListBuilder {
         if let Some(byte) = self.bytes.get_mut(self.low_at) {
             *byte |= self.low_rest as u8;
         }
-        Ok(ExactList {
-            bytes: self.bytes,
-            geometry: self.geometry,
-        })
+        Ok(ExactList { bytes: self.bytes, geometry: self.geometry })
     }
 
     /// Writes the samples of all buckets up to this one.
@@ -584,10 +533,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn list(width: Width, numbers: &[u64]) -> Vec<Fingerprint> {
-        numbers
-            .iter()
-            .map(|&bits| Fingerprint::from_bits(bits, width).expect("within the width"))
-            .collect()
+        numbers.iter().map(|&bits| Fingerprint::from_bits(bits, width).expect("within the width")).collect()
     }
 
     fn hashed(width: Width, seed: u64, count: u64) -> Vec<Fingerprint> {
@@ -612,10 +558,7 @@ mod tests {
         expected.extend([0; 7]);
         assert_eq!(built.as_bytes(), expected);
         assert_eq!(ExactList::empty(Width::W48).as_bytes(), [0, 0, 0, 0, 48, 0, 0, 0]);
-        assert_eq!(
-            ExactList::from_sorted(&[], Width::W48),
-            Ok(ExactList::empty(Width::W48))
-        );
+        assert_eq!(ExactList::from_sorted(&[], Width::W48), Ok(ExactList::empty(Width::W48)));
     }
 
     #[test]
@@ -628,9 +571,7 @@ mod tests {
         assert!(entries.iter().all(|&entry| built.contains(entry)));
         let known: BTreeSet<_> = entries.into_iter().collect();
         assert!(
-            hashed(Width::W48, 2, 100_000)
-                .into_iter()
-                .all(|other| built.contains(other) == known.contains(&other))
+            hashed(Width::W48, 2, 100_000).into_iter().all(|other| built.contains(other) == known.contains(&other))
         );
     }
 
@@ -654,17 +595,10 @@ mod tests {
                 let built = ExactList::from_sorted(&entries, width).expect("sorted");
                 assert_eq!(built.verify(), Ok(()));
                 assert!(built.iter().eq(entries));
-                let near = numbers
-                    .iter()
-                    .flat_map(|&n| [n, n.saturating_sub(1), n.saturating_add(1).min(top)]);
+                let near = numbers.iter().flat_map(|&n| [n, n.saturating_sub(1), n.saturating_add(1).min(top)]);
                 for number in near.chain([0, top, top / 2]) {
                     let asked = Fingerprint::from_bits(number, width).expect("within the width");
-                    assert_eq!(
-                        built.contains(asked),
-                        known.contains(&number),
-                        "{number} of {}",
-                        numbers.len()
-                    );
+                    assert_eq!(built.contains(asked), known.contains(&number), "{number} of {}", numbers.len());
                 }
             }
         }
@@ -682,10 +616,7 @@ mod tests {
         assert_eq!(wide, Err(ExactListError::Unsorted { index: 0 }));
         let entry = Fingerprint::from_bits(1, Width::W40).expect("40 bits");
         let mut builder = ExactListBuilder::new(0, Width::W40).expect("within limits");
-        assert_eq!(
-            builder.push(entry),
-            Err(ExactListError::Count { announced: 0, found: 1 })
-        );
+        assert_eq!(builder.push(entry), Err(ExactListError::Count { announced: 0, found: 1 }));
         let builder = ExactListBuilder::new(2, Width::W40).expect("within limits");
         assert_eq!(builder.finish(), Err(ExactListError::Count { announced: 2, found: 0 }));
         let many = ExactListBuilder::new(u64::MAX, Width::W40).map(|_| ());
@@ -694,9 +625,7 @@ mod tests {
 
     #[test]
     fn hostile_headers_and_lengths_are_refused() {
-        let bytes = ExactList::from_sorted(&hashed(Width::W48, 3, 100), Width::W48)
-            .expect("sorted")
-            .into_bytes();
+        let bytes = ExactList::from_sorted(&hashed(Width::W48, 3, 100), Width::W48).expect("sorted").into_bytes();
         for len in 0..bytes.len() {
             assert!(ExactList::new(&bytes[..len]).is_err(), "{len}");
         }
@@ -711,34 +640,22 @@ mod tests {
         }
         let mut claims = bytes.clone();
         claims[..4].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert_eq!(
-            ExactList::new(claims),
-            Err(ExactListError::TooMany {
-                count: u64::from(u32::MAX)
-            })
-        );
+        assert_eq!(ExactList::new(claims), Err(ExactListError::TooMany { count: u64::from(u32::MAX) }));
     }
 
     #[test]
     fn a_flipped_bit_is_found_or_gives_another_whole_list() {
         let entries = hashed(Width::W40, 4, 300);
-        let bytes = ExactList::from_sorted(&entries, Width::W40)
-            .expect("sorted")
-            .into_bytes();
+        let bytes = ExactList::from_sorted(&entries, Width::W40).expect("sorted").into_bytes();
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             if let Ok(view) = ExactList::new(&flipped[..]) {
                 // A flip may turn one list into another; then it is whole, and other.
                 let (verified, same) = (view.verify(), view.iter().eq(entries.iter().copied()));
-                assert!(
-                    matches!(verified, Err(ExactListError::Damaged { .. })) || !same,
-                    "{bit}"
-                );
+                assert!(matches!(verified, Err(ExactListError::Damaged { .. })) || !same, "{bit}");
                 let known: BTreeSet<_> = view.iter().collect();
-                let agrees = entries
-                    .iter()
-                    .all(|entry| view.contains(*entry) == known.contains(entry));
+                let agrees = entries.iter().all(|entry| view.contains(*entry) == known.contains(entry));
                 assert!(agrees || verified.is_err(), "{bit}");
             }
         }
@@ -748,11 +665,7 @@ mod tests {
     fn selecting_agrees_with_counting() {
         for seed in 0..2_000_u64 {
             let word = xxhash_rust::xxh3::xxh3_64(&seed.to_le_bytes()) | 1 << (seed % 64);
-            let word = if seed % 3 == 0 {
-                word & word.rotate_left(7) | 1
-            } else {
-                word
-            };
+            let word = if seed % 3 == 0 { word & word.rotate_left(7) | 1 } else { word };
             let places = (0..64).filter(|place| word >> place & 1 == 1);
             for (rank, place) in places.enumerate() {
                 assert_eq!(select(word, byte_sums(word), rank as u32), place);

@@ -130,13 +130,7 @@ impl FilterParams {
         if probes == 0 || probes > PROBES_PER_LINE_MAX {
             return Err(GeometryError::Probes { probes });
         }
-        Ok(Self {
-            salt,
-            blocks,
-            probes,
-            folds: 0,
-            key: expand(salt),
-        })
+        Ok(Self { salt, blocks, probes, folds: 0, key: expand(salt) })
     }
 
     /// Chooses the geometry for `entries` at `false_positive_rate`: the fewest probes whose size is within 0.5 % of the
@@ -144,10 +138,7 @@ impl FilterParams {
     ///
     /// Blocks come in fours; where rounding down leaves the rate within 3 % of what was asked for, it rounds down.
     pub fn for_target(entries: u64, false_positive_rate: f64, salt: Salt) -> Result<Self, GeometryError> {
-        let unreachable = GeometryError::Rate {
-            rate: false_positive_rate,
-            entries,
-        };
+        let unreachable = GeometryError::Rate { rate: false_positive_rate, entries };
         // Written so that NaN fails as well.
         if !(false_positive_rate > 0.0 && false_positive_rate < 1.0) {
             return Err(unreachable);
@@ -155,11 +146,7 @@ impl FilterParams {
         let entries = entries.max(1);
         let sizes = [1, 2, 3, 4, 5, 6, PROBES_PER_LINE_MAX]
             .map(|probes| (probes, smallest_blocks(entries, probes, false_positive_rate)));
-        let smallest = sizes
-            .iter()
-            .filter_map(|&(_, blocks)| blocks)
-            .min()
-            .ok_or(unreachable)?;
+        let smallest = sizes.iter().filter_map(|&(_, blocks)| blocks).min().ok_or(unreachable)?;
         let near = smallest + smallest / 200;
         let (probes, blocks) = sizes
             .iter()
@@ -172,11 +159,7 @@ impl FilterParams {
     #[must_use]
     pub const fn folded(self) -> Option<Self> {
         if self.folds < FOLDS_MAX {
-            Some(Self {
-                blocks: self.blocks / 2,
-                folds: self.folds + 1,
-                ..self
-            })
+            Some(Self { blocks: self.blocks / 2, folds: self.folds + 1, ..self })
         } else {
             None
         }
@@ -256,21 +239,13 @@ impl FilterParams {
             return Membership::Absent;
         }
         let second = self.second(fingerprint);
-        if all_set::<PROBES, L>(lines, self.block(second), second) {
-            Membership::Possible
-        } else {
-            Membership::Absent
-        }
+        if all_set::<PROBES, L>(lines, self.block(second), second) { Membership::Possible } else { Membership::Absent }
     }
 
     #[inline]
     fn query<L: Borrow<Line>>(&self, lines: &[L], fingerprint: Fingerprint) -> Membership {
         // What serves a rate of 1e-2, in front of an exact list, stands where it is asked; all else is a call away.
-        if self.probes == 3 {
-            self.ask::<3, L>(lines, fingerprint)
-        } else {
-            self.query_other(lines, fingerprint)
-        }
+        if self.probes == 3 { self.ask::<3, L>(lines, fingerprint) } else { self.query_other(lines, fingerprint) }
     }
 
     #[inline(never)]
@@ -299,10 +274,7 @@ impl<'a> Filter<'a> {
     pub fn new(params: FilterParams, bytes: &'a [u8]) -> Result<Self, GeometryError> {
         let (lines, rest) = bytes.as_chunks::<LINE_BYTES>();
         if lines.len() as u64 != u64::from(params.blocks) || !rest.is_empty() {
-            return Err(GeometryError::Length {
-                expected: params.size_bytes(),
-                found: bytes.len() as u64,
-            });
+            return Err(GeometryError::Length { expected: params.size_bytes(), found: bytes.len() as u64 });
         }
         Ok(Self { params, lines })
     }
@@ -359,9 +331,7 @@ impl<'a> Filter<'a> {
 
 impl fmt::Debug for Filter<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Filter")
-            .field("params", &self.params)
-            .finish_non_exhaustive()
+        f.debug_struct("Filter").field("params", &self.params).finish_non_exhaustive()
     }
 }
 
@@ -376,10 +346,7 @@ impl FilterBuf {
     /// An empty filter: everything is [`Membership::Absent`].
     #[must_use]
     pub fn new(params: FilterParams) -> Self {
-        Self {
-            params,
-            lines: vec![AlignedLine([0; LINE_BYTES]); params.blocks as usize],
-        }
+        Self { params, lines: vec![AlignedLine([0; LINE_BYTES]); params.blocks as usize] }
     }
 
     /// Builds a filter of `fingerprints`, in any order.
@@ -525,9 +492,7 @@ impl FilterBuf {
 
 impl fmt::Debug for FilterBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FilterBuf")
-            .field("params", &self.params)
-            .finish_non_exhaustive()
+        f.debug_struct("FilterBuf").field("params", &self.params).finish_non_exhaustive()
     }
 }
 
@@ -593,12 +558,7 @@ const fn expand(salt: Salt) -> [u64; 4] {
     let both = u128::from_le_bytes(salt.0);
     let (low, high) = (both as u64, (both >> 64) as u64);
     let (first, second) = (split_mix(low), split_mix(high));
-    [
-        first,
-        second | 1,
-        split_mix(first.wrapping_add(high)),
-        split_mix(second.wrapping_add(low)) | 1,
-    ]
+    [first, second | 1, split_mix(first.wrapping_add(high)), split_mix(second.wrapping_add(low)) | 1]
 }
 
 /// One step of `SplitMix64` (Steele, Lea and Flood, 2014).
@@ -617,10 +577,8 @@ fn ones(line: &Line) -> u32 {
 
 /// The rate that these lines give: each of the two is drawn at random, and its probes fall on its bits at random.
 fn measured_rate<L: Borrow<Line>>(probes: u8, lines: &[L]) -> f64 {
-    let pass: f64 = lines
-        .iter()
-        .map(|line| power(f64::from(ones(line.borrow())) / f64::from(LINE_BITS), u64::from(probes)))
-        .sum();
+    let pass: f64 =
+        lines.iter().map(|line| power(f64::from(ones(line.borrow())) / f64::from(LINE_BITS), u64::from(probes))).sum();
     let line = pass / (lines.len().max(1) as f64);
     line * line
 }
@@ -704,12 +662,8 @@ mod tests {
     use super::*;
     use crate::token::Width;
 
-    const SALTS: [Salt; 4] = [
-        Salt([0; 16]),
-        Salt([0xff; 16]),
-        Salt(*b"0123456789abcdef"),
-        Salt(*b"\x01epoch-seven-now"),
-    ];
+    const SALTS: [Salt; 4] =
+        [Salt([0; 16]), Salt([0xff; 16]), Salt(*b"0123456789abcdef"), Salt(*b"\x01epoch-seven-now")];
 
     /// Fingerprints as a realm has them: a hash of a counter, cut to `width`.
     fn fingerprints(width: Width, seed: u64, count: u64) -> impl Iterator<Item = Fingerprint> + Clone {
@@ -720,9 +674,7 @@ mod tests {
     }
 
     fn rate_of(filter: &FilterBuf, width: Width, questions: u64) -> f64 {
-        let hits = fingerprints(width, 999, questions)
-            .filter(|&fp| filter.query(fp) == Membership::Possible)
-            .count();
+        let hits = fingerprints(width, 999, questions).filter(|&fp| filter.query(fp) == Membership::Possible).count();
         hits as f64 / questions as f64
     }
 
@@ -765,9 +717,7 @@ mod tests {
         for piece in [1, 7, 64, 100, 1_000, 4_096] {
             let mut streamed = FilterBuf::new(params.folded().and_then(FilterParams::folded).expect("folds"));
             for (index, slice) in bytes.chunks(piece).enumerate() {
-                streamed
-                    .absorb((index * piece) as u64, slice)
-                    .expect("within the filter");
+                streamed.absorb((index * piece) as u64, slice).expect("within the filter");
             }
             assert_eq!(streamed, whole.fold().and_then(|half| half.fold()).expect("folds"));
             assert_eq!(streamed, view.to_owned_folded(2).expect("folds"));
@@ -775,14 +725,7 @@ mod tests {
         let mut other = FilterBuf::new(params);
         for (offset, len) in [(2_560, 1), (2_559, 2), (u64::MAX, 1), (0, 2_561)] {
             let refused = other.absorb(offset, &vec![1; len]);
-            assert_eq!(
-                refused,
-                Err(GeometryError::Slice {
-                    offset,
-                    len: len as u64,
-                    size: 2_560
-                })
-            );
+            assert_eq!(refused, Err(GeometryError::Slice { offset, len: len as u64, size: 2_560 }));
         }
         assert_eq!(other.bits_set(), 0);
     }
@@ -802,11 +745,9 @@ mod tests {
     fn the_measured_rate_is_within_five_percent_of_the_target() {
         // Averaged over salts: what a single one deviates by is chance, not a flaw of the mix.
         for width in [Width::W40, Width::W48] {
-            for (target, entries, questions, bits_max) in [
-                (1e-2, 10_000, 400_000, 9.75),
-                (1e-2, 100_000, 400_000, 9.75),
-                (1e-3, 100_000, 1_000_000, 14.75),
-            ] {
+            for (target, entries, questions, bits_max) in
+                [(1e-2, 10_000, 400_000, 9.75), (1e-2, 100_000, 400_000, 9.75), (1e-3, 100_000, 1_000_000, 14.75)]
+            {
                 let mut mean = 0.0;
                 for salt in SALTS {
                     let params = FilterParams::for_target(entries, target, salt).expect("reachable");
@@ -814,16 +755,10 @@ mod tests {
                     assert!(bits <= bits_max, "{bits} bits at {target}");
                     let filter = FilterBuf::build(params, fingerprints(width, 5, entries));
                     let measured = rate_of(&filter, width, questions);
-                    assert!(
-                        (measured / filter.false_positive_rate() - 1.0).abs() < 0.08,
-                        "{measured} {salt:?}"
-                    );
+                    assert!((measured / filter.false_positive_rate() - 1.0).abs() < 0.08, "{measured} {salt:?}");
                     mean += measured / SALTS.len() as f64;
                 }
-                assert!(
-                    (mean / target - 1.0).abs() < 0.05,
-                    "{mean} instead of {target} with {entries} at {width:?}"
-                );
+                assert!((mean / target - 1.0).abs() < 0.05, "{mean} instead of {target} with {entries} at {width:?}");
             }
         }
     }
@@ -874,39 +809,19 @@ mod tests {
     fn hostile_geometry_is_refused() {
         for blocks in [0, 1, 2, 3, 5, 6, BLOCKS_MAX + 4, u32::MAX] {
             let refused = FilterParams::new(SALTS[0], blocks, 3);
-            assert_eq!(
-                refused,
-                Err(GeometryError::Blocks {
-                    blocks: u64::from(blocks)
-                })
-            );
+            assert_eq!(refused, Err(GeometryError::Blocks { blocks: u64::from(blocks) }));
         }
         for probes in [0, 8, 255] {
-            assert_eq!(
-                FilterParams::new(SALTS[0], 4, probes),
-                Err(GeometryError::Probes { probes })
-            );
+            assert_eq!(FilterParams::new(SALTS[0], 4, probes), Err(GeometryError::Probes { probes }));
         }
         for rate in [0.0, -1.0, 1.0, f64::INFINITY, f64::NAN] {
-            assert!(matches!(
-                FilterParams::for_target(10, rate, SALTS[0]),
-                Err(GeometryError::Rate { .. })
-            ));
+            assert!(matches!(FilterParams::for_target(10, rate, SALTS[0]), Err(GeometryError::Rate { .. })));
         }
-        assert!(matches!(
-            FilterParams::for_target(u64::MAX, 1e-2, SALTS[0]),
-            Err(GeometryError::Rate { .. })
-        ));
+        assert!(matches!(FilterParams::for_target(u64::MAX, 1e-2, SALTS[0]), Err(GeometryError::Rate { .. })));
         let params = FilterParams::new(SALTS[0], 8, 7).expect("geometry");
         for found in [0, 1, 64, 511, 513, 1_024] {
             let refused = Filter::new(params, &vec![0xff; found]).map(|_| ());
-            assert_eq!(
-                refused,
-                Err(GeometryError::Length {
-                    expected: 512,
-                    found: found as u64
-                })
-            );
+            assert_eq!(refused, Err(GeometryError::Length { expected: 512, found: found as u64 }));
         }
         let bytes = [0xff; 512];
         let full = Filter::new(params, &bytes).expect("any content is a filter");
@@ -921,13 +836,8 @@ mod tests {
         let params = FilterParams::new(Salt(*b"0123456789abcdef"), 1_000, 3).expect("geometry");
         let describe = |bits: u64| {
             let key = Fingerprint::from_bits(bits, Width::W64).expect("64 bits");
-            [params.first(key), params.second(key)].map(|word| {
-                (
-                    word,
-                    params.block(word),
-                    [probe_bit(word, 0), probe_bit(word, 1), probe_bit(word, 2)],
-                )
-            })
+            [params.first(key), params.second(key)]
+                .map(|word| (word, params.block(word), [probe_bit(word, 0), probe_bit(word, 1), probe_bit(word, 2)]))
         };
         assert_eq!(describe(0), VECTOR_ZERO);
         assert_eq!(describe(0x0000_1234_5678_9abc), VECTOR_48);
@@ -935,16 +845,10 @@ mod tests {
     }
 
     type Vector = [(u64, usize, [usize; 3]); 2];
-    const VECTOR_ZERO: Vector = [
-        (0x8637_45cb_7443_3207, 524, [377, 38, 362]),
-        (0xdcd5_23c9_eebd_efa1, 862, [15, 245, 2]),
-    ];
-    const VECTOR_48: Vector = [
-        (0x7271_80bd_f4a6_07de, 447, [406, 353, 43]),
-        (0xd4fd_d160_8f7a_fa2c, 831, [285, 408, 30]),
-    ];
-    const VECTOR_MAX: Vector = [
-        (0x2737_340b_7aab_bb30, 153, [181, 309, 396]),
-        (0xde86_cbb5_e930_0c49, 869, [304, 213, 404]),
-    ];
+    const VECTOR_ZERO: Vector =
+        [(0x8637_45cb_7443_3207, 524, [377, 38, 362]), (0xdcd5_23c9_eebd_efa1, 862, [15, 245, 2])];
+    const VECTOR_48: Vector =
+        [(0x7271_80bd_f4a6_07de, 447, [406, 353, 43]), (0xd4fd_d160_8f7a_fa2c, 831, [285, 408, 30])];
+    const VECTOR_MAX: Vector =
+        [(0x2737_340b_7aab_bb30, 153, [181, 309, 396]), (0xde86_cbb5_e930_0c49, 869, [304, 213, 404])];
 }

@@ -52,11 +52,7 @@ impl Recent {
     #[must_use]
     pub fn new(width: Width) -> Self {
         let empty = Arc::new(Vec::new());
-        Self {
-            pages: alloc::vec![empty; 1 << PAGE_BITS],
-            shift: width.bits() - PAGE_BITS,
-            len: 0,
-        }
+        Self { pages: alloc::vec![empty; 1 << PAGE_BITS], shift: width.bits() - PAGE_BITS, len: 0 }
     }
 
     /// The latest statement about a key, if there is one.
@@ -68,9 +64,7 @@ impl Recent {
             return None;
         }
         let page = self.pages.get(self.page(fingerprint))?;
-        let at = page
-            .binary_search_by_key(&fingerprint, |entry| entry.fingerprint)
-            .ok()?;
+        let at = page.binary_search_by_key(&fingerprint, |entry| entry.fingerprint).ok()?;
         page.get(at).map(|entry| entry.state)
     }
 
@@ -80,9 +74,8 @@ impl Recent {
         let Some(page) = self.pages.get_mut(page) else { return };
         match page.binary_search_by_key(&statement.fingerprint, |entry| entry.fingerprint) {
             Ok(at) => {
-                let newer = page
-                    .get(at)
-                    .is_some_and(|held| (held.stamp, held.state) < (statement.stamp, statement.state));
+                let newer =
+                    page.get(at).is_some_and(|held| (held.stamp, held.state) < (statement.stamp, statement.state));
                 if newer && let Some(held) = Arc::make_mut(page).get_mut(at) {
                     *held = statement;
                 }

@@ -334,9 +334,7 @@ impl Replica {
             (Some(digest), Some(bytes)) if Digest::of(bytes) == digest => {
                 Self::go_on(config, realm, trust, now, head, Some(bytes))
             }
-            (Some(_), _) => Err(Refusal::DamagedState {
-                what: "the base image is missing or damaged",
-            }),
+            (Some(_), _) => Err(Refusal::DamagedState { what: "the base image is missing or damaged" }),
             (None, _) => Self::go_on(config, realm, trust, now, head, None),
         }
     }
@@ -367,13 +365,8 @@ impl Replica {
             let digest = Digest::of(body.get());
             let manifest = body.try_map(wire::decode_manifest)?.into_inner();
             replica.set.horizon = manifest.horizon;
-            replica.manifest = Some(HeldManifest {
-                manifest,
-                digest,
-                sealed: head.manifest,
-                arrived: now.uptime,
-                freeze_at: None,
-            });
+            replica.manifest =
+                Some(HeldManifest { manifest, digest, sealed: head.manifest, arrived: now.uptime, freeze_at: None });
         }
         replica.revision = head.revision;
         replica.position = head.position;
@@ -386,9 +379,7 @@ impl Replica {
         replica.early = head.early;
         for entry in head.recent {
             if crate::token::Fingerprint::from_bits(entry.fingerprint.bits(), width).is_none() {
-                return Err(Refusal::DamagedState {
-                    what: "a fingerprint wider than the realm's",
-                });
+                return Err(Refusal::DamagedState { what: "a fingerprint wider than the realm's" });
             }
             replica.set.recent.record(entry);
         }
@@ -420,9 +411,7 @@ impl Replica {
         let pinned = (core::mem::take(&mut self.trust.roots), self.trust.threshold);
         // Rule 20: each version is signed by its own roots as well, so the last of a chain that was
         // verified link by link can be checked alone.
-        let keys = stored(bytes, &self.realm, Kind::Keys)?
-            .try_map(wire::decode_keys)?
-            .into_inner();
+        let keys = stored(bytes, &self.realm, Kind::Keys)?.try_map(wire::decode_keys)?.into_inner();
         (self.trust.roots, self.trust.threshold) = (keys.roots, keys.threshold);
         // What was good when it was written stays good: expiry is for what arrives.
         let accepted = self.accept_keys(UnixMillis::default(), bytes);
@@ -432,24 +421,18 @@ impl Replica {
 
     fn restore_base(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         let image = BaseImage::decode(bytes)?;
-        let index = stored(image.index, &self.realm, Kind::Index)?
-            .try_map(wire::decode_index)?
-            .into_inner();
+        let index = stored(image.index, &self.realm, Kind::Index)?.try_map(wire::decode_index)?.into_inner();
         let cutting = Cutting::of(self.realm, &index);
         let named = |artifact: Artifact, bytes: &[u8]| {
             let summary = index.artifacts.iter().find(|summary| summary.artifact == artifact)?;
             cutting.is_named_by(summary, bytes).then_some(summary.entries)
         };
-        let entries = named(self.config.profile.artifact(), image.artifact).ok_or(Refusal::DamagedState {
-            what: "the stored artifact is not the one its index names",
-        })?;
-        named(Artifact::Cutoffs, image.cutoffs).ok_or(Refusal::DamagedState {
-            what: "the stored cutoffs are not the ones their index names",
-        })?;
+        let entries = named(self.config.profile.artifact(), image.artifact)
+            .ok_or(Refusal::DamagedState { what: "the stored artifact is not the one its index names" })?;
+        named(Artifact::Cutoffs, image.cutoffs)
+            .ok_or(Refusal::DamagedState { what: "the stored cutoffs are not the ones their index names" })?;
         let base = Base::build(self.config.profile, &index, self.width(), entries, image.artifact)?;
-        self.set
-            .cutoffs
-            .rebase(wire::decode_cutoffs(image.cutoffs)?, index.sequence);
+        self.set.cutoffs.rebase(wire::decode_cutoffs(image.cutoffs)?, index.sequence);
         self.set.horizon = self.set.horizon.max(index.horizon);
         self.set.base = Some(Arc::new(base));
         Ok(())
@@ -474,10 +457,7 @@ impl Replica {
             }
             Event::Packet { address, payload } => self.on_packet(now, address, payload),
             Event::Oversize { address, bytes } => {
-                self.refuse(Refusal::EndlessData {
-                    bytes,
-                    max: SEALED_BYTES_MAX as u64,
-                });
+                self.refuse(Refusal::EndlessData { bytes, max: SEALED_BYTES_MAX as u64 });
                 self.postpone(now, address);
             }
             Event::Persisted { revision } => self.on_persisted(now, revision),
@@ -512,11 +492,7 @@ impl Replica {
         let frozen = self.manifest.as_ref().and_then(|held| held.freeze_at);
         let gap = self.gap_since.map(|since| since + retry);
         let download = self.move_at.filter(|_| self.download.is_none());
-        let online = asked
-            .chain(gap)
-            .chain(frozen)
-            .chain(download)
-            .filter(|_| self.connected);
+        let online = asked.chain(gap).chain(frozen).chain(download).filter(|_| self.connected);
         online.chain(self.persist_due()).min()
     }
 
@@ -563,12 +539,7 @@ impl Replica {
             Address::Live => self.on_delta(now, payload, None),
             Address::Ladder { from, to } => self.on_delta(now, payload, Some((from, to))),
             Address::Index { epoch } => self.on_index(epoch, payload),
-            Address::Chunk {
-                artifact,
-                layer,
-                number,
-                epoch,
-            } => self.on_chunk(epoch, artifact, layer, number, payload),
+            Address::Chunk { artifact, layer, number, epoch } => self.on_chunk(epoch, artifact, layer, number, payload),
         };
         match outcome {
             Ok(()) => self.answered(address),
@@ -603,35 +574,20 @@ impl Replica {
         // Rule 20: the new roots sign as well, or nobody could ever sign the next version.
         sealed.by_threshold(&keys.roots, keys.threshold)?;
         if let Some(held) = &self.keys {
-            let rank = |keys: &Keys| Rank {
-                number: keys.version,
-                ..Rank::default()
-            };
+            let rank = |keys: &Keys| Rank { number: keys.version, ..Rank::default() };
             if keys.version < held.keys.version {
-                return Err(Refusal::Rollback {
-                    what: "keys",
-                    held: rank(&held.keys),
-                    offered: rank(&keys),
-                });
+                return Err(Refusal::Rollback { what: "keys", held: rank(&held.keys), offered: rank(&keys) });
             }
             if keys.version == held.keys.version {
-                return if digest == held.digest {
-                    Ok(false)
-                } else {
-                    Err(Refusal::Equivocation { what: "keys" })
-                };
+                return if digest == held.digest { Ok(false) } else { Err(Refusal::Equivocation { what: "keys" }) };
             }
             // They live as long as the realm does: every structure is built from them.
             if keys.fingerprinter != held.keys.fingerprinter || keys.issuer != held.keys.issuer {
-                return Err(Refusal::Equivocation {
-                    what: "realm parameters",
-                });
+                return Err(Refusal::Equivocation { what: "realm parameters" });
             }
         }
         if time > keys.not_after.millis() {
-            return Err(Refusal::KeysExpired {
-                not_after: keys.not_after,
-            });
+            return Err(Refusal::KeysExpired { not_after: keys.not_after });
         }
         if self.set.fingerprinter.is_none() {
             self.set.recent = Recent::new(keys.fingerprinter.width());
@@ -640,11 +596,7 @@ impl Replica {
         self.set.issuer = Some(Arc::from(&*keys.issuer));
         self.set.leeway = keys.leeway;
         self.set.freshness.floor = self.set.freshness.floor.max(keys.issued_at);
-        self.keys = Some(HeldKeys {
-            keys,
-            digest,
-            sealed: bytes.to_vec(),
-        });
+        self.keys = Some(HeldKeys { keys, digest, sealed: bytes.to_vec() });
         Ok(true)
     }
 
@@ -656,19 +608,11 @@ impl Replica {
             Some(held) => {
                 let (old, new) = (held.manifest.rank(), manifest.rank());
                 if new < old {
-                    return Err(Refusal::Rollback {
-                        what: "manifest",
-                        held: old,
-                        offered: new,
-                    });
+                    return Err(Refusal::Rollback { what: "manifest", held: old, offered: new });
                 }
                 if new == old {
                     let same = digest == held.digest;
-                    return if same {
-                        Ok(())
-                    } else {
-                        Err(Refusal::Equivocation { what: "manifest" })
-                    };
+                    return if same { Ok(()) } else { Err(Refusal::Equivocation { what: "manifest" }) };
                 }
                 let same_epoch = manifest.term == held.manifest.term && manifest.epoch == held.manifest.epoch;
                 if same_epoch && manifest.index != held.manifest.index {
@@ -699,11 +643,7 @@ impl Replica {
     fn on_delta(&mut self, now: Now, bytes: &[u8], expected: Option<(Sequence, Sequence)>) -> Result<(), Refusal> {
         let named = expected.and_then(|(from, to)| {
             let manifest = self.manifest()?;
-            manifest
-                .ladder
-                .iter()
-                .find(|piece| piece.from == from && piece.to == to)
-                .map(|piece| piece.digest)
+            manifest.ladder.iter().find(|piece| piece.from == from && piece.to == to).map(|piece| piece.digest)
         });
         let body = match named {
             Some(digest) => Sealed::expect(bytes, &self.realm, Kind::Delta)?.by_digest(&digest, "a ladder piece")?,
@@ -713,43 +653,20 @@ impl Replica {
         let width = self.width();
         let delta = body.try_map(|body| wire::decode_delta(body, width))?.into_inner();
         if expected.is_some_and(|(from, to)| from != delta.from || to != delta.to) {
-            return Err(Refusal::Extraneous {
-                expected: "ladder piece",
-                found: "delta of another range",
-            });
+            return Err(Refusal::Extraneous { expected: "ladder piece", found: "delta of another range" });
         }
-        let range = EarlyRange {
-            term: delta.term,
-            from: delta.from,
-            to: delta.to,
-        };
+        let range = EarlyRange { term: delta.term, from: delta.from, to: delta.to };
         if let Some((term, sequence)) = self.position
             && delta.term < term
         {
-            let held = Rank {
-                term,
-                number: sequence.0,
-                ..Rank::default()
-            };
-            let offered = Rank {
-                term: delta.term,
-                number: delta.to.0,
-                ..Rank::default()
-            };
-            return Err(Refusal::Rollback {
-                what: "delta",
-                held,
-                offered,
-            });
+            let held = Rank { term, number: sequence.0, ..Rank::default() };
+            let offered = Rank { term: delta.term, number: delta.to.0, ..Rank::default() };
+            return Err(Refusal::Rollback { what: "delta", held, offered });
         }
         match self.seen.iter().find(|(seen, _)| *seen == range) {
             Some((_, seen)) if *seen != digest => {
                 // Rule 10: of two histories keep every revocation, and nothing that softens.
-                self.apply(Delta {
-                    reinstated: Vec::new(),
-                    lifts: Vec::new(),
-                    ..delta
-                });
+                self.apply(Delta { reinstated: Vec::new(), lifts: Vec::new(), ..delta });
                 return Err(Refusal::Equivocation { what: "delta" });
             }
             // Seen before: taking it in again changes nothing.
@@ -766,9 +683,7 @@ impl Replica {
         let statements_held = self.apply(delta);
         if !statements_held {
             // Rule 8: what could not be held never advances the position.
-            return Err(Refusal::Overflow {
-                held: self.set.recent.len(),
-            });
+            return Err(Refusal::Overflow { held: self.set.recent.len() });
         }
         let gap = held.filter(|(term, sequence)| range.term == *term && range.from > *sequence);
         self.admit(range);
@@ -776,10 +691,7 @@ impl Replica {
         // Said once per delta; the position tells whether it has closed meanwhile.
         match gap {
             Some((_, sequence)) if self.set.sequence < range.from => {
-                self.refuse(Refusal::Gap {
-                    held: sequence,
-                    from: range.from,
-                });
+                self.refuse(Refusal::Gap { held: sequence, from: range.from });
                 Ok(())
             }
             _ => Ok(()),
@@ -804,27 +716,15 @@ impl Replica {
             self.set.cutoffs.drop_lifts();
         } else {
             for fingerprint in delta.reinstated {
-                self.set.recent.record(Stamped {
-                    fingerprint,
-                    stamp,
-                    state: State::Reinstated,
-                });
+                self.set.recent.record(Stamped { fingerprint, stamp, state: State::Reinstated });
             }
             for scope in delta.lifts {
-                self.set.cutoffs.record(StampedCutoff {
-                    scope,
-                    not_before: None,
-                    stamp,
-                });
+                self.set.cutoffs.record(StampedCutoff { scope, not_before: None, stamp });
             }
         }
         for fingerprint in delta.revoked {
             if self.set.recent.len() < RECENT_ENTRIES_MAX || self.set.recent.holds(fingerprint) {
-                self.set.recent.record(Stamped {
-                    fingerprint,
-                    stamp,
-                    state: State::Revoked,
-                });
+                self.set.recent.record(Stamped { fingerprint, stamp, state: State::Revoked });
             } else {
                 held = false;
             }
@@ -938,9 +838,7 @@ impl Replica {
             if role == Role::Heartbeat && kind != Kind::Manifest {
                 refusal = Refusal::WrongRole { kind };
             } else if time > publisher.not_after.millis() {
-                refusal = Refusal::KeysExpired {
-                    not_after: publisher.not_after,
-                };
+                refusal = Refusal::KeysExpired { not_after: publisher.not_after };
             } else {
                 return Ok((body, role));
             }
@@ -993,8 +891,7 @@ impl Replica {
                 sequence = range.to;
             }
         }
-        self.early
-            .retain(|range| range.term > term || (range.term == term && range.to > sequence));
+        self.early.retain(|range| range.term > term || (range.term == term && range.to > sequence));
         if sequence != self.set.sequence {
             self.position = Some((term, sequence));
             self.set.sequence = sequence;
@@ -1010,11 +907,7 @@ impl Replica {
         };
         let reached = held.manifest.term == term && sequence >= held.manifest.sequence;
         let proof = (held.manifest.issued_at, held.arrived);
-        let newer = self
-            .set
-            .freshness
-            .proof
-            .is_none_or(|(issued_at, _)| issued_at < proof.0);
+        let newer = self.set.freshness.proof.is_none_or(|(issued_at, _)| issued_at < proof.0);
         if reached && newer {
             self.set.freshness.proof = Some(proof);
             self.dirty.proof = true;
@@ -1066,12 +959,7 @@ impl Replica {
         let Some(download) = self.download.take_if(|download| download.is_complete()) else {
             return;
         };
-        let Finished {
-            index,
-            image,
-            base,
-            cutoffs,
-        } = match download.finish(self.config.profile, width) {
+        let Finished { index, image, base, cutoffs } = match download.finish(self.config.profile, width) {
             Ok(finished) => finished,
             Err(refusal) => {
                 self.refuse(refusal);
@@ -1082,21 +970,9 @@ impl Replica {
         if let Some(held) = &self.set.base
             && (held.term(), held.sequence()) > (index.term, index.sequence)
         {
-            let held = Rank {
-                term: held.term(),
-                number: held.sequence().0,
-                ..Rank::default()
-            };
-            let offered = Rank {
-                term: index.term,
-                number: index.sequence.0,
-                ..Rank::default()
-            };
-            self.refuse(Refusal::Rollback {
-                what: "base",
-                held,
-                offered,
-            });
+            let held = Rank { term: held.term(), number: held.sequence().0, ..Rank::default() };
+            let offered = Rank { term: index.term, number: index.sequence.0, ..Rank::default() };
+            self.refuse(Refusal::Rollback { what: "base", held, offered });
             self.give_up();
             return;
         }
@@ -1149,10 +1025,8 @@ impl Replica {
             && self.connected
         {
             held.freeze_at = None;
-            let refusal = Refusal::Freeze {
-                issued_at: held.manifest.issued_at,
-                next_update: held.manifest.next_update,
-            };
+            let refusal =
+                Refusal::Freeze { issued_at: held.manifest.issued_at, next_update: held.manifest.next_update };
             self.refuse(refusal);
             self.reread = true;
         }
@@ -1189,10 +1063,7 @@ impl Replica {
                         .iter()
                         .any(|range| range.term == manifest.term && range.from <= piece.from && range.to >= piece.to)
             });
-            wanted.extend(missing.map(|piece| Address::Ladder {
-                from: piece.from,
-                to: piece.to,
-            }));
+            wanted.extend(missing.map(|piece| Address::Ladder { from: piece.from, to: piece.to }));
         }
         if let Some(download) = &self.download {
             wanted.extend(download.wanted());
@@ -1242,12 +1113,7 @@ impl Replica {
 
     fn pump_asks(&mut self, now: Now) {
         let wanted = self.wanted();
-        let idle: Vec<Address> = self
-            .asks
-            .keys()
-            .filter(|address| !wanted.contains(address))
-            .copied()
-            .collect();
+        let idle: Vec<Address> = self.asks.keys().filter(|address| !wanted.contains(address)).copied().collect();
         for address in idle {
             if let Some(ask) = self.asks.remove(&address)
                 && ask.subscribed
@@ -1271,10 +1137,7 @@ impl Replica {
             }
         }
         for address in overdue {
-            self.refuse(Refusal::SlowRetrieval {
-                what: address.name(),
-                patience: self.config.retry_after,
-            });
+            self.refuse(Refusal::SlowRetrieval { what: address.name(), patience: self.config.retry_after });
         }
         if stuck {
             // Rule 11: what is missing may have been superseded.
@@ -1286,11 +1149,7 @@ impl Replica {
                 break;
             }
             if let Entry::Vacant(place) = self.asks.entry(address) {
-                place.insert(Ask {
-                    since: now.uptime,
-                    tries: 0,
-                    subscribed: true,
-                });
+                place.insert(Ask { since: now.uptime, tries: 0, subscribed: true });
                 self.actions.push_back(Action::Subscribe(address));
             }
         }
@@ -1298,21 +1157,11 @@ impl Replica {
 
     /// Lets a download whose chunks do not come give way to a newer epoch.
     fn abandon_superseded(&mut self) {
-        let tries = self
-            .asks
-            .iter()
-            .filter(|(address, _)| matches!(address, Address::Index { .. } | Address::Chunk { .. }));
-        let stuck = tries
-            .map(|(_, ask)| ask.tries)
-            .max()
-            .is_some_and(|tries| tries >= TRIES_BEFORE_NEWER);
+        let tries =
+            self.asks.iter().filter(|(address, _)| matches!(address, Address::Index { .. } | Address::Chunk { .. }));
+        let stuck = tries.map(|(_, ask)| ask.tries).max().is_some_and(|tries| tries >= TRIES_BEFORE_NEWER);
         let newest = self.manifest().map(|manifest| (manifest.term, manifest.epoch));
-        if stuck
-            && self
-                .download
-                .as_ref()
-                .is_some_and(|download| newest > Some((download.term(), download.epoch())))
-        {
+        if stuck && self.download.as_ref().is_some_and(|download| newest > Some((download.term(), download.epoch()))) {
             self.download = None;
         }
     }
@@ -1350,11 +1199,7 @@ impl Replica {
             proof: self.set.freshness.proof.map(|(issued_at, _)| issued_at),
             overflow: self.overflow,
             keys: held.sealed.clone(),
-            manifest: self
-                .manifest
-                .as_ref()
-                .map(|held| held.sealed.clone())
-                .unwrap_or_default(),
+            manifest: self.manifest.as_ref().map(|held| held.sealed.clone()).unwrap_or_default(),
             base: self.base_digest,
             early: self.early.clone(),
             recent: self.set.recent.iter().copied().collect(),
@@ -1369,11 +1214,7 @@ impl Replica {
         self.persist_in_flight = Some(self.revision);
         self.in_flight_position = (self.term(), self.set.position());
         let base = self.base_image.as_ref().map(|(_, image)| Arc::clone(image));
-        self.actions.push_back(Action::Persist(Image {
-            revision: self.revision,
-            head: bytes,
-            base,
-        }));
+        self.actions.push_back(Action::Persist(Image { revision: self.revision, head: bytes, base }));
     }
 
     fn on_persisted(&mut self, now: Now, revision: u64) {
@@ -1385,9 +1226,7 @@ impl Replica {
         if self.base_image.as_ref().is_some_and(|(since, _)| *since <= revision) {
             self.base_image = None;
         }
-        let due = self
-            .last_report
-            .is_none_or(|last| last + self.config.report_every <= now.uptime);
+        let due = self.last_report.is_none_or(|last| last + self.config.report_every <= now.uptime);
         if due && let Some((term, position)) = self.persisted {
             self.last_report = Some(now.uptime);
             self.actions.push_back(Action::Report(Report {

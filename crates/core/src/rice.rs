@@ -70,11 +70,7 @@ fn remainder_bits(count: u64, width: Width) -> u32 {
 
 /// The smallest `n` for which 2^n is at least `count`.
 pub(crate) const fn ceil_log2(count: u64) -> u32 {
-    if count <= 1 {
-        0
-    } else {
-        u64::BITS - (count - 1).leading_zeros()
-    }
+    if count <= 1 { 0 } else { u64::BITS - (count - 1).leading_zeros() }
 }
 
 /// The largest number of `width` bits.
@@ -106,11 +102,7 @@ const fn shift_down(value: u64, bits: u32) -> u64 {
 pub fn encode(fingerprints: &[Fingerprint], width: Width) -> Result<Vec<u8>, RiceError> {
     let len = encoded_len(fingerprints, width)?;
     let k = remainder_bits(fingerprints.len() as u64, width);
-    let mut writer = Writer {
-        bytes: Vec::with_capacity(len),
-        word: 0,
-        filled: 0,
-    };
+    let mut writer = Writer { bytes: Vec::with_capacity(len), word: 0, filled: 0 };
     let mut next = 0;
     for fingerprint in fingerprints {
         let gap = fingerprint.bits().wrapping_sub(next);
@@ -151,9 +143,7 @@ pub fn encoded_len(fingerprints: &[Fingerprint], width: Width) -> Result<usize, 
 pub fn decode(bytes: &[u8], count: u64, width: Width) -> Result<Vec<Fingerprint>, RiceError> {
     match decode_prefix(bytes, count, width)? {
         (fingerprints, []) => Ok(fingerprints),
-        (_, rest) => Err(RiceError::Trailing {
-            bytes: rest.len() as u64,
-        }),
+        (_, rest) => Err(RiceError::Trailing { bytes: rest.len() as u64 }),
     }
 }
 
@@ -204,16 +194,7 @@ impl<'a> Decoder<'a> {
         if found < needed {
             return Err(RiceError::TooShort { count, needed, found });
         }
-        Ok(Self {
-            bytes,
-            at: 0,
-            left: count,
-            count,
-            k,
-            width,
-            next: 0,
-            exhausted: false,
-        })
+        Ok(Self { bytes, at: 0, left: count, count, k, width, next: 0, exhausted: false })
     }
 
     /// Fingerprints still to come.
@@ -278,9 +259,7 @@ impl<'a> Decoder<'a> {
             *to = *from;
         }
         let shift = (self.at & 7) as u32;
-        let bits = (rest.len().min(8) as u32 * 8)
-            .checked_sub(shift)
-            .filter(|&bits| bits > 0)?;
+        let bits = (rest.len().min(8) as u32 * 8).checked_sub(shift).filter(|&bits| bits > 0)?;
         Some((u64::from_le_bytes(word) >> shift, bits))
     }
 
@@ -293,11 +272,7 @@ impl<'a> Decoder<'a> {
     /// Looks at the bits between the last fingerprint and the next byte.
     fn check_padding(&self) -> Result<(), RiceError> {
         let last = self.bytes.get((self.at >> 3) as usize).copied().unwrap_or(0);
-        if self.at & 7 != 0 && last >> (self.at & 7) != 0 {
-            Err(RiceError::Padding)
-        } else {
-            Ok(())
-        }
+        if self.at & 7 != 0 && last >> (self.at & 7) != 0 { Err(RiceError::Padding) } else { Ok(()) }
     }
 
     #[inline]
@@ -306,14 +281,9 @@ impl<'a> Decoder<'a> {
             Some(gap) => gap,
             None => self.gap_bit_by_bit(self.count - self.left)?,
         };
-        let bits = self
-            .next
-            .checked_add(gap)
-            .filter(|&bits| bits <= largest(self.width) && !self.exhausted);
+        let bits = self.next.checked_add(gap).filter(|&bits| bits <= largest(self.width) && !self.exhausted);
         let Some(fingerprint) = bits.and_then(|bits| Fingerprint::from_bits(bits, self.width)) else {
-            return Err(RiceError::Overflow {
-                index: self.count - self.left,
-            });
+            return Err(RiceError::Overflow { index: self.count - self.left });
         };
         self.left -= 1;
         self.exhausted = fingerprint.bits() == u64::MAX;
@@ -391,10 +361,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn list(width: Width, numbers: &[u64]) -> Vec<Fingerprint> {
-        numbers
-            .iter()
-            .map(|&bits| Fingerprint::from_bits(bits, width).expect("within the width"))
-            .collect()
+        numbers.iter().map(|&bits| Fingerprint::from_bits(bits, width).expect("within the width")).collect()
     }
 
     fn hashed(width: Width, count: u64) -> Vec<Fingerprint> {
@@ -470,27 +437,17 @@ mod tests {
         let wide = list(Width::W64, &[1 << 40]);
         assert_eq!(encode(&wide, Width::W40), Err(RiceError::Unsorted { index: 0 }));
         for numbers in [[7, 7], [8, 7]] {
-            assert_eq!(
-                encode(&list(Width::W40, &numbers), Width::W40),
-                Err(RiceError::Unsorted { index: 1 })
-            );
+            assert_eq!(encode(&list(Width::W40, &numbers), Width::W40), Err(RiceError::Unsorted { index: 1 }));
         }
     }
 
     #[test]
     fn a_count_that_the_bytes_cannot_hold_takes_no_memory() {
-        let short = RiceError::TooShort {
-            count: 100_000_000,
-            needed: 275_000_000,
-            found: 3,
-        };
+        let short = RiceError::TooShort { count: 100_000_000, needed: 275_000_000, found: 3 };
         assert_eq!(decode(&[1, 2, 3], 100_000_000, Width::W48), Err(short));
         let many = RiceError::TooMany { count: 100_000_001 };
         assert_eq!(decode(&[1, 2, 3], 100_000_001, Width::W48), Err(many));
-        assert_eq!(
-            decode(&[], u64::MAX, Width::W64),
-            Err(RiceError::TooMany { count: u64::MAX })
-        );
+        assert_eq!(decode(&[], u64::MAX, Width::W64), Err(RiceError::TooMany { count: u64::MAX }));
     }
 
     #[test]
@@ -502,24 +459,12 @@ mod tests {
         assert_eq!(decode(&longer, 21, Width::W48), Err(RiceError::Trailing { bytes: 1 }));
         assert_eq!(decode(&[0], 0, Width::W48), Err(RiceError::Trailing { bytes: 1 }));
         // One entry of 48 bits takes 49: seven bits of padding.
-        assert_eq!(
-            decode(&[1, 0, 0, 0, 0, 0, 0x80], 1, Width::W48),
-            Err(RiceError::Padding)
-        );
-        assert_eq!(
-            decode(&[1, 0, 0, 0, 0, 0, 1], 1, Width::W48),
-            Ok(list(Width::W48, &[1 << 47]))
-        );
+        assert_eq!(decode(&[1, 0, 0, 0, 0, 0, 0x80], 1, Width::W48), Err(RiceError::Padding));
+        assert_eq!(decode(&[1, 0, 0, 0, 0, 0, 1], 1, Width::W48), Ok(list(Width::W48, &[1 << 47])));
         // A quotient that the width has no room for, and one that never ends.
-        assert_eq!(
-            decode(&[2, 0, 0, 0, 0, 0, 0, 0], 1, Width::W48),
-            Err(RiceError::Overflow { index: 0 })
-        );
+        assert_eq!(decode(&[2, 0, 0, 0, 0, 0, 0, 0], 1, Width::W48), Err(RiceError::Overflow { index: 0 }));
         assert_eq!(decode(&[0; 7], 1, Width::W48), Err(RiceError::Overflow { index: 0 }));
-        assert_eq!(
-            decode(&[0; 1_000], 200, Width::W40),
-            Err(RiceError::Overflow { index: 0 })
-        );
+        assert_eq!(decode(&[0; 1_000], 200, Width::W40), Err(RiceError::Overflow { index: 0 }));
     }
 
     #[test]
@@ -527,10 +472,7 @@ mod tests {
         let fingerprints = hashed(Width::W48, 30);
         let mut bytes = encode(&fingerprints, Width::W48).expect("sorted");
         bytes.extend([0xff, 0, 7]);
-        assert_eq!(
-            decode_prefix(&bytes, 30, Width::W48),
-            Ok((fingerprints, &[0xff, 0, 7][..]))
-        );
+        assert_eq!(decode_prefix(&bytes, 30, Width::W48), Ok((fingerprints, &[0xff, 0, 7][..])));
         assert_eq!(decode_prefix(&[9], 0, Width::W48), Ok((vec![], &[9][..])));
     }
 
@@ -540,10 +482,7 @@ mod tests {
         let bytes = encode(&fingerprints, Width::W40).expect("sorted");
         for len in 0..bytes.len() {
             let refused = decode(&bytes[..len], 50, Width::W40);
-            assert!(
-                matches!(refused, Err(RiceError::TooShort { .. } | RiceError::Truncated { .. })),
-                "{len}"
-            );
+            assert!(matches!(refused, Err(RiceError::TooShort { .. } | RiceError::Truncated { .. })), "{len}");
         }
     }
 

@@ -58,14 +58,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Self; 6] = [
-        Self::Keys,
-        Self::Manifest,
-        Self::Index,
-        Self::Chunk,
-        Self::Delta,
-        Self::Report,
-    ];
+    pub const ALL: [Self; 6] = [Self::Keys, Self::Manifest, Self::Index, Self::Chunk, Self::Delta, Self::Report];
 
     /// The name in the signed prefix, in logs and in `inspect`.
     #[must_use]
@@ -267,70 +260,40 @@ impl<'a> Sealed<'a> {
     /// Reads the envelope's fixed header and checks every length.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Refusal> {
         if bytes.len() > SEALED_BYTES_MAX {
-            return Err(Refusal::EndlessData {
-                bytes: bytes.len() as u64,
-                max: SEALED_BYTES_MAX as u64,
-            });
+            return Err(Refusal::EndlessData { bytes: bytes.len() as u64, max: SEALED_BYTES_MAX as u64 });
         }
         let Some(([m, a, g, format, kind, realm_len], _)) = bytes.split_first_chunk::<FIXED_BYTES>() else {
-            return Err(Refusal::Malformed {
-                what: "shorter than an envelope",
-            });
+            return Err(Refusal::Malformed { what: "shorter than an envelope" });
         };
         if [*m, *a, *g] != MAGIC {
-            return Err(Refusal::Malformed {
-                what: "the magic bytes are missing",
-            });
+            return Err(Refusal::Malformed { what: "the magic bytes are missing" });
         }
         if *format != FORMAT {
-            return Err(Refusal::Format {
-                found: *format,
-                spoken: FORMAT,
-            });
+            return Err(Refusal::Format { found: *format, spoken: FORMAT });
         }
-        let kind = Kind::from_number(*kind).ok_or(Refusal::Malformed {
-            what: "an unknown kind",
-        })?;
+        let kind = Kind::from_number(*kind).ok_or(Refusal::Malformed { what: "an unknown kind" })?;
         let realm_len = usize::from(*realm_len);
         if realm_len > REALM_BYTES_MAX {
-            return Err(Refusal::Malformed {
-                what: "a realm id longer than 64 bytes",
-            });
+            return Err(Refusal::Malformed { what: "a realm id longer than 64 bytes" });
         }
         let count = usize::from(bytes.last().copied().unwrap_or_default());
         if count > SIGNATURES_MAX {
-            return Err(Refusal::Malformed {
-                what: "more than 16 signatures",
-            });
+            return Err(Refusal::Malformed { what: "more than 16 signatures" });
         }
         let trailer = count * SIGNATURE_BYTES + 1;
         let cut = bytes
             .len()
             .checked_sub(trailer)
             .filter(|cut| *cut >= FIXED_BYTES + realm_len)
-            .ok_or(Refusal::Malformed {
-                what: "shorter than its lengths say",
-            })?;
-        let short = Refusal::Malformed {
-            what: "shorter than its lengths say",
-        };
+            .ok_or(Refusal::Malformed { what: "shorter than its lengths say" })?;
+        let short = Refusal::Malformed { what: "shorter than its lengths say" };
         let (signed, rest) = bytes.split_at_checked(cut).ok_or_else(|| short.clone())?;
-        let realm = signed
-            .get(FIXED_BYTES..FIXED_BYTES + realm_len)
-            .ok_or_else(|| short.clone())?;
+        let realm = signed.get(FIXED_BYTES..FIXED_BYTES + realm_len).ok_or_else(|| short.clone())?;
         let body = signed.get(FIXED_BYTES + realm_len..).ok_or(short)?;
-        let realm = RealmId::from_bytes(realm).map_err(|_| Refusal::Malformed {
-            what: "a realm id with other characters",
-        })?;
+        let realm =
+            RealmId::from_bytes(realm).map_err(|_| Refusal::Malformed { what: "a realm id with other characters" })?;
         let (signatures, _count) = rest.as_chunks::<SIGNATURE_BYTES>();
-        Ok(Self {
-            kind,
-            realm,
-            whole: bytes,
-            signed,
-            body,
-            signatures,
-        })
+        Ok(Self { kind, realm, whole: bytes, signed, body, signatures })
     }
 
     /// The same, and refuses another realm or kind than the one that belongs here.
@@ -340,10 +303,7 @@ impl<'a> Sealed<'a> {
             return Err(Refusal::WrongRealm { found: sealed.realm });
         }
         if sealed.kind != kind {
-            return Err(Refusal::Extraneous {
-                expected: kind.name(),
-                found: sealed.kind.name(),
-            });
+            return Err(Refusal::Extraneous { expected: kind.name(), found: sealed.kind.name() });
         }
         Ok(sealed)
     }
@@ -362,9 +322,7 @@ impl<'a> Sealed<'a> {
 
     /// Ids of the keys that are said to have signed it.
     pub fn signers(&self) -> impl Iterator<Item = KeyId> + 'a {
-        self.signatures.iter().map(|pair| {
-            KeyId(pair.first_chunk().copied().unwrap_or_default())
-        })
+        self.signatures.iter().map(|pair| KeyId(pair.first_chunk().copied().unwrap_or_default()))
     }
 
     /// The body, before anything was checked: only for tools that show damaged objects.
@@ -400,11 +358,7 @@ impl<'a> Sealed<'a> {
 
     /// The body, if the whole object has this digest; `what` names it in the refusal.
     pub fn by_digest(&self, digest: &Digest, what: &'static str) -> Result<Verified<&'a [u8]>, Refusal> {
-        if Digest::of(self.whole) == *digest {
-            Ok(Verified(self.body))
-        } else {
-            Err(Refusal::MixAndMatch { what })
-        }
+        if Digest::of(self.whole) == *digest { Ok(Verified(self.body)) } else { Err(Refusal::MixAndMatch { what }) }
     }
 
     fn matching(&self, key: &PublicKey, message: &[u8]) -> bool {
@@ -416,9 +370,7 @@ impl<'a> Sealed<'a> {
             pair.split_first_chunk::<8>().is_some_and(|(claimed, signature)| {
                 *claimed == id
                     && signature.first_chunk::<64>().is_some_and(|signature| {
-                        point
-                            .verify_strict(message, &ed25519_dalek::Signature::from_bytes(signature))
-                            .is_ok()
+                        point.verify_strict(message, &ed25519_dalek::Signature::from_bytes(signature)).is_ok()
                     })
             })
         })

@@ -108,9 +108,7 @@ impl Base {
                     return Err(Refusal::MixAndMatch { what: "the filter" });
                 }
                 let mut filter = FilterBuf::new(index.filter);
-                filter.absorb(0, bytes).map_err(|_| Refusal::Malformed {
-                    what: "the filter's bytes",
-                })?;
+                filter.absorb(0, bytes).map_err(|_| Refusal::Malformed { what: "the filter's bytes" })?;
                 let rate = filter.false_positive_rate();
                 Lookup::Filter { filter, rate }
             }
@@ -118,22 +116,12 @@ impl Base {
             Profile::Exact => {
                 let keys = decode_list(bytes, entries, width)?;
                 let params = FilterParams::for_target(keys.len() as u64, OWN_FILTER_RATE, index.filter.salt())
-                    .map_err(|_| Refusal::Malformed {
-                        what: "a base too large to filter",
-                    })?;
+                    .map_err(|_| Refusal::Malformed { what: "a base too large to filter" })?;
                 let filter = Arc::new(FilterBuf::build(params, keys.iter().copied()));
-                Lookup::Exact {
-                    filter,
-                    list: exact_list(&keys, width)?,
-                }
+                Lookup::Exact { filter, list: exact_list(&keys, width)? }
             }
         };
-        Ok(Self {
-            term: index.term,
-            epoch: index.epoch,
-            sequence: index.sequence,
-            lookup,
-        })
+        Ok(Self { term: index.term, epoch: index.epoch, sequence: index.sequence, lookup })
     }
 
     /// Reign of the ledger it was built in.
@@ -189,9 +177,7 @@ impl Base {
             Lookup::List(list) => Self::listed(list, fingerprint, width),
             Lookup::Filter { filter, rate } => match filter.query(fingerprint) {
                 Membership::Absent => InBase::Absent,
-                Membership::Possible => InBase::Possible {
-                    false_positive_rate: *rate,
-                },
+                Membership::Possible => InBase::Possible { false_positive_rate: *rate },
             },
         }
     }
@@ -203,23 +189,17 @@ impl Base {
         } else if width.is_exact() {
             InBase::Certain
         } else {
-            InBase::Possible {
-                false_positive_rate: list.len() as f64 / (1_u64 << width.bits()) as f64,
-            }
+            InBase::Possible { false_positive_rate: list.len() as f64 / (1_u64 << width.bits()) as f64 }
         }
     }
 }
 
 fn exact_list(keys: &[Fingerprint], width: Width) -> Result<ExactList, Refusal> {
-    ExactList::from_sorted(keys, width).map_err(|_| Refusal::Malformed {
-        what: "a list that cannot be held",
-    })
+    ExactList::from_sorted(keys, width).map_err(|_| Refusal::Malformed { what: "a list that cannot be held" })
 }
 
 fn decode_list(bytes: &[u8], entries: u64, width: Width) -> Result<Vec<Fingerprint>, Refusal> {
-    rice::decode(bytes, entries, width).map_err(|_| Refusal::Malformed {
-        what: "the list's bytes",
-    })
+    rice::decode(bytes, entries, width).map_err(|_| Refusal::Malformed { what: "the list's bytes" })
 }
 
 /// How current a set is, and what its device's clock may claim.
@@ -258,10 +238,7 @@ impl Freshness {
     pub fn age(&self, now: Now) -> Option<Duration> {
         let (issued_at, arrived) = self.proof?;
         let by_uptime = now.uptime.saturating_sub(arrived);
-        Some(
-            self.wall(now)
-                .map_or(by_uptime, |wall| wall.since(issued_at).max(by_uptime)),
-        )
+        Some(self.wall(now).map_or(by_uptime, |wall| wall.since(issued_at).max(by_uptime)))
     }
 
     /// Why the set should not be believed when it finds nothing; `None` if it should.
@@ -369,20 +346,13 @@ impl RevocationSet {
     #[inline(never)]
     fn weigh(&self, now: Now, claims: &Claims<'_>) -> Verdict {
         if claims.exp <= self.horizon {
-            return Verdict::Revoked {
-                why: Why::Expired { horizon: self.horizon },
-            };
+            return Verdict::Revoked { why: Why::Expired { horizon: self.horizon } };
         }
         let Some(fingerprinter) = &self.fingerprinter else {
             return Verdict::Unknown { doubt: Doubt::NoState };
         };
         if let Some(cutoff) = self.cutoffs.matching(fingerprinter, claims) {
-            return Verdict::Revoked {
-                why: Why::Cutoff {
-                    scope: cutoff.scope.kind,
-                    not_before: cutoff.not_before,
-                },
-            };
+            return Verdict::Revoked { why: Why::Cutoff { scope: cutoff.scope.kind, not_before: cutoff.not_before } };
         }
         let fingerprint = fingerprinter.fingerprint(claims.jti);
         let recent = self.recent.get(fingerprint);
@@ -429,20 +399,13 @@ impl RevocationSet {
     /// Why an answer other than "revoked" cannot be given; `None` if it can.
     #[must_use]
     pub fn doubt(&self, now: Now) -> Option<Doubt> {
-        if self.overflow {
-            Some(Doubt::Overflow)
-        } else {
-            self.freshness.doubt(now)
-        }
+        if self.overflow { Some(Doubt::Overflow) } else { self.freshness.doubt(now) }
     }
 
     /// Where it stands: epoch of the base, last sequence without a gap.
     #[must_use]
     pub fn position(&self) -> Position {
-        Position {
-            epoch: self.base.as_ref().map(|base| base.epoch()).unwrap_or_default(),
-            sequence: self.sequence,
-        }
+        Position { epoch: self.base.as_ref().map(|base| base.epoch()).unwrap_or_default(), sequence: self.sequence }
     }
 
     /// Tokens with `exp` up to this are expired, whatever the device's clock says.
@@ -506,7 +469,9 @@ mod tests {
             let freshness = Freshness {
                 proof: Some((millis(&mut state, 5_000), span(&mut state, 3_000))),
                 floor: millis(&mut state, 6_000),
-                proven: draw(&mut state).is_multiple_of(8).then(|| (millis(&mut state, 9_000), span(&mut state, 3_000))),
+                proven: draw(&mut state)
+                    .is_multiple_of(8)
+                    .then(|| (millis(&mut state, 9_000), span(&mut state, 3_000))),
                 staleness_max: span(&mut state, 4_000),
                 clock_skew: span(&mut state, 2_000),
             };

@@ -176,22 +176,12 @@ impl Head {
             out.put((range.term.0, range.from.0, range.to.0))?;
         }
         for entry in &self.recent {
-            out.put((
-                entry.fingerprint.bits(),
-                entry.stamp.0,
-                u8::from(entry.state == State::Revoked),
-            ))?;
+            out.put((entry.fingerprint.bits(), entry.stamp.0, u8::from(entry.state == State::Revoked)))?;
         }
         for cutoff in &self.cutoffs {
             let lifted = u8::from(cutoff.not_before.is_none());
             let not_before = cutoff.not_before.unwrap_or_default().secs();
-            out.put((
-                cutoff.scope.kind as u8,
-                cutoff.scope.name,
-                lifted,
-                not_before,
-                cutoff.stamp.0,
-            ))?;
+            out.put((cutoff.scope.kind as u8, cutoff.scope.name, lifted, not_before, cutoff.stamp.0))?;
         }
         let digest = Digest::of(out.bytes());
         out.extend(&digest.0);
@@ -202,14 +192,10 @@ impl Head {
     pub fn decode(bytes: &[u8]) -> Result<Self, Refusal> {
         let damaged = |what| Refusal::DamagedState { what };
         if bytes.len() > STATE_BYTES_MAX {
-            return Err(Refusal::EndlessData {
-                bytes: bytes.len() as u64,
-                max: STATE_BYTES_MAX as u64,
-            });
+            return Err(Refusal::EndlessData { bytes: bytes.len() as u64, max: STATE_BYTES_MAX as u64 });
         }
-        let (content, digest) = bytes
-            .split_last_chunk::<DIGEST_BYTES>()
-            .ok_or_else(|| damaged("shorter than a head"))?;
+        let (content, digest) =
+            bytes.split_last_chunk::<DIGEST_BYTES>().ok_or_else(|| damaged("shorter than a head"))?;
         if Digest::of(content).0 != *digest {
             return Err(damaged("its digest does not match"));
         }
@@ -225,11 +211,7 @@ impl Head {
         }
         let within = |field, count: u32, max: usize| {
             if count as usize > max {
-                Err(WireError::Count {
-                    field,
-                    count: u64::from(count),
-                    max: max as u64,
-                })
+                Err(WireError::Count { field, count: u64::from(count), max: max as u64 })
             } else {
                 Ok(())
             }
@@ -245,11 +227,7 @@ impl Head {
         let early = (0..head.early)
             .map(|_| {
                 let (term, from, to) = take(bytes)?;
-                Ok(EarlyRange {
-                    term: Term(term),
-                    from: Sequence(from),
-                    to: Sequence(to),
-                })
+                Ok(EarlyRange { term: Term(term), from: Sequence(from), to: Sequence(to) })
             })
             .collect::<Result<Vec<_>, WireError>>()?;
         let recent = (0..head.recent)
@@ -324,12 +302,7 @@ impl<'a> BaseImage<'a> {
     /// Writes the image.
     pub fn encode(&self) -> Result<Vec<u8>, WireError> {
         let mut out = Sink::default();
-        out.put((
-            BASE_MAGIC,
-            self.index.len() as u32,
-            self.artifact.len() as u64,
-            self.cutoffs.len() as u64,
-        ))?;
+        out.put((BASE_MAGIC, self.index.len() as u32, self.artifact.len() as u64, self.cutoffs.len() as u64))?;
         out.extend(self.index);
         out.extend(self.artifact);
         out.extend(self.cutoffs);
@@ -338,25 +311,15 @@ impl<'a> BaseImage<'a> {
 
     /// Finds the parts of an image; what they say is verified against the index by the replica.
     pub fn decode(mut bytes: &'a [u8]) -> Result<Self, Refusal> {
-        let damaged = Refusal::DamagedState {
-            what: "a base image whose lengths make no sense",
-        };
+        let damaged = Refusal::DamagedState { what: "a base image whose lengths make no sense" };
         let bytes = &mut bytes;
         let (magic, index, artifact, cutoffs): ([u8; 4], u32, u64, u64) = take(bytes).map_err(|_| damaged.clone())?;
         let mut part = |length: u64| {
             let length = usize::try_from(length).map_err(|_| damaged.clone())?;
             slice(bytes, length).map_err(|_| damaged.clone())
         };
-        let image = Self {
-            index: part(index.into())?,
-            artifact: part(artifact)?,
-            cutoffs: part(cutoffs)?,
-        };
-        if magic != BASE_MAGIC || !bytes.is_empty() {
-            Err(damaged)
-        } else {
-            Ok(image)
-        }
+        let image = Self { index: part(index.into())?, artifact: part(artifact)?, cutoffs: part(cutoffs)? };
+        if magic != BASE_MAGIC || !bytes.is_empty() { Err(damaged) } else { Ok(image) }
     }
 }
 

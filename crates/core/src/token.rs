@@ -75,17 +75,11 @@ impl RealmId {
         let Some(head) = text.get_mut(..bytes.len()) else {
             return Err(RealmIdError::TooLong { bytes: bytes.len() });
         };
-        if let Some(&byte) = bytes
-            .iter()
-            .find(|byte| !matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
-        {
+        if let Some(&byte) = bytes.iter().find(|byte| !matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
             return Err(RealmIdError::Character { byte });
         }
         head.copy_from_slice(bytes);
-        Ok(Self {
-            text,
-            len: bytes.len() as u8,
-        })
+        Ok(Self { text, len: bytes.len() as u8 })
     }
 
     /// The text.
@@ -199,14 +193,7 @@ impl<'a> Claims<'a> {
     /// The least a question needs: an identity and an end.
     #[must_use]
     pub const fn new(jti: Jti<'a>, exp: UnixTime) -> Self {
-        Self {
-            jti,
-            iat: None,
-            exp,
-            sub: None,
-            kid: None,
-            client: None,
-        }
+        Self { jti, iat: None, exp, sub: None, kid: None, client: None }
     }
 }
 
@@ -261,11 +248,7 @@ impl Fingerprint {
     /// Takes a number that should be a fingerprint already; `None` if it has too many bits.
     #[must_use]
     pub const fn from_bits(bits: u64, width: Width) -> Option<Self> {
-        if width.bits() < 64 && bits >> width.bits() != 0 {
-            None
-        } else {
-            Some(Self(bits))
-        }
+        if width.bits() < 64 && bits >> width.bits() != 0 { None } else { Some(Self(bits)) }
     }
 
     /// The number, below 2^W.
@@ -329,13 +312,7 @@ impl Fingerprinter {
     #[must_use]
     pub const fn new(function: FingerprintFunction, key: RealmKey, width: Width) -> Self {
         let [seed, whitening] = halves(key.0);
-        Self {
-            function,
-            key,
-            width,
-            seed,
-            whitening,
-        }
+        Self { function, key, width, seed, whitening }
     }
 
     /// The fingerprint of a token.
@@ -363,11 +340,7 @@ impl Fingerprinter {
     }
 
     fn sha256(&self, kind: u8, bytes: &[u8]) -> u64 {
-        let digest = Sha256::new()
-            .chain_update(self.key.0)
-            .chain_update([kind])
-            .chain_update(bytes)
-            .finalize();
+        let digest = Sha256::new().chain_update(self.key.0).chain_update([kind]).chain_update(bytes).finalize();
         // A digest has 32 bytes, so the default is never taken.
         u64::from_le_bytes(digest.0.first_chunk().copied().unwrap_or_default())
     }

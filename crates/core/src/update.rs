@@ -100,11 +100,7 @@ impl Manifest {
     /// What orders manifests.
     #[must_use]
     pub const fn rank(&self) -> Rank {
-        Rank {
-            term: self.term,
-            number: self.sequence.0,
-            issued_at: self.issued_at,
-        }
+        Rank { term: self.term, number: self.sequence.0, issued_at: self.issued_at }
     }
 }
 
@@ -342,12 +338,8 @@ impl Address {
             Self::Live => "live delta",
             Self::Ladder { .. } => "ladder piece",
             Self::Index { .. } => "index",
-            Self::Chunk {
-                layer: Layer::Content, ..
-            } => "chunk",
-            Self::Chunk {
-                layer: Layer::Pages, ..
-            } => "page",
+            Self::Chunk { layer: Layer::Content, .. } => "chunk",
+            Self::Chunk { layer: Layer::Pages, .. } => "page",
         }
     }
 
@@ -374,18 +366,12 @@ impl Address {
             ("live", None, ..) => Self::Live,
             ("ladder", Some(range), None, _) => {
                 let (from, to) = range.split_once('-')?;
-                Self::Ladder {
-                    from: Sequence(number(from)?),
-                    to: Sequence(number(to)?),
-                }
+                Self::Ladder { from: Sequence(number(from)?), to: Sequence(number(to)?) }
             }
-            ("e", Some(epoch), Some("index"), None) => Self::Index {
-                epoch: Epoch(number(epoch)?),
-            },
+            ("e", Some(epoch), Some("index"), None) => Self::Index { epoch: Epoch(number(epoch)?) },
             ("e", Some(epoch), Some(artifact), Some(chunk)) => {
-                let (name, layer) = artifact
-                    .strip_suffix("-pages")
-                    .map_or((artifact, Layer::Content), |name| (name, Layer::Pages));
+                let (name, layer) =
+                    artifact.strip_suffix("-pages").map_or((artifact, Layer::Content), |name| (name, Layer::Pages));
                 Self::Chunk {
                     epoch: Epoch(number(epoch)?),
                     artifact: Artifact::from_name(name)?,
@@ -413,12 +399,7 @@ impl fmt::Display for Address {
             Self::Live => f.write_str("live"),
             Self::Ladder { from, to } => write!(f, "ladder/{from}-{to}"),
             Self::Index { epoch } => write!(f, "e/{epoch}/index"),
-            Self::Chunk {
-                epoch,
-                artifact,
-                layer,
-                number,
-            } => {
+            Self::Chunk { epoch, artifact, layer, number } => {
                 let pages = match layer {
                     Layer::Content => "",
                     Layer::Pages => "-pages",

@@ -38,10 +38,8 @@ pub const CUTOFF_BYTES: usize = 17;
 /// Bytes of a ladder piece in a manifest.
 pub const PIECE_BYTES: usize = 52;
 
-const CONFIG: Configuration<LittleEndian, Fixint, Limit<SEALED_BYTES_MAX>> = bincode::config::standard()
-    .with_little_endian()
-    .with_fixed_int_encoding()
-    .with_limit::<SEALED_BYTES_MAX>();
+const CONFIG: Configuration<LittleEndian, Fixint, Limit<SEALED_BYTES_MAX>> =
+    bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<SEALED_BYTES_MAX>();
 
 /// Why bytes are no body, or a value cannot become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -102,9 +100,8 @@ impl Writer for Sink {
 impl Sink {
     /// Writes fixed-size integers and arrays, which the codec has no reason to refuse.
     pub(crate) fn put(&mut self, value: impl Encode) -> Result<(), WireError> {
-        bincode::encode_into_writer(value, &mut *self, CONFIG).map_err(|_| WireError::Range {
-            field: "a fixed-size field",
-        })
+        bincode::encode_into_writer(value, &mut *self, CONFIG)
+            .map_err(|_| WireError::Range { field: "a fixed-size field" })
     }
 
     /// Appends bytes as they are.
@@ -129,31 +126,15 @@ pub(crate) fn take<T: Decode<()>>(bytes: &mut &[u8]) -> Result<T, WireError> {
 }
 
 fn finish(rest: &[u8]) -> Result<(), WireError> {
-    if rest.is_empty() {
-        Ok(())
-    } else {
-        Err(WireError::Trailing)
-    }
+    if rest.is_empty() { Ok(()) } else { Err(WireError::Trailing) }
 }
 
 const fn count(field: &'static str, count: usize, max: usize) -> Result<u32, WireError> {
-    if count > max {
-        Err(WireError::Count {
-            field,
-            count: count as u64,
-            max: max as u64,
-        })
-    } else {
-        Ok(count as u32)
-    }
+    if count > max { Err(WireError::Count { field, count: count as u64, max: max as u64 }) } else { Ok(count as u32) }
 }
 
 fn ascending<T: Ord>(field: &'static str, list: &[T]) -> Result<(), WireError> {
-    if list.is_sorted_by(|a, b| a < b) {
-        Ok(())
-    } else {
-        Err(WireError::Order { field })
-    }
+    if list.is_sorted_by(|a, b| a < b) { Ok(()) } else { Err(WireError::Order { field }) }
 }
 
 /// ```text
@@ -219,25 +200,16 @@ pub fn encode_keys(keys: &Keys) -> Result<Vec<u8>, WireError> {
 pub fn decode_keys(mut body: &[u8]) -> Result<Keys, WireError> {
     let body = &mut body;
     let head: KeysHead = take(body)?;
-    let function = FingerprintFunction::from_number(head.function).ok_or(WireError::Range {
-        field: "fingerprint function",
-    })?;
-    let width = Width::from_bits(head.width).ok_or(WireError::Range {
-        field: "fingerprint width",
-    })?;
+    let function =
+        FingerprintFunction::from_number(head.function).ok_or(WireError::Range { field: "fingerprint function" })?;
+    let width = Width::from_bits(head.width).ok_or(WireError::Range { field: "fingerprint width" })?;
     count("roots", head.roots.into(), ROOTS_MAX)?;
     count("publisher keys", head.publishers.into(), PUBLISHERS_MAX)?;
-    let roots = (0..head.roots)
-        .map(|_| take(body).map(PublicKey))
-        .collect::<Result<_, _>>()?;
+    let roots = (0..head.roots).map(|_| take(body).map(PublicKey)).collect::<Result<_, _>>()?;
     let publishers = (0..head.publishers)
         .map(|_| {
             let (key, role, not_after): ([u8; 32], u8, u64) = take(body)?;
-            Ok(PublisherKey {
-                key: PublicKey(key),
-                role,
-                not_after: UnixTime::from_secs(not_after),
-            })
+            Ok(PublisherKey { key: PublicKey(key), role, not_after: UnixTime::from_secs(not_after) })
         })
         .collect::<Result<_, WireError>>()?;
     let (issuer, rest) = body.split_at_checked(head.issuer.into()).ok_or(WireError::Short)?;
@@ -249,9 +221,7 @@ pub fn decode_keys(mut body: &[u8]) -> Result<Keys, WireError> {
         threshold: head.threshold,
         roots,
         publishers,
-        issuer: core::str::from_utf8(issuer)
-            .map_err(|_| WireError::Range { field: "issuer" })?
-            .into(),
+        issuer: core::str::from_utf8(issuer).map_err(|_| WireError::Range { field: "issuer" })?.into(),
         fingerprinter: Fingerprinter::new(function, RealmKey(head.key), width),
         leeway: head.leeway,
     };
@@ -267,9 +237,7 @@ fn check_keys(keys: &Keys) -> Result<(), WireError> {
         return Err(WireError::Range { field: "threshold" });
     }
     if keys.publishers.is_empty() || keys.publishers.iter().any(|key| Role::from_number(key.role).is_none()) {
-        return Err(WireError::Range {
-            field: "publisher keys",
-        });
+        return Err(WireError::Range { field: "publisher keys" });
     }
     if keys.issuer.is_empty() {
         return Err(WireError::Range { field: "issuer" });
@@ -331,12 +299,7 @@ pub fn decode_manifest(mut body: &[u8]) -> Result<Manifest, WireError> {
     let ladder = (0..head.pieces)
         .map(|_| {
             let (from, to, bytes, digest) = take(body)?;
-            Ok(Piece {
-                from: Sequence(from),
-                to: Sequence(to),
-                bytes,
-                digest: Digest(digest),
-            })
+            Ok(Piece { from: Sequence(from), to: Sequence(to), bytes, digest: Digest(digest) })
         })
         .collect::<Result<_, WireError>>()?;
     finish(body)?;
@@ -357,16 +320,9 @@ pub fn decode_manifest(mut body: &[u8]) -> Result<Manifest, WireError> {
 fn check_manifest(manifest: &Manifest) -> Result<(), WireError> {
     count("ladder", manifest.ladder.len(), LADDER_PIECES_MAX)?;
     let contiguous = manifest.ladder.iter().all(|piece| piece.from < piece.to)
-        && manifest
-            .ladder
-            .windows(2)
-            .all(|pair| matches!(pair, [a, b] if a.to == b.from))
+        && manifest.ladder.windows(2).all(|pair| matches!(pair, [a, b] if a.to == b.from))
         && manifest.ladder.last().is_none_or(|last| last.to == manifest.sequence);
-    if contiguous {
-        Ok(())
-    } else {
-        Err(WireError::Order { field: "ladder" })
-    }
+    if contiguous { Ok(()) } else { Err(WireError::Order { field: "ladder" }) }
 }
 
 /// ```text
@@ -418,12 +374,7 @@ pub fn encode_index(index: &Index) -> Result<Vec<u8>, WireError> {
         artifacts: index.artifacts.len() as u8,
     })?;
     for summary in &index.artifacts {
-        out.put((
-            summary.artifact as u8,
-            summary.entries,
-            summary.bytes,
-            summary.pages.len() as u32,
-        ))?;
+        out.put((summary.artifact as u8, summary.entries, summary.bytes, summary.pages.len() as u32))?;
         for page in &summary.pages {
             out.put(page.0)?;
         }
@@ -435,21 +386,15 @@ pub fn encode_index(index: &Index) -> Result<Vec<u8>, WireError> {
 pub fn decode_index(mut body: &[u8]) -> Result<Index, WireError> {
     let body = &mut body;
     let head: IndexHead = take(body)?;
-    let filter = FilterParams::new(Salt(head.salt), head.blocks, head.probes).map_err(|_| WireError::Range {
-        field: "filter geometry",
-    })?;
+    let filter = FilterParams::new(Salt(head.salt), head.blocks, head.probes)
+        .map_err(|_| WireError::Range { field: "filter geometry" })?;
     let artifacts = (0..head.artifacts)
         .map(|_| {
             let (artifact, entries, bytes, pages): (u8, u64, u64, u32) = take(body)?;
             let artifact = Artifact::from_number(artifact).ok_or(WireError::Range { field: "artifact" })?;
             // Each page takes 32 bytes of what is left, so a lie about their number ends soon.
             let pages = (0..pages).map(|_| take(body).map(Digest)).collect::<Result<_, _>>()?;
-            Ok(ArtifactSummary {
-                artifact,
-                entries,
-                bytes,
-                pages,
-            })
+            Ok(ArtifactSummary { artifact, entries, bytes, pages })
         })
         .collect::<Result<_, WireError>>()?;
     finish(body)?;
@@ -478,19 +423,13 @@ fn check_index(index: &Index) -> Result<(), WireError> {
     }
     index.artifacts.iter().try_for_each(|summary| {
         if summary.bytes > ARTIFACT_BYTES_MAX {
-            return Err(WireError::Range {
-                field: "bytes of an artifact",
-            });
+            return Err(WireError::Range { field: "bytes of an artifact" });
         }
         if summary.entries > BASE_ENTRIES_MAX {
-            return Err(WireError::Range {
-                field: "entries of an artifact",
-            });
+            return Err(WireError::Range { field: "entries of an artifact" });
         }
         if summary.pages.len() as u64 != summary.page_count(index.chunk_bytes) {
-            return Err(WireError::Range {
-                field: "pages of an artifact",
-            });
+            return Err(WireError::Range { field: "pages of an artifact" });
         }
         Ok(())
     })
@@ -632,9 +571,7 @@ pub fn decode_delta(mut body: &[u8], width: Width) -> Result<Delta, WireError> {
 
 fn check_delta(delta: &Delta) -> Result<(), WireError> {
     if delta.from >= delta.to {
-        return Err(WireError::Range {
-            field: "range of a delta",
-        });
+        return Err(WireError::Range { field: "range of a delta" });
     }
     count("cutoffs", delta.cutoffs.len(), CUTOFFS_MAX)?;
     count("lifts", delta.lifts.len(), CUTOFFS_MAX)?;
@@ -643,36 +580,19 @@ fn check_delta(delta: &Delta) -> Result<(), WireError> {
     ascending("lifts", &delta.lifts)?;
     ascending_cutoffs(&delta.cutoffs)?;
     // A key has one state as of `to`; a delta that says both says nothing.
-    let both = delta
-        .reinstated
-        .iter()
-        .any(|key| delta.revoked.binary_search(key).is_ok())
-        || delta
-            .lifts
-            .iter()
-            .any(|lift| delta.cutoffs.binary_search_by_key(lift, |cutoff| cutoff.scope).is_ok());
-    if both {
-        Err(WireError::Order {
-            field: "a key stated twice",
-        })
-    } else {
-        Ok(())
-    }
+    let both = delta.reinstated.iter().any(|key| delta.revoked.binary_search(key).is_ok())
+        || delta.lifts.iter().any(|lift| delta.cutoffs.binary_search_by_key(lift, |cutoff| cutoff.scope).is_ok());
+    if both { Err(WireError::Order { field: "a key stated twice" }) } else { Ok(()) }
 }
 
 /// Each scope once, ascending.
 fn ascending_cutoffs(cutoffs: &[Cutoff]) -> Result<(), WireError> {
-    if cutoffs.is_sorted_by(|a, b| a.scope < b.scope) {
-        Ok(())
-    } else {
-        Err(WireError::Order { field: "cutoffs" })
-    }
+    if cutoffs.is_sorted_by(|a, b| a.scope < b.scope) { Ok(()) } else { Err(WireError::Order { field: "cutoffs" }) }
 }
 
 fn take_fingerprints(body: &mut &[u8], count: u32, width: Width) -> Result<Vec<Fingerprint>, WireError> {
-    let (list, rest) = rice::decode_prefix(body, u64::from(count), width).map_err(|_| WireError::Range {
-        field: "a coded list of fingerprints",
-    })?;
+    let (list, rest) = rice::decode_prefix(body, u64::from(count), width)
+        .map_err(|_| WireError::Range { field: "a coded list of fingerprints" })?;
     *body = rest;
     Ok(list)
 }
@@ -689,18 +609,13 @@ fn put_cutoff(out: &mut Sink, cutoff: &Cutoff) -> Result<(), WireError> {
 
 fn take_cutoff(body: &mut &[u8]) -> Result<Cutoff, WireError> {
     let (kind, name, not_before) = take(body)?;
-    Ok(Cutoff {
-        scope: scope(kind, name)?,
-        not_before: UnixTime::from_secs(not_before),
-    })
+    Ok(Cutoff { scope: scope(kind, name)?, not_before: UnixTime::from_secs(not_before) })
 }
 
 fn scope(kind: u8, name: u64) -> Result<Scope, WireError> {
     let kind = ScopeKind::from_number(kind).ok_or(WireError::Range { field: "kind of scope" })?;
     if kind == ScopeKind::Realm && name != 0 {
-        return Err(WireError::Range {
-            field: "scope of the whole realm",
-        });
+        return Err(WireError::Range { field: "scope of the whole realm" });
     }
     Ok(Scope { kind, name })
 }
@@ -755,9 +670,7 @@ pub fn encode_report(report: &Report) -> Result<Vec<u8>, WireError> {
         term: report.term.0,
         epoch: report.position.epoch.0,
         sequence: report.position.sequence.0,
-        age: report
-            .age
-            .map_or(u64::MAX, |age| age.as_millis().min(u128::from(u64::MAX - 1)) as u64),
+        age: report.age.map_or(u64::MAX, |age| age.as_millis().min(u128::from(u64::MAX - 1)) as u64),
         profile: report.profile,
         memory_bytes: report.memory_bytes,
         refusals: report.refusals,
@@ -772,10 +685,7 @@ pub fn decode_report(mut body: &[u8]) -> Result<Report, WireError> {
     finish(body)?;
     Ok(Report {
         term: Term(head.term),
-        position: Position {
-            epoch: Epoch(head.epoch),
-            sequence: Sequence(head.sequence),
-        },
+        position: Position { epoch: Epoch(head.epoch), sequence: Sequence(head.sequence) },
         age: (head.age != u64::MAX).then(|| Duration::from_millis(head.age)),
         profile: head.profile,
         memory_bytes: head.memory_bytes,

@@ -21,22 +21,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let trust = trust_from_file(Path::new(trust))?;
     let config = Config::exact(random_seed()?);
-    let config = DeviceConfig::new(
-        broker.parse()?,
-        ClientId::new("follow-example")?,
-        RealmId::new(realm)?,
-        trust,
-        config,
-    );
+    let config =
+        DeviceConfig::new(broker.parse()?, ClientId::new("follow-example")?, RealmId::new(realm)?, trust, config);
     let device = Device::start(config, DiskStore::open(Path::new("follow-state"))?).await?;
 
     // From stored state it could answer at once; here it waits until it is up to date.
     let mut status = device.status();
-    tokio::time::timeout(
-        Duration::from_secs(10),
-        status.wait_for(|status| status.doubt.is_none()),
-    )
-    .await??;
+    tokio::time::timeout(Duration::from_secs(10), status.wait_for(|status| status.doubt.is_none())).await??;
 
     let rules = ValidatorConfig::new(issuer, [audience], KeySet::from_jwks(&std::fs::read(jwks)?)?);
     let validator = Validator::new(rules, device.checker(), Policy::strict())?;

@@ -161,11 +161,7 @@ mod tests {
     use super::*;
 
     fn knows_nothing() -> Arc<RevocationSet> {
-        let trust = Trust {
-            roots: Vec::new(),
-            threshold: 1,
-            not_before: UnixTime::from_secs(5),
-        };
+        let trust = Trust { roots: Vec::new(), threshold: 1, not_before: UnixTime::from_secs(5) };
         let config = revocast_core::Config::exact(0);
         Arc::new(Replica::new(config, RealmId::new("r").unwrap(), trust).set().clone())
     }

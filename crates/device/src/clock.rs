@@ -30,14 +30,9 @@ impl SystemClock {
     #[must_use]
     pub fn now() -> Now {
         // A wall clock before 1970 is as wrong as one at 1970.
-        let wall = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let uptime = START.get_or_init(Instant::now).elapsed();
-        Now::new(
-            UnixMillis::from_millis(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)),
-            uptime,
-        )
+        Now::new(UnixMillis::from_millis(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)), uptime)
     }
 }
 

@@ -48,16 +48,7 @@ impl DeviceConfig {
     /// Takes what nobody else can decide; [`ReplicaConfig::exact`] suits most devices.
     #[must_use]
     pub fn new(broker: BrokerUrl, client_id: ClientId, realm: RealmId, trust: Trust, replica: ReplicaConfig) -> Self {
-        Self {
-            broker,
-            credentials: None,
-            tls: None,
-            client_id,
-            prefix: Prefix::default(),
-            realm,
-            trust,
-            replica,
-        }
+        Self { broker, credentials: None, tls: None, client_id, prefix: Prefix::default(), realm, trust, replica }
     }
 
     /// User name and password for the broker.
@@ -141,9 +132,7 @@ impl FromStr for BrokerUrl {
         };
         let (host, port) = match split {
             Some((host, port)) => {
-                let port = port
-                    .parse()
-                    .map_err(|_| BrokerUrlError::Port { found: port.to_owned() })?;
+                let port = port.parse().map_err(|_| BrokerUrlError::Port { found: port.to_owned() })?;
                 (host, port)
             }
             None => (rest, if secure { 8883 } else { 1883 }),
@@ -153,19 +142,13 @@ impl FromStr for BrokerUrl {
             Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
             None => {
                 !host.is_empty()
-                    && host
-                        .bytes()
-                        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+                    && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
             }
         };
         if !good {
             return Err(BrokerUrlError::Host { found: host.to_owned() });
         }
-        Ok(Self {
-            secure,
-            host: host.to_owned(),
-            port,
-        })
+        Ok(Self { secure, host: host.to_owned(), port })
     }
 }
 
@@ -221,10 +204,7 @@ pub struct TlsRoots(Arc<ClientConfig>);
 impl TlsRoots {
     /// Reads certificates from a PEM file.
     pub fn from_pem_file(path: &Path) -> Result<Self, TlsRootsError> {
-        let bytes = std::fs::read(path).map_err(|source| TlsRootsError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
+        let bytes = std::fs::read(path).map_err(|source| TlsRootsError::Io { path: path.to_owned(), source })?;
         Self::from_pem(&bytes)
     }
 
@@ -401,10 +381,7 @@ struct TrustShape {
 /// `{"threshold":1,"roots":["<32 bytes, base64url without padding>"],"not_before":<seconds>}`, with
 /// nothing else in it. `not_before` is when it was made: no signed object can be older.
 pub fn trust_from_file(path: &Path) -> Result<Trust, TrustError> {
-    let read = |source| TrustError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let read = |source| TrustError::Io { path: path.to_owned(), source };
     let bytes = std::fs::metadata(path).map_err(read)?.len();
     if bytes > TRUST_FILE_BYTES_MAX {
         return Err(TrustError::TooLarge { bytes });
@@ -416,9 +393,7 @@ pub fn trust_from_file(path: &Path) -> Result<Trust, TrustError> {
 pub fn trust_from_json(bytes: &[u8]) -> Result<Trust, TrustError> {
     let shape: TrustShape = serde_json::from_slice(bytes)?;
     if shape.roots.is_empty() || shape.roots.len() > ROOTS_MAX {
-        return Err(TrustError::Roots {
-            count: shape.roots.len(),
-        });
+        return Err(TrustError::Roots { count: shape.roots.len() });
     }
     let mut roots = Vec::with_capacity(shape.roots.len());
     for (number, text) in shape.roots.iter().enumerate() {
@@ -435,16 +410,9 @@ pub fn trust_from_json(bytes: &[u8]) -> Result<Trust, TrustError> {
         roots.push(key);
     }
     if shape.threshold == 0 || usize::from(shape.threshold) > roots.len() {
-        return Err(TrustError::Threshold {
-            threshold: shape.threshold,
-            roots: roots.len(),
-        });
+        return Err(TrustError::Threshold { threshold: shape.threshold, roots: roots.len() });
     }
-    Ok(Trust {
-        roots,
-        threshold: shape.threshold,
-        not_before: UnixTime::from_secs(shape.not_before),
-    })
+    Ok(Trust { roots, threshold: shape.threshold, not_before: UnixTime::from_secs(shape.not_before) })
 }
 
 /// Why a trust file cannot be used.
@@ -509,10 +477,7 @@ mod tests {
             ("mqtt://[::1]", "mqtt://[::1]:1883"),
             ("mqtts://[::1]:99", "mqtts://[::1]:99"),
         ] {
-            assert_eq!(
-                text.parse::<BrokerUrl>().map(|url| url.to_string()),
-                Ok(printed.to_owned())
-            );
+            assert_eq!(text.parse::<BrokerUrl>().map(|url| url.to_string()), Ok(printed.to_owned()));
         }
     }
 
@@ -521,33 +486,12 @@ mod tests {
         for text in ["broker", "http://broker", "tcp://broker:1"] {
             assert_eq!(text.parse::<BrokerUrl>(), Err(BrokerUrlError::Scheme), "{text}");
         }
-        assert_eq!(
-            "mqtt://u:p@broker".parse::<BrokerUrl>(),
-            Err(BrokerUrlError::Credentials)
-        );
-        for text in [
-            "mqtt://broker:",
-            "mqtt://broker:x",
-            "mqtt://broker:65536",
-            "mqtt://broker:-1",
-        ] {
-            assert!(
-                matches!(text.parse::<BrokerUrl>(), Err(BrokerUrlError::Port { .. })),
-                "{text}"
-            );
+        assert_eq!("mqtt://u:p@broker".parse::<BrokerUrl>(), Err(BrokerUrlError::Credentials));
+        for text in ["mqtt://broker:", "mqtt://broker:x", "mqtt://broker:65536", "mqtt://broker:-1"] {
+            assert!(matches!(text.parse::<BrokerUrl>(), Err(BrokerUrlError::Port { .. })), "{text}");
         }
-        for text in [
-            "mqtt://",
-            "mqtt://:1883",
-            "mqtt://a/b",
-            "mqtt://[x]",
-            "mqtt://::1:1",
-            "mqtt://a b",
-        ] {
-            assert!(
-                matches!(text.parse::<BrokerUrl>(), Err(BrokerUrlError::Host { .. })),
-                "{text}"
-            );
+        for text in ["mqtt://", "mqtt://:1883", "mqtt://a/b", "mqtt://[x]", "mqtt://::1:1", "mqtt://a b"] {
+            assert!(matches!(text.parse::<BrokerUrl>(), Err(BrokerUrlError::Host { .. })), "{text}");
         }
     }
 
@@ -557,10 +501,7 @@ mod tests {
         assert_eq!(ClientId::new(""), Err(ClientIdError::Empty));
         assert_eq!(ClientId::new("a/b"), Err(ClientIdError::Character { byte: b'/' }));
         assert_eq!(ClientId::new("+"), Err(ClientIdError::Character { byte: b'+' }));
-        assert_eq!(
-            ClientId::new(&"x".repeat(65)),
-            Err(ClientIdError::TooLong { bytes: 65 })
-        );
+        assert_eq!(ClientId::new(&"x".repeat(65)), Err(ClientIdError::TooLong { bytes: 65 }));
         assert!(Prefix::new("site/revocast").is_ok());
         assert_eq!(Prefix::new(""), Err(PrefixError::EmptyLevel));
         assert_eq!(Prefix::new("a//b"), Err(PrefixError::EmptyLevel));
@@ -575,17 +516,10 @@ mod tests {
 
     #[test]
     fn a_trust_file_is_read_whole_or_not_at_all() {
-        let text = format!(
-            r#"{{"threshold":2,"roots":["{}","{}"],"not_before":1700000000}}"#,
-            key(1),
-            key(2)
-        );
+        let text = format!(r#"{{"threshold":2,"roots":["{}","{}"],"not_before":1700000000}}"#, key(1), key(2));
         let trust = trust_from_json(text.as_bytes()).unwrap();
         assert_eq!(trust.roots, [PublicKey([1; 32]), PublicKey([2; 32])]);
-        assert_eq!(
-            (trust.threshold, trust.not_before),
-            (2, UnixTime::from_secs(1_700_000_000))
-        );
+        assert_eq!((trust.threshold, trust.not_before), (2, UnixTime::from_secs(1_700_000_000)));
 
         let with = |threshold: i32, roots: &str, extra: &str| {
             trust_from_json(
@@ -593,24 +527,12 @@ mod tests {
             )
         };
         let one = format!("\"{}\"", key(1));
-        assert!(matches!(
-            with(0, &one, ""),
-            Err(TrustError::Threshold { threshold: 0, roots: 1 })
-        ));
-        assert!(matches!(
-            with(2, &one, ""),
-            Err(TrustError::Threshold { threshold: 2, roots: 1 })
-        ));
+        assert!(matches!(with(0, &one, ""), Err(TrustError::Threshold { threshold: 0, roots: 1 })));
+        assert!(matches!(with(2, &one, ""), Err(TrustError::Threshold { threshold: 2, roots: 1 })));
         assert!(matches!(with(1, "", ""), Err(TrustError::Roots { count: 0 })));
-        assert!(matches!(
-            with(2, &format!("{one},{one}"), ""),
-            Err(TrustError::Twice { number: 1 })
-        ));
+        assert!(matches!(with(2, &format!("{one},{one}"), ""), Err(TrustError::Twice { number: 1 })));
         assert!(matches!(with(1, "\"AAAA\"", ""), Err(TrustError::Root { number: 0 })));
-        assert!(matches!(
-            with(1, &format!("\"{}=\"", key(1)), ""),
-            Err(TrustError::Root { number: 0 })
-        ));
+        assert!(matches!(with(1, &format!("\"{}=\"", key(1)), ""), Err(TrustError::Root { number: 0 })));
         assert!(matches!(with(-1, &one, ""), Err(TrustError::Shape(_))));
         assert!(matches!(with(1, &one, r#","treshold":1"#), Err(TrustError::Shape(_))));
         let many = vec![one; 17].join(",");

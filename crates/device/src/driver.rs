@@ -81,13 +81,7 @@ impl Device {
         // Whoever looks at once sees what was restored, not a device without state.
         driver.tell();
         let status = driver.watcher.clone();
-        Ok(Self {
-            checker,
-            status,
-            proofs,
-            stop: Some(stop),
-            task: tokio::spawn(driver.run(stopped)),
-        })
+        Ok(Self { checker, status, proofs, stop: Some(stop), task: tokio::spawn(driver.run(stopped)) })
     }
 
     /// Where to ask questions. Remains usable after the device has stopped, and grows stale then.
@@ -220,11 +214,7 @@ fn restore(config: &DeviceConfig, store: &mut impl Store, now: Now) -> Result<Re
         match Replica::restore(replica, realm, trust, now, &candidate.head, base.as_deref()) {
             Ok(replica) => {
                 tracing::info!(%realm, revision = candidate.revision, damaged, "state restored");
-                return Ok(Restored {
-                    replica,
-                    found: FoundState::Restored { damaged },
-                    realm,
-                });
+                return Ok(Restored { replica, found: FoundState::Restored { damaged }, realm });
             }
             Err(refusal) => {
                 tracing::error!(%realm, revision = candidate.revision, refusal = refusal.name(), %refusal, "stored state refused");
@@ -238,11 +228,7 @@ fn restore(config: &DeviceConfig, store: &mut impl Store, now: Now) -> Result<Re
         let (replica, trust) = (config.replica.clone(), config.trust.clone());
         if let Ok(replica) = Replica::salvage(replica, realm, trust, now, &candidate.head) {
             tracing::error!(%realm, revision = candidate.revision, "the stored base is lost; answering unknown until it is fetched");
-            return Ok(Restored {
-                replica,
-                found: FoundState::Damaged { refusal: refused },
-                realm,
-            });
+            return Ok(Restored { replica, found: FoundState::Damaged { refusal: refused }, realm });
         }
     }
     let found = if damaged {
@@ -251,11 +237,7 @@ fn restore(config: &DeviceConfig, store: &mut impl Store, now: Now) -> Result<Re
     } else {
         FoundState::Nothing
     };
-    Ok(Restored {
-        replica: Replica::new(config.replica.clone(), realm, config.trust.clone()),
-        found,
-        realm,
-    })
+    Ok(Restored { replica: Replica::new(config.replica.clone(), realm, config.trust.clone()), found, realm })
 }
 
 /// An image on its way to the disk.
@@ -316,19 +298,10 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
                 });
                 self.handle(Event::Disconnected);
             }
-            LinkEvent::Packet { address, payload } => self.handle(Event::Packet {
-                address,
-                payload: &payload,
-            }),
-            LinkEvent::Oversize {
-                address: Some(address),
-                bytes,
-            } => self.handle(Event::Oversize { address, bytes }),
+            LinkEvent::Packet { address, payload } => self.handle(Event::Packet { address, payload: &payload }),
+            LinkEvent::Oversize { address: Some(address), bytes } => self.handle(Event::Oversize { address, bytes }),
             // Whose it was is found out by the link; it is counted there.
-            LinkEvent::Oversize {
-                address: None,
-                bytes: _,
-            } => {}
+            LinkEvent::Oversize { address: None, bytes: _ } => {}
         }
     }
 
@@ -358,9 +331,7 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
                 self.handle(Event::Persisted { revision });
             }
             Err(error) => {
-                let error = error
-                    .as_ref()
-                    .map_or_else(|| "the writing thread failed".to_owned(), describe);
+                let error = error.as_ref().map_or_else(|| "the writing thread failed".to_owned(), describe);
                 tracing::warn!(realm = %self.realm, revision, error, "state not written; what is known stays in force");
                 self.status.send_modify(|status| status.persist_failures += 1);
                 self.handle(Event::PersistFailed);
@@ -421,8 +392,7 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
                 // Without a connection the only deadline is that of the next image. Nothing follows
                 // after this, so there is no reason to wait for it.
                 let now = self.clock.now();
-                self.replica
-                    .handle(Now::new(now.wall, now.uptime.max(due)), Event::Elapsed);
+                self.replica.handle(Now::new(now.wall, now.uptime.max(due)), Event::Elapsed);
             }
             while let Some(action) = self.replica.poll_action() {
                 self.perform(action);

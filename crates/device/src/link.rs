@@ -154,12 +154,7 @@ impl LinkConfig {
     }
 
     fn report_topic(&self) -> String {
-        format!(
-            "{}/{}/devices/{}/report",
-            self.prefix.as_str(),
-            self.realm,
-            self.client_id
-        )
+        format!("{}/{}/devices/{}/report", self.prefix.as_str(), self.realm, self.client_id)
     }
 }
 
@@ -200,12 +195,7 @@ impl Link {
             started: Instant::now(),
             connected_at: None,
         };
-        Self {
-            events,
-            requests,
-            shared,
-            task: tokio::spawn(manager.run()),
-        }
+        Self { events, requests, shared, task: tokio::spawn(manager.run()) }
     }
 
     fn request(&self, request: Request) {
@@ -312,19 +302,12 @@ struct Loss {
 impl Loss {
     /// We ended it.
     fn of_ours(why: &str) -> Self {
-        Self {
-            why: why.to_owned(),
-            offence: None,
-            overrun: false,
-        }
+        Self { why: why.to_owned(), offence: None, overrun: false }
     }
 
     /// The polling task ended without a word: the client panicked, over some packet.
     fn of_client() -> Self {
-        Self {
-            offence: Some(Offence::Malformed),
-            ..Self::of_ours("the MQTT client failed")
-        }
+        Self { offence: Some(Offence::Malformed), ..Self::of_ours("the MQTT client failed") }
     }
 }
 
@@ -377,9 +360,7 @@ impl Manager {
                 return;
             };
             drop(polling);
-            let lived = self
-                .connected_at
-                .map_or(Duration::ZERO, |at| self.now().saturating_sub(at));
+            let lived = self.connected_at.map_or(Duration::ZERO, |at| self.now().saturating_sub(at));
             if self.settle(loss, lived).await.is_err() || self.pause(lived).await.is_err() {
                 return;
             }
@@ -504,12 +485,7 @@ impl Manager {
             tracing::warn!(%address, why = loss.why, "quarantined");
         }
         if let Some(Offence::Oversize(bytes)) = loss.offence {
-            self.events
-                .send(LinkEvent::Oversize {
-                    address: culprit,
-                    bytes,
-                })
-                .await?;
+            self.events.send(LinkEvent::Oversize { address: culprit, bytes }).await?;
         }
         tracing::warn!(broker = %self.config.broker, why = loss.why, lived_ms = lived.as_millis() as u64, "not connected");
         self.events.send(LinkEvent::Disconnected { why: loss.why }).await
@@ -544,22 +520,12 @@ async fn poll(mut events: EventLoop, out: mpsc::Sender<Polled>) {
                 Err(mpsc::error::TrySendError::Full(_)) => {
                     drop(events);
                     let why = format!("more than {WAITING_MAX} packets came faster than they were taken in");
-                    let _ = out
-                        .send(Polled::Lost(Loss {
-                            why,
-                            offence: None,
-                            overrun: true,
-                        }))
-                        .await;
+                    let _ = out.send(Polled::Lost(Loss { why, offence: None, overrun: true })).await;
                     return;
                 }
             },
             Err(error) => {
-                let loss = Loss {
-                    why: describe(&error),
-                    offence: offence(&error),
-                    overrun: false,
-                };
+                let loss = Loss { why: describe(&error), offence: offence(&error), overrun: false };
                 // Packets that were read before the one that broke the connection are still good.
                 let read = std::mem::take(&mut events.state.events);
                 drop(events);
@@ -630,9 +596,7 @@ fn client(config: &LinkConfig) -> (AsyncClient, EventLoop) {
         options.set_credentials(username, password);
     }
     if let Some(roots) = &config.tls {
-        options.set_transport(MqttTransport::tls_with_config(TlsConfiguration::Rustls(
-            roots.client_config(),
-        )));
+        options.set_transport(MqttTransport::tls_with_config(TlsConfiguration::Rustls(roots.client_config())));
     }
     let (client, mut events) = AsyncClient::new(options, REQUESTS_MAX);
     let mut network = NetworkOptions::new();

@@ -158,9 +158,7 @@ impl Policy {
     pub const fn decide(&self, verdict: &Verdict) -> Decision {
         match verdict {
             Verdict::NotRevoked { .. } => Decision::Accept,
-            Verdict::Revoked { why } => Decision::Deny {
-                reason: Reason::Revoked { why: *why },
-            },
+            Verdict::Revoked { why } => Decision::Deny { reason: Reason::Revoked { why: *why } },
             Verdict::Suspect { .. } => apply(self.suspect, Reason::Suspect),
             Verdict::Unknown { doubt } => {
                 let rule = match doubt {
@@ -194,9 +192,7 @@ mod tests {
 
     const DOUBTS: [Doubt; 5] = [
         Doubt::NoState,
-        Doubt::Stale {
-            age: Duration::from_secs(1),
-        },
+        Doubt::Stale { age: Duration::from_secs(1) },
         Doubt::TimeUnknown,
         Doubt::Overflow,
         Doubt::NotFollowed,
@@ -205,41 +201,17 @@ mod tests {
     #[test]
     fn strict_accepts_only_what_is_known_to_be_good() {
         let strict = Policy::strict();
-        assert_eq!(
-            strict.decide(&Verdict::NotRevoked {
-                at: Position::default()
-            }),
-            Decision::Accept
-        );
+        assert_eq!(strict.decide(&Verdict::NotRevoked { at: Position::default() }), Decision::Accept);
         assert_eq!(
             strict.decide(&Verdict::Revoked { why: Why::Token }),
-            Decision::Deny {
-                reason: Reason::Revoked { why: Why::Token }
-            }
+            Decision::Deny { reason: Reason::Revoked { why: Why::Token } }
         );
-        let suspect = strict.decide(&Verdict::Suspect {
-            false_positive_rate: 0.01,
-        });
-        assert_eq!(
-            suspect,
-            Decision::Ask {
-                reason: Reason::Suspect
-            }
-        );
-        assert_eq!(
-            suspect.unanswered(),
-            Decision::Deny {
-                reason: Reason::Suspect
-            }
-        );
+        let suspect = strict.decide(&Verdict::Suspect { false_positive_rate: 0.01 });
+        assert_eq!(suspect, Decision::Ask { reason: Reason::Suspect });
+        assert_eq!(suspect.unanswered(), Decision::Deny { reason: Reason::Suspect });
         for doubt in DOUBTS {
             let decision = strict.decide(&Verdict::Unknown { doubt });
-            assert_eq!(
-                decision,
-                Decision::Deny {
-                    reason: Reason::Unknown { doubt }
-                }
-            );
+            assert_eq!(decision, Decision::Deny { reason: Reason::Unknown { doubt } });
         }
     }
 
@@ -261,11 +233,6 @@ mod tests {
             assert_ne!(policy.decide(&Verdict::Revoked { why: Why::Token }), Decision::Accept);
         }
         let open = Policy::strict().on_suspect(Rule::Accept);
-        assert_eq!(
-            open.decide(&Verdict::Suspect {
-                false_positive_rate: 0.5
-            }),
-            Decision::Accept
-        );
+        assert_eq!(open.decide(&Verdict::Suspect { false_positive_rate: 0.5 }), Decision::Accept);
     }
 }

@@ -139,16 +139,10 @@ impl DiskStore {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(StoreError::Locked {
-                    path: folder.to_owned(),
-                });
+                return Err(StoreError::Locked { path: folder.to_owned() });
             }
             Err(TryLockError::Error(source)) => {
-                return Err(StoreError::Io {
-                    step: "locking",
-                    path: lock_path,
-                    source,
-                });
+                return Err(StoreError::Io { step: "locking", path: lock_path, source });
             }
         }
         // All files exist from here on, so that no later write depends on the folder being synced.
@@ -157,28 +151,16 @@ impl DiskStore {
             if !path.exists() {
                 made = true;
                 let synced = open_file(&path, false)?.sync_all();
-                synced.map_err(|source| StoreError::Io {
-                    step: "syncing",
-                    path,
-                    source,
-                })?;
+                synced.map_err(|source| StoreError::Io { step: "syncing", path, source })?;
             }
         }
         if made {
             sync_folder(folder)?;
         }
-        let mut store = Self {
-            folder: folder.to_owned(),
-            heads: [None; 2],
-            bases: [None; 2],
-            _lock: lock,
-        };
+        let mut store = Self { folder: folder.to_owned(), heads: [None; 2], bases: [None; 2], _lock: lock };
         for (slot, name) in BASE_SLOTS.iter().enumerate() {
             let bytes = store.read(name, BASE_BYTES_MAX)?;
-            store.set_base(
-                slot,
-                bytes.filter(|bytes| !bytes.is_empty()).map(|bytes| Digest::of(&bytes)),
-            );
+            store.set_base(slot, bytes.filter(|bytes| !bytes.is_empty()).map(|bytes| Digest::of(&bytes)));
         }
         store.heads()?;
         Ok(store)
@@ -204,29 +186,19 @@ impl DiskStore {
 
     /// The slot with the newest good head.
     fn newest(&self) -> Option<usize> {
-        let good = self
-            .heads
-            .iter()
-            .enumerate()
-            .filter_map(|(slot, head)| head.map(|(revision, _)| (revision, slot)));
+        let good = self.heads.iter().enumerate().filter_map(|(slot, head)| head.map(|(revision, _)| (revision, slot)));
         good.max().map(|(_, slot)| slot)
     }
 
     /// The base that the newest good head needs.
     fn needed(&self) -> Option<Digest> {
-        self.newest()
-            .and_then(|slot| self.heads.get(slot).copied().flatten())
-            .and_then(|(_, base)| base)
+        self.newest().and_then(|slot| self.heads.get(slot).copied().flatten()).and_then(|(_, base)| base)
     }
 
     /// The bytes of a slot; `None` if there are more than there may be.
     fn read(&self, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, StoreError> {
         let path = self.folder.join(name);
-        let failed = |source| StoreError::Io {
-            step: "reading",
-            path: path.clone(),
-            source,
-        };
+        let failed = |source| StoreError::Io { step: "reading", path: path.clone(), source };
         let file = File::open(&path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
         if length > bytes_max {
@@ -249,14 +221,8 @@ impl DiskStore {
         file.sync_all().map_err(failed("syncing"))?;
         file.rewind().map_err(failed("reading back"))?;
         let mut back = Vec::with_capacity(bytes.len());
-        file.take(bytes.len() as u64 + 1)
-            .read_to_end(&mut back)
-            .map_err(failed("reading back"))?;
-        if back == bytes {
-            Ok(())
-        } else {
-            Err(StoreError::ReadBack { path })
-        }
+        file.take(bytes.len() as u64 + 1).read_to_end(&mut back).map_err(failed("reading back"))?;
+        if back == bytes { Ok(()) } else { Err(StoreError::ReadBack { path }) }
     }
 }
 
@@ -270,20 +236,14 @@ impl Store for DiskStore {
                 Some(bytes) => match Head::decode(&bytes) {
                     Ok(head) => {
                         self.set_head(slot, Some((head.revision, head.base)));
-                        found.candidates.push(Candidate {
-                            revision: head.revision,
-                            head: bytes,
-                            base: head.base,
-                        });
+                        found.candidates.push(Candidate { revision: head.revision, head: bytes, base: head.base });
                     }
                     Err(_) => found.damaged += 1,
                 },
                 None => found.damaged += 1,
             }
         }
-        found
-            .candidates
-            .sort_by_key(|candidate| std::cmp::Reverse(candidate.revision));
+        found.candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.revision));
         Ok(found)
     }
 
@@ -293,10 +253,7 @@ impl Store for DiskStore {
                 continue;
             }
             // Compared again: rot does not wait for a restart.
-            if let Some(bytes) = self
-                .read(name, BASE_BYTES_MAX)?
-                .filter(|bytes| Digest::of(bytes) == *digest)
-            {
+            if let Some(bytes) = self.read(name, BASE_BYTES_MAX)?.filter(|bytes| Digest::of(bytes) == *digest) {
                 return Ok(Some(bytes));
             }
             self.set_base(slot, None);
@@ -311,17 +268,10 @@ impl Store for DiskStore {
         if let Some(digest) = head.base
             && !self.bases.contains(&Some(digest))
         {
-            let bytes = image
-                .base
-                .as_ref()
-                .filter(|bytes| Digest::of(bytes) == digest)
-                .ok_or(StoreError::BaseMissing)?;
+            let bytes =
+                image.base.as_ref().filter(|bytes| Digest::of(bytes) == digest).ok_or(StoreError::BaseMissing)?;
             let needed = self.needed();
-            let free = self
-                .bases
-                .iter()
-                .position(|held| held.is_none() || *held != needed)
-                .unwrap_or_default();
+            let free = self.bases.iter().position(|held| held.is_none() || *held != needed).unwrap_or_default();
             // Doubtful from the first byte on until it was read back.
             self.set_base(free, None);
             let name = BASE_SLOTS.get(free).copied().unwrap_or_default();
@@ -342,11 +292,7 @@ fn make_folder(folder: &Path) -> Result<(), StoreError> {
     builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(folder).map_err(|source| StoreError::Io {
-        step: "making",
-        path: folder.to_owned(),
-        source,
-    })
+    builder.create(folder).map_err(|source| StoreError::Io { step: "making", path: folder.to_owned(), source })
 }
 
 fn open_file(path: &Path, empty: bool) -> Result<File, StoreError> {
@@ -354,23 +300,17 @@ fn open_file(path: &Path, empty: bool) -> Result<File, StoreError> {
     options.read(true).write(true).create(true).truncate(empty);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).map_err(|source| StoreError::Io {
-        step: "opening",
-        path: path.to_owned(),
-        source,
-    })
+    options.open(path).map_err(|source| StoreError::Io { step: "opening", path: path.to_owned(), source })
 }
 
 /// Makes the names of new files survive; elsewhere than on Unix folders cannot be synced.
 fn sync_folder(folder: &Path) -> Result<(), StoreError> {
     #[cfg(unix)]
-    File::open(folder)
-        .and_then(|file| file.sync_all())
-        .map_err(|source| StoreError::Io {
-            step: "syncing",
-            path: folder.to_owned(),
-            source,
-        })?;
+    File::open(folder).and_then(|file| file.sync_all()).map_err(|source| StoreError::Io {
+        step: "syncing",
+        path: folder.to_owned(),
+        source,
+    })?;
     #[cfg(not(unix))]
     let _ = folder;
     Ok(())
@@ -404,11 +344,7 @@ mod tests {
             recent: Vec::new(),
             cutoffs: Vec::new(),
         };
-        Image {
-            revision,
-            head: head.encode().unwrap(),
-            base: Some(Arc::new(base.to_vec())),
-        }
+        Image { revision, head: head.encode().unwrap(), base: Some(Arc::new(base.to_vec())) }
     }
 
     /// What a device finds after a restart: the newest head whose base is whole.
@@ -421,11 +357,7 @@ mod tests {
     }
 
     fn slot_with(folder: &Path, slots: [&str; 2], bytes: &[u8]) -> PathBuf {
-        slots
-            .iter()
-            .map(|name| folder.join(name))
-            .find(|path| fs::read(path).unwrap() == bytes)
-            .unwrap()
+        slots.iter().map(|name| folder.join(name)).find(|path| fs::read(path).unwrap() == bytes).unwrap()
     }
 
     #[test]
@@ -434,17 +366,11 @@ mod tests {
         assert_eq!(after_restart(folder.path()), None);
         for revision in 1..=5 {
             let base = [revision as u8; 40];
-            DiskStore::open(folder.path())
-                .unwrap()
-                .save(&image(revision, &base))
-                .unwrap();
+            DiskStore::open(folder.path()).unwrap().save(&image(revision, &base)).unwrap();
             assert_eq!(after_restart(folder.path()), Some((revision, base.to_vec())));
         }
         // A base that is already there need not be given again.
-        let again = Image {
-            base: None,
-            ..image(6, &[5; 40])
-        };
+        let again = Image { base: None, ..image(6, &[5; 40]) };
         DiskStore::open(folder.path()).unwrap().save(&again).unwrap();
         assert_eq!(after_restart(folder.path()), Some((6, vec![5; 40])));
     }
@@ -454,15 +380,9 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let mut store = DiskStore::open(folder.path()).unwrap();
         store.save(&image(1, b"one")).unwrap();
-        let missing = Image {
-            base: None,
-            ..image(2, b"two")
-        };
+        let missing = Image { base: None, ..image(2, b"two") };
         assert!(matches!(store.save(&missing), Err(StoreError::BaseMissing)));
-        let wrong = Image {
-            base: image(1, b"one").base,
-            ..image(2, b"two")
-        };
+        let wrong = Image { base: image(1, b"one").base, ..image(2, b"two") };
         assert!(matches!(store.save(&wrong), Err(StoreError::BaseMissing)));
         drop(store);
         assert_eq!(after_restart(folder.path()), Some((1, b"one".to_vec())));
@@ -511,10 +431,7 @@ mod tests {
                     let expected = if new_is_whole { &new } else { &old };
                     assert_eq!(found, (expected.revision, expected.base.as_ref().unwrap().to_vec()));
                     // And the device can go on from there.
-                    DiskStore::open(folder.path())
-                        .unwrap()
-                        .save(&image(9, b"later"))
-                        .unwrap();
+                    DiskStore::open(folder.path()).unwrap().save(&image(9, b"later")).unwrap();
                     assert_eq!(after_restart(folder.path()), Some((9, b"later".to_vec())));
                 }
             }
@@ -543,10 +460,7 @@ mod tests {
     #[test]
     fn damage_is_counted() {
         let folder = TempDir::new().unwrap();
-        DiskStore::open(folder.path())
-            .unwrap()
-            .save(&image(1, b"base"))
-            .unwrap();
+        DiskStore::open(folder.path()).unwrap().save(&image(1, b"base")).unwrap();
         fs::write(folder.path().join("head-b"), b"garbage").unwrap();
         let heads = DiskStore::open(folder.path()).unwrap().heads().unwrap();
         assert_eq!((heads.candidates.len(), heads.damaged), (1, 1));
@@ -556,10 +470,7 @@ mod tests {
     fn an_oversize_slot_is_damage_and_is_not_read() {
         let folder = TempDir::new().unwrap();
         DiskStore::open(folder.path()).unwrap();
-        let file = OpenOptions::new()
-            .write(true)
-            .open(folder.path().join("head-a"))
-            .unwrap();
+        let file = OpenOptions::new().write(true).open(folder.path().join("head-a")).unwrap();
         file.set_len(STATE_BYTES_MAX as u64 + 1).unwrap();
         let heads = DiskStore::open(folder.path()).unwrap().heads().unwrap();
         assert_eq!((heads.candidates.len(), heads.damaged), (0, 1));

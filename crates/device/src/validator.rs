@@ -61,9 +61,7 @@ impl Revocations for Checker {
         let set = self.load();
         match set.issuer() {
             // A `jti` is unique only within its realm.
-            Some(followed) if followed != issuer => Verdict::Unknown {
-                doubt: Doubt::NotFollowed,
-            },
+            Some(followed) if followed != issuer => Verdict::Unknown { doubt: Doubt::NotFollowed },
             Some(_) | None => set.check(now, claims),
         }
     }
@@ -111,9 +109,7 @@ impl Revocations for RevokedPairs {
         if self.contains(issuer, claims.jti.as_str()) {
             Verdict::Revoked { why: Why::Token }
         } else {
-            Verdict::NotRevoked {
-                at: Position::default(),
-            }
+            Verdict::NotRevoked { at: Position::default() }
         }
     }
 }
@@ -124,9 +120,7 @@ pub struct Unchecked;
 
 impl Revocations for Unchecked {
     fn check(&self, _now: Now, _issuer: &str, _claims: &Claims<'_>) -> Verdict {
-        Verdict::Unknown {
-            doubt: Doubt::NotFollowed,
-        }
+        Verdict::Unknown { doubt: Doubt::NotFollowed }
     }
 }
 
@@ -149,13 +143,7 @@ impl ValidatorConfig {
         keys: KeySet,
     ) -> Self {
         let audiences = audiences.into_iter().map(Into::into).collect();
-        Self {
-            issuer: issuer.into(),
-            audiences,
-            keys,
-            token_type: None,
-            leeway: 0,
-        }
+        Self { issuer: issuer.into(), audiences, keys, token_type: None, leeway: 0 }
     }
 
     /// Requires this `typ`, for example `at+jwt`; without it any or none is accepted.
@@ -210,16 +198,9 @@ impl<R: Revocations> Validator<R> {
         }
         let most = revocations.leeway_max().unwrap_or(LEEWAY_MAX).min(LEEWAY_MAX);
         if config.leeway > most {
-            return Err(ValidatorError::Leeway {
-                leeway: config.leeway,
-                most,
-            });
+            return Err(ValidatorError::Leeway { leeway: config.leeway, most });
         }
-        Ok(Self {
-            config,
-            revocations,
-            policy,
-        })
+        Ok(Self { config, revocations, policy })
     }
 
     /// Validates a token in its compact form (RFC 7515 section 3.1).
@@ -244,24 +225,17 @@ impl<R: Revocations> Validator<R> {
             return Err(Rejection::TooLarge { bytes: header.len() }.into());
         }
         let header = Header::read(header)?;
-        let key = self
-            .config
-            .keys
-            .choose(header.kid.as_deref(), header.algorithm)
-            .map_err(|none| match none {
-                NoKey::NotFound => Rejection::KeyNotFound,
-                NoKey::OtherAlgorithm => Rejection::AlgorithmMismatch,
-            })?;
+        let key = self.config.keys.choose(header.kid.as_deref(), header.algorithm).map_err(|none| match none {
+            NoKey::NotFound => Rejection::KeyNotFound,
+            NoKey::OtherAlgorithm => Rejection::AlgorithmMismatch,
+        })?;
         let signature = decode("signature", signature)?;
         if !crypto::is_signed(key.algorithm.library(), &key.decoding, message.as_bytes(), &signature) {
             return Err(Rejection::BadSignature.into());
         }
         // From here on the issuer is speaking.
         if let Some(expected) = &self.config.token_type
-            && !header
-                .token_type
-                .as_deref()
-                .is_some_and(|found| same_type(found, expected))
+            && !header.token_type.as_deref().is_some_and(|found| same_type(found, expected))
         {
             return Err(Rejection::WrongType.into());
         }
@@ -275,11 +249,7 @@ impl<R: Revocations> Validator<R> {
         let token = self.judge(now, claims, kid, payload)?;
         match self.reject(now, &token) {
             None => Ok(token.token),
-            Some((rejection, ask)) => Err(Rejected {
-                rejection,
-                ask,
-                token: Some(Box::new(token.token)),
-            }),
+            Some((rejection, ask)) => Err(Rejected { rejection, ask, token: Some(Box::new(token.token)) }),
         }
     }
 
@@ -324,21 +294,11 @@ impl<R: Revocations> Validator<R> {
         // Rule 13: the realm's leeway may have become known only after the validator was made.
         let most = self.revocations.leeway_max().unwrap_or(LEEWAY_MAX);
         let leeway = u64::from(self.config.leeway.min(most));
-        if !judged
-            .audiences
-            .iter()
-            .any(|audience| self.config.audiences.contains(audience))
-        {
+        if !judged.audiences.iter().any(|audience| self.config.audiences.contains(audience)) {
             return Some((Rejection::WrongAudience, false));
         }
         if token.expires_at.plus(leeway) <= time {
-            return Some((
-                Rejection::Expired {
-                    exp: token.expires_at,
-                    time,
-                },
-                false,
-            ));
+            return Some((Rejection::Expired { exp: token.expires_at, time }, false));
         }
         if let Some(not_before) = judged.not_before.filter(|not_before| *not_before > time.plus(leeway)) {
             return Some((Rejection::NotYetValid { nbf: not_before, time }, false));
@@ -458,11 +418,7 @@ impl Rejected {
 
 impl From<Rejection> for Rejected {
     fn from(rejection: Rejection) -> Self {
-        Self {
-            rejection,
-            ask: false,
-            token: None,
-        }
+        Self { rejection, ask: false, token: None }
     }
 }
 
@@ -666,9 +622,7 @@ impl TokenClaims {
             Some(Json::String(audience)) => vec![audience],
             Some(Json::Array(items)) => {
                 let texts = items.iter().map(|item| item.as_str().map(str::to_owned));
-                texts
-                    .collect::<Option<_>>()
-                    .ok_or(Rejection::BadClaim { name: "aud" })?
+                texts.collect::<Option<_>>().ok_or(Rejection::BadClaim { name: "aud" })?
             }
             Some(Json::Null | Json::Bool | Json::Number(_) | Json::Object(_)) => {
                 return Err(Rejection::BadClaim { name: "aud" });

@@ -138,62 +138,36 @@ struct PublishedBody {
 
 impl From<RealmStatus> for RealmStatusBody {
     fn from(status: RealmStatus) -> Self {
-        let published = status.published.map(
-            |Published {
-                 term,
-                 position,
-                 at,
-                 objects,
-                 revocations,
-                 sizes,
-                 trouble,
-             }| PublishedBody {
-                term: term.0,
-                epoch: position.epoch.0,
-                sequence: position.sequence.0,
-                issued_at_ms: at.millis(),
-                objects,
-                revocations,
-                snapshot_bytes: sizes.snapshot,
-                filter_bytes: sizes.filter,
-                ladder_bytes: sizes.ladder,
-                delta_bytes: sizes.delta,
-                trouble,
-            },
-        );
-        Self {
-            realm: status.realm.into(),
-            term: status.term.0,
-            head: status.head.0,
-            published,
-        }
+        let published =
+            status.published.map(|Published { term, position, at, objects, revocations, sizes, trouble }| {
+                PublishedBody {
+                    term: term.0,
+                    epoch: position.epoch.0,
+                    sequence: position.sequence.0,
+                    issued_at_ms: at.millis(),
+                    objects,
+                    revocations,
+                    snapshot_bytes: sizes.snapshot,
+                    filter_bytes: sizes.filter,
+                    ladder_bytes: sizes.ladder,
+                    delta_bytes: sizes.delta,
+                    trouble,
+                }
+            });
+        Self { realm: status.realm.into(), term: status.term.0, head: status.head.0, published }
     }
 }
 
 async fn status(State(service): State<Arc<Service>>) -> Result<Json<StatusBody>, Problem> {
     let status = service.status().await?;
     let broker = match status.broker {
-        LinkState::Connecting => BrokerBody {
-            connected: false,
-            connection: None,
-            trouble: None,
-        },
-        LinkState::Up { connection } => BrokerBody {
-            connected: true,
-            connection: Some(connection),
-            trouble: None,
-        },
-        LinkState::Down { cause } => BrokerBody {
-            connected: false,
-            connection: None,
-            trouble: Some(cause),
-        },
+        LinkState::Connecting => BrokerBody { connected: false, connection: None, trouble: None },
+        LinkState::Up { connection } => BrokerBody { connected: true, connection: Some(connection), trouble: None },
+        LinkState::Down { cause } => BrokerBody { connected: false, connection: None, trouble: Some(cause) },
     };
     Ok(Json(StatusBody {
         version: env!("CARGO_PKG_VERSION"),
-        ledger: LedgerBody {
-            writable: status.ledger_writable,
-        },
+        ledger: LedgerBody { writable: status.ledger_writable },
         broker,
         realms: status.realms.into_iter().map(RealmStatusBody::from).collect(),
     }))
@@ -242,9 +216,7 @@ struct RealmsBody {
 
 async fn realms(State(service): State<Arc<Service>>) -> Result<Json<RealmsBody>, Problem> {
     let realms = service.realms().await?;
-    Ok(Json(RealmsBody {
-        realms: realms.into_iter().map(RealmBody::from).collect(),
-    }))
+    Ok(Json(RealmsBody { realms: realms.into_iter().map(RealmBody::from).collect() }))
 }
 
 #[derive(Deserialize)]
@@ -279,9 +251,7 @@ async fn create_realm(
         },
         width,
         leeway: body.leeway.map_or(LEEWAY_DEFAULT, Duration::from_secs),
-        max_token_lifetime: body
-            .max_token_lifetime
-            .map_or(MAX_TOKEN_LIFETIME_DEFAULT, Duration::from_secs),
+        max_token_lifetime: body.max_token_lifetime.map_or(MAX_TOKEN_LIFETIME_DEFAULT, Duration::from_secs),
     };
     let founding = service.create_realm(new).await?;
     Ok((created(founding.created), Json(founding.realm.into())))
@@ -297,11 +267,7 @@ struct RevocationBody {
 
 impl From<RevocationBody> for Revocation {
     fn from(body: RevocationBody) -> Self {
-        Self {
-            jti: body.jti,
-            exp: UnixTime::from_secs(body.exp),
-            reason: body.reason,
-        }
+        Self { jti: body.jti, exp: UnixTime::from_secs(body.exp), reason: body.reason }
     }
 }
 
@@ -314,11 +280,7 @@ struct ReceiptBody {
 
 impl From<Receipt> for ReceiptBody {
     fn from(receipt: Receipt) -> Self {
-        Self {
-            sequence: receipt.sequence.0,
-            exp: receipt.exp.map(UnixTime::secs),
-            recorded: receipt.recorded,
-        }
+        Self { sequence: receipt.sequence.0, exp: receipt.exp.map(UnixTime::secs), recorded: receipt.recorded }
     }
 }
 
@@ -391,16 +353,10 @@ async fn authenticate(State(service): State<Arc<Service>>, request: Request, nex
             "the bearer token is not that of this server",
             r#"Bearer realm="revocast", error="invalid_token""#,
         ),
-        None => (
-            "credentials-missing",
-            "a bearer token is required",
-            r#"Bearer realm="revocast""#,
-        ),
+        None => ("credentials-missing", "a bearer token is required", r#"Bearer realm="revocast""#),
     };
     let mut response = Problem::new(StatusCode::UNAUTHORIZED, kind, title).into_response();
-    response
-        .headers_mut()
-        .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
     response
 }
 
@@ -415,13 +371,9 @@ async fn limit_time(State(limit): State<Duration>, request: Request, next: Next)
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         // Whether an entry was recorded is not known; every request may be repeated.
-        Err(_) => Problem::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "request-timeout",
-            "the request took too long",
-        )
-        .detail(format!("requests end after {} s; repeat it", limit.as_secs()))
-        .into_response(),
+        Err(_) => Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "the request took too long")
+            .detail(format!("requests end after {} s; repeat it", limit.as_secs()))
+            .into_response(),
     }
 }
 
@@ -434,12 +386,9 @@ impl<S: Send + Sync> FromRequestParts<S> for RealmPath {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let unknown =
             |detail: String| Problem::new(StatusCode::NOT_FOUND, "realm-unknown", "no such realm").detail(detail);
-        let Path(name) = Path::<String>::from_request_parts(parts, state)
-            .await
-            .map_err(|error| unknown(error.body_text()))?;
-        RealmId::new(&name)
-            .map(Self)
-            .map_err(|error| unknown(error.to_string()))
+        let Path(name) =
+            Path::<String>::from_request_parts(parts, state).await.map_err(|error| unknown(error.body_text()))?;
+        RealmId::new(&name).map(Self).map_err(|error| unknown(error.to_string()))
     }
 }
 
@@ -450,13 +399,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let content_type = request
-            .headers()
-            .get(header::CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok());
-        let essence = content_type
-            .and_then(|value| value.split(';').next())
-            .map_or("", str::trim);
+        let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let essence = content_type.and_then(|value| value.split(';').next()).map_or("", str::trim);
         if !essence.eq_ignore_ascii_case("application/json") {
             let title = "the body must be application/json";
             let problem = Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content-type", title);
@@ -465,12 +409,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
                 None => "there is no content type".into(),
             }));
         }
-        let bytes = Bytes::from_request(request, state)
-            .await
-            .map_err(|rejection| unreadable(&rejection))?;
-        serde_json::from_slice(&bytes)
-            .map(Self)
-            .map_err(|error| malformed(&error))
+        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| unreadable(&rejection))?;
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| malformed(&error))
     }
 }
 
@@ -485,11 +425,9 @@ fn unreadable(rejection: &BytesRejection) -> Problem {
 
 fn malformed(error: &serde_json::Error) -> Problem {
     let (status, kind, title) = match error.classify() {
-        serde_json::error::Category::Data => (
-            UNPROCESSABLE,
-            "request-malformed",
-            "the JSON is not what this request takes",
-        ),
+        serde_json::error::Category::Data => {
+            (UNPROCESSABLE, "request-malformed", "the JSON is not what this request takes")
+        }
         serde_json::error::Category::Syntax | serde_json::error::Category::Eof | serde_json::error::Category::Io => {
             (StatusCode::BAD_REQUEST, "json-malformed", "the body is not JSON")
         }

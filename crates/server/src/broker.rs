@@ -88,11 +88,7 @@ impl BrokerUrl {
             std::net::SocketAddr::V4(address) => address.ip().to_string(),
             std::net::SocketAddr::V6(address) => format!("[{}]", address.ip()),
         };
-        Self {
-            secure: false,
-            host,
-            port: address.port(),
-        }
+        Self { secure: false, host, port: address.port() }
     }
 
     /// Whether it is reached over TLS.
@@ -117,18 +113,11 @@ impl FromStr for BrokerUrl {
             return Err(BrokerUrlError::Credentials);
         }
         let after_bracket = rest.rfind(']').map_or(0, |end| end + 1);
-        let colon = rest
-            .get(after_bracket..)
-            .and_then(|tail| tail.find(':'))
-            .map(|at| at + after_bracket);
+        let colon = rest.get(after_bracket..).and_then(|tail| tail.find(':')).map(|at| at + after_bracket);
         let (host, port) = match colon.and_then(|at| rest.split_at_checked(at)) {
             Some((host, port)) => {
                 let port = port.trim_start_matches(':');
-                (
-                    host,
-                    port.parse()
-                        .map_err(|_| BrokerUrlError::Port { found: port.to_owned() })?,
-                )
+                (host, port.parse().map_err(|_| BrokerUrlError::Port { found: port.to_owned() })?)
             }
             None => (rest, if secure { 8883 } else { 1883 }),
         };
@@ -137,11 +126,7 @@ impl FromStr for BrokerUrl {
         if host.is_empty() || !host.bytes().all(allowed) {
             return Err(BrokerUrlError::Host { found: host.to_owned() });
         }
-        Ok(Self {
-            secure,
-            host: host.to_owned(),
-            port,
-        })
+        Ok(Self { secure, host: host.to_owned(), port })
     }
 }
 
@@ -197,20 +182,11 @@ pub struct TlsRoots(Arc<ClientConfig>);
 impl TlsRoots {
     /// Reads certificates from a PEM file.
     pub fn from_pem_file(path: &Path) -> Result<Self, TlsRootsError> {
-        let pem = std::fs::read(path).map_err(|source| TlsRootsError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
+        let pem = std::fs::read(path).map_err(|source| TlsRootsError::Io { path: path.to_owned(), source })?;
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let certificate = certificate.map_err(|source| TlsRootsError::Pem {
-                path: path.to_owned(),
-                source,
-            })?;
-            roots.add(certificate).map_err(|source| TlsRootsError::Certificate {
-                path: path.to_owned(),
-                source,
-            })?;
+            let certificate = certificate.map_err(|source| TlsRootsError::Pem { path: path.to_owned(), source })?;
+            roots.add(certificate).map_err(|source| TlsRootsError::Certificate { path: path.to_owned(), source })?;
         }
         if roots.is_empty() {
             return Err(TlsRootsError::Empty { path: path.to_owned() });
@@ -218,10 +194,7 @@ impl TlsRoots {
         // The provider is handed over: with none installed, or two, the plain builder panics.
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
-            .map_err(|source| TlsRootsError::Certificate {
-                path: path.to_owned(),
-                source,
-            })?
+            .map_err(|source| TlsRootsError::Certificate { path: path.to_owned(), source })?
             .with_root_certificates(roots)
             .with_no_client_auth();
         Ok(Self(Arc::new(config)))
@@ -372,12 +345,7 @@ impl Broker {
             reading: tokio::sync::Mutex::new(()),
         });
         let task = tokio::spawn(stay_connected(Arc::clone(&shared)));
-        (
-            Self {
-                shared: Arc::clone(&shared),
-            },
-            BrokerTask { shared, task },
-        )
+        (Self { shared: Arc::clone(&shared) }, BrokerTask { shared, task })
     }
 
     /// Publishes at least once (`QoS` 1) and waits for the acknowledgement.
@@ -386,11 +354,7 @@ impl Broker {
     /// nor retention: read back what matters.
     pub async fn publish(&self, topic: &str, payload: Vec<u8>, retain: bool) -> Result<(), BrokerError> {
         check(topic, payload.len())?;
-        let lane = if retain {
-            &self.shared.retained
-        } else {
-            &self.shared.live
-        };
+        let lane = if retain { &self.shared.retained } else { &self.shared.live };
         // Closed is never: the semaphore lives as long as this.
         let _permit = lane.acquire().await.map_err(|_| self.shared.down())?;
         let (reply, answer) = oneshot::channel();
@@ -402,9 +366,7 @@ impl Broker {
             };
             link.client
                 .try_publish(topic, QoS::AtLeastOnce, retain, payload)
-                .map_err(|error| BrokerError::Broken {
-                    cause: error.to_string(),
-                })?;
+                .map_err(|error| BrokerError::Broken { cause: error.to_string() })?;
             link.queued.push_back(reply);
         }
         answer.await.unwrap_or_else(|_| Err(self.shared.down()))
@@ -462,11 +424,7 @@ impl Broker {
 impl BrokerTask {
     /// Says goodbye to the broker and ends. What is not acknowledged by then fails.
     pub async fn stop(mut self) {
-        let asked = self
-            .shared
-            .link()
-            .as_ref()
-            .is_some_and(|link| link.client.try_disconnect().is_ok());
+        let asked = self.shared.link().as_ref().is_some_and(|link| link.client.try_disconnect().is_ok());
         if asked {
             let _ = timeout(STOP_TIMEOUT, &mut self.task).await;
         }
@@ -527,14 +485,10 @@ impl Shared {
     /// Forgets the connection; everything outstanding fails.
     fn lost(&self, cause: &str) {
         let link = self.link().take();
-        self.state.send_replace(LinkState::Down {
-            cause: cause.to_owned(),
-        });
+        self.state.send_replace(LinkState::Down { cause: cause.to_owned() });
         let Some(link) = link else { return };
         for reply in link.queued.into_iter().chain(link.sent.into_values()) {
-            let _ = reply.send(Err(BrokerError::Broken {
-                cause: cause.to_owned(),
-            }));
+            let _ = reply.send(Err(BrokerError::Broken { cause: cause.to_owned() }));
         }
     }
 
@@ -570,14 +524,9 @@ async fn stay_connected(shared: Arc<Shared>) {
                 Ok(Event::Incoming(Packet::ConnAck(_))) => {
                     connections += 1;
                     failures = 0;
-                    *shared.link() = Some(Link {
-                        client: client.clone(),
-                        queued: VecDeque::new(),
-                        sent: HashMap::new(),
-                    });
-                    shared.state.send_replace(LinkState::Up {
-                        connection: connections,
-                    });
+                    *shared.link() =
+                        Some(Link { client: client.clone(), queued: VecDeque::new(), sent: HashMap::new() });
+                    shared.state.send_replace(LinkState::Up { connection: connections });
                     tracing::info!(broker = %shared.config.url, connection = connections, "connected");
                 }
                 Ok(Event::Outgoing(Outgoing::Disconnect)) => return,
@@ -612,9 +561,7 @@ fn client(config: &BrokerConfig, client_id: &str) -> (AsyncClient, EventLoop) {
         options.set_credentials(username, password);
     }
     if let (true, Some(roots)) = (config.url.secure, &config.tls) {
-        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(
-            &roots.0,
-        ))));
+        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(&roots.0))));
     }
     let (client, mut events) = AsyncClient::new(options, usize::from(IN_FLIGHT) + 4 * FETCH_WINDOW);
     let mut network = NetworkOptions::new();
@@ -649,19 +596,11 @@ impl Reader {
                 }
             }
         });
-        let mut reader = Self {
-            client,
-            packets: received,
-            task,
-        };
+        let mut reader = Self { client, packets: received, task };
         match reader.next(Instant::now() + CONNECTION_TIMEOUT).await? {
             Some(Packet::ConnAck(_)) => Ok(reader),
-            Some(_) => Err(BrokerError::Broken {
-                cause: "the broker spoke before it accepted".into(),
-            }),
-            None => Err(BrokerError::Silent {
-                after: CONNECTION_TIMEOUT,
-            }),
+            Some(_) => Err(BrokerError::Broken { cause: "the broker spoke before it accepted".into() }),
+            None => Err(BrokerError::Silent { after: CONNECTION_TIMEOUT }),
         }
     }
 
@@ -670,9 +609,7 @@ impl Reader {
         match timeout_at(until, self.packets.recv()).await {
             Ok(Some(Ok(packet))) => Ok(Some(packet)),
             Ok(Some(Err(error))) => Err(error),
-            Ok(None) => Err(BrokerError::Broken {
-                cause: "the broker sent more than was asked for".into(),
-            }),
+            Ok(None) => Err(BrokerError::Broken { cause: "the broker sent more than was asked for".into() }),
             Err(_) => Ok(None),
         }
     }
@@ -683,12 +620,8 @@ impl Reader {
         patience: Duration,
     ) -> Result<Vec<(String, Option<Vec<u8>>)>, BrokerError> {
         let mut found: Vec<(String, Option<Vec<u8>>)> = topics.iter().map(|topic| (topic.clone(), None)).collect();
-        let broken = |error: rumqttc::ClientError| BrokerError::Broken {
-            cause: error.to_string(),
-        };
-        let filters = topics
-            .iter()
-            .map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtLeastOnce));
+        let broken = |error: rumqttc::ClientError| BrokerError::Broken { cause: error.to_string() };
+        let filters = topics.iter().map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtLeastOnce));
         self.client.try_subscribe_many(filters).map_err(broken)?;
 
         let mut subscribed = false;
@@ -696,10 +629,7 @@ impl Reader {
         while !subscribed || found.iter().any(|(_, payload)| payload.is_none()) {
             match self.next(until).await? {
                 Some(Packet::SubAck(ack)) => {
-                    let refused = ack
-                        .return_codes
-                        .iter()
-                        .position(|code| *code == SubscribeReasonCode::Failure);
+                    let refused = ack.return_codes.iter().position(|code| *code == SubscribeReasonCode::Failure);
                     if let Some(topic) = refused.and_then(|at| topics.get(at)) {
                         return Err(BrokerError::SubscribeRefused { topic: topic.clone() });
                     }
@@ -733,15 +663,10 @@ impl Drop for Reader {
 
 fn check(topic: &str, payload: usize) -> Result<(), BrokerError> {
     if topic.is_empty() || topic.len() > TOPIC_BYTES_MAX || topic.contains(['+', '#', '\0']) {
-        return Err(BrokerError::Topic {
-            topic: topic.to_owned(),
-        });
+        return Err(BrokerError::Topic { topic: topic.to_owned() });
     }
     if payload > SEALED_BYTES_MAX {
-        return Err(BrokerError::TooLarge {
-            topic: topic.to_owned(),
-            bytes: payload,
-        });
+        return Err(BrokerError::TooLarge { topic: topic.to_owned(), bytes: payload });
     }
     Ok(())
 }

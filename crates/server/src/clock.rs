@@ -25,9 +25,7 @@ impl SystemClock {
     /// Uptime counts from here.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            started: Instant::now(),
-        }
+        Self { started: Instant::now() }
     }
 }
 

@@ -177,43 +177,27 @@ pub struct ApiLimits {
 impl Default for ApiLimits {
     fn default() -> Self {
         // A full batch over a slow line fits; 1,024 full bodies are 2 GiB, so that many is the most.
-        Self {
-            request_timeout: Duration::from_secs(30),
-            concurrent_requests: 512,
-        }
+        Self { request_timeout: Duration::from_secs(30), concurrent_requests: 512 }
     }
 }
 
 impl ConfigFile {
     /// Reads TOML from a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::parse(&text).map_err(|(line, what)| ConfigError::Toml {
-            path: path.to_owned(),
-            line,
-            what,
-        })
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Io { path: path.to_owned(), source })?;
+        Self::parse(&text).map_err(|(line, what)| ConfigError::Toml { path: path.to_owned(), line, what })
     }
 
     /// Checks everything and fills in what was not chosen. Reads the password and the certificates.
     pub fn check(self) -> Result<ServerConfig, ConfigError> {
-        let data = self.data.ok_or(ConfigError::Missing {
-            what: "data",
-            flag: "--data DIR",
-        })?;
+        let data = self.data.ok_or(ConfigError::Missing { what: "data", flag: "--data DIR" })?;
         let keys = self.keys.unwrap_or_else(|| data.join("keys"));
         let broker = match (self.broker, self.embedded_broker) {
             (Some(section), None) => BrokerChoice::Remote(section.check()?),
             (None, Some(address)) => BrokerChoice::Embedded(address),
             (Some(_), Some(_)) => return Err(ConfigError::TwoBrokers),
             (None, None) => {
-                return Err(ConfigError::Missing {
-                    what: "broker",
-                    flag: "--broker URL or --embedded-broker ADDR",
-                });
+                return Err(ConfigError::Missing { what: "broker", flag: "--broker URL or --embedded-broker ADDR" });
             }
         };
         let publishing = PublishingConfig {
@@ -249,9 +233,7 @@ impl ConfigFile {
         let limits = ApiLimits {
             request_timeout: within(
                 "limits.request_timeout_seconds",
-                limits
-                    .request_timeout_seconds
-                    .map_or(defaults.request_timeout, Duration::from_secs),
+                limits.request_timeout_seconds.map_or(defaults.request_timeout, Duration::from_secs),
                 Duration::from_secs(1),
                 Duration::from_hours(1),
             )?,
@@ -285,48 +267,29 @@ impl ConfigFile {
 
 impl BrokerSection {
     fn check(self) -> Result<RemoteBroker, ConfigError> {
-        let text = self.url.ok_or(ConfigError::Missing {
-            what: "broker.url",
-            flag: "--broker URL",
-        })?;
+        let text = self.url.ok_or(ConfigError::Missing { what: "broker.url", flag: "--broker URL" })?;
         let url: BrokerUrl = text.parse().map_err(|source| ConfigError::BrokerUrl { text, source })?;
         let credentials = match (self.username, self.password_file) {
             (None, None) => None,
-            (Some(username), None) => Some(Credentials {
-                username,
-                password: String::new(),
-            }),
+            (Some(username), None) => Some(Credentials { username, password: String::new() }),
             (Some(username), Some(path)) => {
-                let password = fs::read_to_string(&path).map_err(|source| ConfigError::Io {
-                    path: path.clone(),
-                    source,
-                })?;
+                let password =
+                    fs::read_to_string(&path).map_err(|source| ConfigError::Io { path: path.clone(), source })?;
                 // Editors end a file with a line break; a password does not.
-                Some(Credentials {
-                    username,
-                    password: password.trim_end_matches(['\r', '\n']).to_owned(),
-                })
+                Some(Credentials { username, password: password.trim_end_matches(['\r', '\n']).to_owned() })
             }
             (None, Some(_)) => return Err(ConfigError::PasswordWithoutUser),
         };
         let tls = match (url.is_secure(), self.ca) {
             (true, Some(path)) => Some(TlsRoots::from_pem_file(&path).map_err(ConfigError::TlsRoots)?),
             (true, None) => {
-                return Err(ConfigError::Missing {
-                    what: "broker.ca",
-                    flag: "--broker-ca FILE",
-                });
+                return Err(ConfigError::Missing { what: "broker.ca", flag: "--broker-ca FILE" });
             }
             (false, None) => None,
             (false, Some(_)) => return Err(ConfigError::CaWithoutTls),
         };
         let client_id = self.client_id.map(check_client_id).transpose()?;
-        Ok(RemoteBroker {
-            url,
-            client_id,
-            credentials,
-            tls,
-        })
+        Ok(RemoteBroker { url, client_id, credentials, tls })
     }
 }
 
@@ -413,12 +376,7 @@ fn within<T: PartialOrd + std::fmt::Debug>(what: &'static str, found: T, min: T,
         Ok(found)
     } else {
         let text = |value: T| format!("{value:?}");
-        Err(ConfigError::OutOfRange {
-            what,
-            found: text(found),
-            min: text(min),
-            max: text(max),
-        })
+        Err(ConfigError::OutOfRange { what, found: text(found), min: text(min), max: text(max) })
     }
 }
 
@@ -427,20 +385,12 @@ fn check_prefix(prefix: String) -> Result<String, ConfigError> {
         && prefix.split('/').all(|level| !level.is_empty())
         // $ begins topics of the broker's own; wildcards and control characters have no place in any.
         && !prefix.contains(|character: char| matches!(character, '+' | '#' | '$') || character.is_control());
-    if good {
-        Ok(prefix)
-    } else {
-        Err(ConfigError::Prefix { prefix })
-    }
+    if good { Ok(prefix) } else { Err(ConfigError::Prefix { prefix }) }
 }
 
 fn check_client_id(client_id: String) -> Result<String, ConfigError> {
     let good = (1..=64).contains(&client_id.len()) && client_id.bytes().all(|byte| byte.is_ascii_graphic());
-    if good {
-        Ok(client_id)
-    } else {
-        Err(ConfigError::ClientId { client_id })
-    }
+    if good { Ok(client_id) } else { Err(ConfigError::ClientId { client_id }) }
 }
 
 #[cfg(test)]
@@ -478,14 +428,9 @@ mod tests {
             password.display()
         );
         let config = checked(&text).unwrap();
-        let BrokerChoice::Remote(broker) = config.broker else {
-            panic!("not remote")
-        };
+        let BrokerChoice::Remote(broker) = config.broker else { panic!("not remote") };
         let credentials = broker.credentials.unwrap();
-        assert_eq!(
-            (credentials.username.as_str(), credentials.password.as_str()),
-            ("u", "secret")
-        );
+        assert_eq!((credentials.username.as_str(), credentials.password.as_str()), ("u", "secret"));
         assert!(!format!("{credentials:?}").contains("secret"));
         assert_eq!(config.publishing.heartbeat, Duration::from_secs(5));
         assert_eq!(config.limits.concurrent_requests, 2);
@@ -501,29 +446,20 @@ mod tests {
         };
         let at = |line| format!("{} line {line}: ", path.display());
         let unknown = told("data = 'd'\n\nlisten_on = 'x'\n");
-        assert!(
-            unknown.starts_with(&format!("{}unknown field `listen_on`", at(3))),
-            "{unknown}"
-        );
+        assert!(unknown.starts_with(&format!("{}unknown field `listen_on`", at(3))), "{unknown}");
         let kind = told("data = 'd'\nchunk_bytes = 'many'\n");
         assert!(kind.starts_with(&format!("{}invalid type", at(2))), "{kind}");
         let twice = told("data = 'd'\ndata = 'e'\n");
         assert!(twice.starts_with(&format!("{}duplicate key", at(2))), "{twice}");
         assert!(told("data = \n").starts_with(&at(1)));
-        assert!(matches!(
-            ConfigFile::read(&folder.path().join("none")),
-            Err(ConfigError::Io { .. })
-        ));
+        assert!(matches!(ConfigFile::read(&folder.path().join("none")), Err(ConfigError::Io { .. })));
     }
 
     #[test]
     fn values_out_of_range_are_refused() {
         let base = "data = 'd'\nembedded_broker = '127.0.0.1:0'\n";
         for (line, start) in [
-            (
-                "chunk_bytes = 2047",
-                "chunk_bytes is 2047; from 2048 to 262144 is possible",
-            ),
+            ("chunk_bytes = 2047", "chunk_bytes is 2047; from 2048 to 262144 is possible"),
             ("chunk_bytes = 262145", "chunk_bytes is 262145"),
             ("heartbeat_seconds = 0", "heartbeat_seconds is 0ns"),
             ("heartbeat_seconds = 18446744073709551615", ""),
@@ -531,10 +467,7 @@ mod tests {
             ("false_positive_rate = 0.0", "false_positive_rate is 0.0"),
             ("false_positive_rate = nan", "false_positive_rate is NaN"),
             ("false_positive_rate = 0.5", "false_positive_rate is 0.5"),
-            (
-                "limits = { concurrent_requests = 0 }",
-                "limits.concurrent_requests is 0",
-            ),
+            ("limits = { concurrent_requests = 0 }", "limits.concurrent_requests is 0"),
         ] {
             let text = format!("{base}{line}\n");
             // What TOML's own numbers cannot hold is refused when it is read.
@@ -543,10 +476,7 @@ mod tests {
             assert!(error.starts_with(start), "{line}: {error}");
         }
         for prefix in ["", "/a", "a/", "a//b", "a/+", "#", "$SYS", "a\\u0000", &"x".repeat(257)] {
-            assert!(
-                refusal(&format!("{base}prefix = \"{prefix}\"")).starts_with("prefix is"),
-                "{prefix}"
-            );
+            assert!(refusal(&format!("{base}prefix = \"{prefix}\"")).starts_with("prefix is"), "{prefix}");
         }
     }
 

@@ -61,20 +61,9 @@ impl Keys {
             let path = path.to_owned();
             move |source| KeyError::Io { path, source }
         };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(io(folder))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io(folder))?;
         // All are looked for before one is written: a half-made set would be neither old nor new.
-        for name in [
-            ROOT_FILE,
-            PUBLISHER_FILE,
-            ISSUER_FILE,
-            ADMIN_FILE,
-            TRUST_FILE,
-            JWKS_FILE,
-        ] {
+        for name in [ROOT_FILE, PUBLISHER_FILE, ISSUER_FILE, ADMIN_FILE, TRUST_FILE, JWKS_FILE] {
             let path = folder.join(name);
             if path.symlink_metadata().is_ok() {
                 return Err(KeyError::Exists { path });
@@ -94,16 +83,10 @@ impl Keys {
         write_new(&folder.join(ROOT_FILE), 0o600, &key_text("root", root))?;
         write_new(&folder.join(PUBLISHER_FILE), 0o600, &key_text("publisher", publisher))?;
         write_new(&folder.join(ISSUER_FILE), 0o600, &key_text("issuer", issuer))?;
-        write_new(
-            &folder.join(ADMIN_FILE),
-            0o600,
-            &format!("{}\n", URL_SAFE_NO_PAD.encode(admin)),
-        )?;
+        write_new(&folder.join(ADMIN_FILE), 0o600, &format!("{}\n", URL_SAFE_NO_PAD.encode(admin)))?;
         write_new(&folder.join(TRUST_FILE), 0o644, &json_text(&trust))?;
         write_new(&folder.join(JWKS_FILE), 0o644, &format!("{jwks:#}\n"))?;
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(io(folder))?;
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder))?;
         Self::load(folder)
     }
 
@@ -129,9 +112,7 @@ impl Keys {
 
     /// The key that says who may publish; needed to found a realm, and for nothing else.
     pub fn root(&self) -> Result<&SigningKey, KeyError> {
-        self.root.as_ref().ok_or_else(|| KeyError::RootAbsent {
-            path: self.root_path.clone(),
-        })
+        self.root.as_ref().ok_or_else(|| KeyError::RootAbsent { path: self.root_path.clone() })
     }
 
     /// The key that seals what travels.
@@ -306,34 +287,21 @@ fn write_new(path: &Path, mode: u32, text: &str) -> Result<(), KeyError> {
     };
     write().map_err(|source| match source.kind() {
         io::ErrorKind::AlreadyExists => KeyError::Exists { path: path.to_owned() },
-        _ => KeyError::Io {
-            path: path.to_owned(),
-            source,
-        },
+        _ => KeyError::Io { path: path.to_owned(), source },
     })
 }
 
 fn read_key(path: &Path, role: &str) -> Result<[u8; 32], KeyError> {
     let text = read_private(path)?;
-    let malformed = |what: String| KeyError::Malformed {
-        path: path.to_owned(),
-        what,
-    };
-    let rest = text
-        .strip_prefix(HEADER)
-        .ok_or_else(|| malformed(format!("it does not begin with {HEADER:?}")))?;
-    let (found, seed) = rest
-        .split_once('\n')
-        .ok_or_else(|| malformed("it has one line instead of two".into()))?;
+    let malformed = |what: String| KeyError::Malformed { path: path.to_owned(), what };
+    let rest = text.strip_prefix(HEADER).ok_or_else(|| malformed(format!("it does not begin with {HEADER:?}")))?;
+    let (found, seed) = rest.split_once('\n').ok_or_else(|| malformed("it has one line instead of two".into()))?;
     if found.trim_end() != role {
         return Err(malformed(format!("it is a {found:?} key, not a {role:?} key")));
     }
-    let seed = URL_SAFE_NO_PAD
-        .decode(seed.trim_end())
-        .map_err(|_| malformed("the seed is not base64url".into()))?;
+    let seed = URL_SAFE_NO_PAD.decode(seed.trim_end()).map_err(|_| malformed("the seed is not base64url".into()))?;
     let bytes = seed.len();
-    seed.try_into()
-        .map_err(|_| malformed(format!("the seed has {bytes} bytes instead of 32")))
+    seed.try_into().map_err(|_| malformed(format!("the seed has {bytes} bytes instead of 32")))
 }
 
 fn read_token(path: &Path) -> Result<AdminToken, KeyError> {
@@ -344,25 +312,14 @@ fn read_token(path: &Path) -> Result<AdminToken, KeyError> {
 }
 
 fn read_trust(path: &Path) -> Result<Trust, KeyError> {
-    let malformed = |what: String| KeyError::Malformed {
-        path: path.to_owned(),
-        what,
-    };
-    let file = File::open(path).map_err(|source| KeyError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
+    let malformed = |what: String| KeyError::Malformed { path: path.to_owned(), what };
+    let file = File::open(path).map_err(|source| KeyError::Io { path: path.to_owned(), source })?;
     let text = read_text(path, file)?;
     let trust: TrustFile = serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
     let mut roots = Vec::new();
     for root in &trust.roots {
-        let bytes = URL_SAFE_NO_PAD
-            .decode(root)
-            .ok()
-            .and_then(|bytes| bytes.try_into().ok());
-        roots.push(PublicKey(bytes.ok_or_else(|| {
-            malformed(format!("root {root:?} is not 32 bytes in base64url"))
-        })?));
+        let bytes = URL_SAFE_NO_PAD.decode(root).ok().and_then(|bytes| bytes.try_into().ok());
+        roots.push(PublicKey(bytes.ok_or_else(|| malformed(format!("root {root:?} is not 32 bytes in base64url")))?));
     }
     roots.sort_unstable();
     roots.dedup();
@@ -373,32 +330,18 @@ fn read_trust(path: &Path) -> Result<Trust, KeyError> {
         return Err(malformed(format!("{} root keys, more than {ROOTS_MAX}", roots.len())));
     }
     if trust.threshold == 0 || usize::from(trust.threshold) > roots.len() {
-        return Err(malformed(format!(
-            "a threshold of {} for {} root keys",
-            trust.threshold,
-            roots.len()
-        )));
+        return Err(malformed(format!("a threshold of {} for {} root keys", trust.threshold, roots.len())));
     }
-    Ok(Trust {
-        roots,
-        threshold: trust.threshold,
-        not_before: UnixTime::from_secs(trust.not_before),
-    })
+    Ok(Trust { roots, threshold: trust.threshold, not_before: UnixTime::from_secs(trust.not_before) })
 }
 
 /// Reads a file that must be the owner's alone. Looks at the open file, not at its name.
 fn read_private(path: &Path) -> Result<String, KeyError> {
-    let io = |source| KeyError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let io = |source| KeyError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(io)?;
     let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
-        return Err(KeyError::TooOpen {
-            path: path.to_owned(),
-            mode,
-        });
+        return Err(KeyError::TooOpen { path: path.to_owned(), mode });
     }
     read_text(path, file)
 }
@@ -408,15 +351,9 @@ fn read_text(path: &Path, file: File) -> Result<String, KeyError> {
     let bytes = file
         .take(FILE_BYTES_MAX + 1)
         .read_to_string(&mut text)
-        .map_err(|source| KeyError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
+        .map_err(|source| KeyError::Io { path: path.to_owned(), source })?;
     if bytes as u64 > FILE_BYTES_MAX {
-        return Err(KeyError::Malformed {
-            path: path.to_owned(),
-            what: format!("it has over {FILE_BYTES_MAX} bytes"),
-        });
+        return Err(KeyError::Malformed { path: path.to_owned(), what: format!("it has over {FILE_BYTES_MAX} bytes") });
     }
     Ok(text)
 }
@@ -452,10 +389,7 @@ mod tests {
         let jwks: serde_json::Value = serde_json::from_slice(&fs::read(path.join(JWKS_FILE)).unwrap()).unwrap();
         assert_eq!(jwks, keys.issuer().jwks());
         let debug = format!("{keys:?}");
-        assert!(
-            !debug.contains(keys.admin().as_str()) && debug.contains("AdminToken(..)"),
-            "{debug}"
-        );
+        assert!(!debug.contains(keys.admin().as_str()) && debug.contains("AdminToken(..)"), "{debug}");
     }
 
     #[test]
@@ -490,10 +424,7 @@ mod tests {
         fs::set_permissions(&publisher, fs::Permissions::from_mode(0o640)).unwrap();
         let error = Keys::load(&path).unwrap_err().to_string();
         assert!(
-            error.ends_with(&format!(
-                "(mode 640); if nobody has, run: chmod 600 {}",
-                publisher.display()
-            )),
+            error.ends_with(&format!("(mode 640); if nobody has, run: chmod 600 {}", publisher.display())),
             "{error}"
         );
     }
@@ -512,10 +443,7 @@ mod tests {
         let (_folder, path) = made();
         fs::copy(path.join(ISSUER_FILE), path.join(PUBLISHER_FILE)).unwrap();
         let error = Keys::load(&path).unwrap_err().to_string();
-        assert!(
-            error.ends_with(r#"it is a "issuer" key, not a "publisher" key"#),
-            "{error}"
-        );
+        assert!(error.ends_with(r#"it is a "issuer" key, not a "publisher" key"#), "{error}");
     }
 
     #[test]
@@ -532,22 +460,10 @@ mod tests {
             (ADMIN_FILE, format!("{} {}", "x".repeat(20), "x".repeat(20))),
             (TRUST_FILE, "{}".into()),
             (TRUST_FILE, r#"{"threshold":0,"roots":[],"not_before":0}"#.into()),
-            (
-                TRUST_FILE,
-                format!(r#"{{"threshold":2,"roots":["{seed}"],"not_before":0}}"#),
-            ),
-            (
-                TRUST_FILE,
-                format!(r#"{{"threshold":2,"roots":["{seed}","{seed}"],"not_before":0}}"#),
-            ),
-            (
-                TRUST_FILE,
-                format!(r#"{{"threshold":1,"roots":["{}"],"not_before":0}}"#, &seed[1..]),
-            ),
-            (
-                TRUST_FILE,
-                format!(r#"{{"threshold":1,"roots":["{seed}"],"not_before":0,"x":1}}"#),
-            ),
+            (TRUST_FILE, format!(r#"{{"threshold":2,"roots":["{seed}"],"not_before":0}}"#)),
+            (TRUST_FILE, format!(r#"{{"threshold":2,"roots":["{seed}","{seed}"],"not_before":0}}"#)),
+            (TRUST_FILE, format!(r#"{{"threshold":1,"roots":["{}"],"not_before":0}}"#, &seed[1..])),
+            (TRUST_FILE, format!(r#"{{"threshold":1,"roots":["{seed}"],"not_before":0,"x":1}}"#)),
         ];
         for (name, text) in cases {
             let (_folder, path) = made();
@@ -563,9 +479,7 @@ mod tests {
     #[test]
     fn the_thumbprint_is_that_of_rfc_8037() {
         // RFC 8037, appendices A.1 and A.3.
-        let seed = URL_SAFE_NO_PAD
-            .decode("nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A")
-            .unwrap();
+        let seed = URL_SAFE_NO_PAD.decode("nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A").unwrap();
         let key = IssuerKey(seed.try_into().unwrap());
         assert_eq!(key.kid(), "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k");
     }

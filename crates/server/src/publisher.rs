@@ -260,11 +260,7 @@ impl Publisher {
         }
         publisher.load_manifest(now, term)?;
         if publisher.cut_to > head {
-            return Err(PublishError::LedgerBehind {
-                realm: publisher.realm.id,
-                head,
-                published: publisher.cut_to,
-            });
+            return Err(PublishError::LedgerBehind { realm: publisher.realm.id, head, published: publisher.cut_to });
         }
         let (mut known, mut fresh) = (true, Vec::new());
         for entry in entries {
@@ -513,7 +509,8 @@ impl Publisher {
         let since = self.ladder.iter().filter(|rung| rung.delta.to > current.sequence);
         let (bytes, statements) =
             since.fold((0, 0), |(bytes, n), rung| (bytes + rung.bytes as usize, n + rung.delta.statements()));
-        let room = (current.snapshot_bytes / LADDER_SHARE).max(LADDER_BYTES_MIN.min(self.settings.chunk_bytes as usize));
+        let room =
+            (current.snapshot_bytes / LADDER_SHARE).max(LADDER_BYTES_MIN.min(self.settings.chunk_bytes as usize));
         let old = now.uptime.saturating_sub(current.built) >= self.settings.epoch_age_max;
         bytes > room
             || statements > RECENT_ENTRIES_MAX / 2
@@ -542,12 +539,8 @@ impl Publisher {
         let filter = FilterBuf::build(params, revoked.iter().copied()).to_bytes();
         let list = rice::encode(&revoked, width)?;
         let epoch = Epoch(self.highest_epoch.0 + 1);
-        let cutting = Cutting {
-            realm: self.realm.id,
-            term: self.book.term(),
-            epoch,
-            chunk_bytes: self.settings.chunk_bytes,
-        };
+        let cutting =
+            Cutting { realm: self.realm.id, term: self.book.term(), epoch, chunk_bytes: self.settings.chunk_bytes };
         let entries = revoked.len() as u64;
         let cuts = [
             cutting.cut(Artifact::Filter, entries, &filter)?,
@@ -596,7 +589,9 @@ impl Publisher {
         let grace = self.settings.grace;
         let term = self.book.term();
         self.generations.retain(|generation| {
-            generation.superseded.is_none_or(|since| generation.term == term && now.uptime.saturating_sub(since) < grace)
+            generation
+                .superseded
+                .is_none_or(|since| generation.term == term && now.uptime.saturating_sub(since) < grace)
         });
         loop {
             let oldest = self.generations.first().map(|generation| generation.sequence).unwrap_or_default();
@@ -622,12 +617,7 @@ impl Publisher {
             ladder: self
                 .ladder
                 .iter()
-                .map(|rung| Piece {
-                    from: rung.delta.from,
-                    to: rung.delta.to,
-                    bytes: rung.bytes,
-                    digest: rung.digest,
-                })
+                .map(|rung| Piece { from: rung.delta.from, to: rung.delta.to, bytes: rung.bytes, digest: rung.digest })
                 .collect(),
         };
         let proven = proof::manifest(wire::encode_manifest(&manifest)?, &manifest)?;
@@ -732,7 +722,8 @@ impl Publisher {
     /// Everything that should stand at the broker now, with its digest.
     #[must_use]
     pub fn standing(&self) -> Vec<(Address, Digest)> {
-        let current = self.shelf.iter().filter(|(address, shelved)| shelved.superseded.is_none() && self.in_catalog(address));
+        let current =
+            self.shelf.iter().filter(|(address, shelved)| shelved.superseded.is_none() && self.in_catalog(address));
         current.map(|(address, shelved)| (*address, Digest::of(&shelved.bytes))).collect()
     }
 
@@ -790,13 +781,19 @@ impl Publisher {
         for (address, shelved) in &self.shelf {
             let bytes = shelved.bytes.len() as u64;
             match address {
-                Address::Chunk { epoch, artifact: Artifact::Filter, .. } if Some(*epoch) == newest => sizes.filter += bytes,
+                Address::Chunk { epoch, artifact: Artifact::Filter, .. } if Some(*epoch) == newest => {
+                    sizes.filter += bytes
+                }
                 Address::Chunk { epoch, .. } | Address::Index { epoch } if Some(*epoch) == newest => {
                     sizes.snapshot += bytes;
                 }
                 Address::Ladder { .. } if shelved.superseded.is_none() => sizes.ladder += bytes,
                 Address::Manifest => sizes.manifest += bytes,
-                Address::Keys | Address::Live | Address::Ladder { .. } | Address::Index { .. } | Address::Chunk { .. } => {}
+                Address::Keys
+                | Address::Live
+                | Address::Ladder { .. }
+                | Address::Index { .. }
+                | Address::Chunk { .. } => {}
             }
         }
         sizes
@@ -864,4 +861,3 @@ fn decode<T>(
         .and_then(|sealed| decode(sealed.unverified_body()).map_err(Refusal::from))
         .map_err(|cause| PublishError::DamagedObject { address: address.to_string(), cause })
 }
-

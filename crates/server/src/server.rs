@@ -45,34 +45,18 @@ impl Server {
     ///
     /// Needs a tokio runtime with at least two threads: the publisher builds filters.
     pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let ServerConfig {
-            listen,
-            data,
-            keys,
-            broker,
-            publishing,
-            limits,
-            resume,
-        } = config;
+        let ServerConfig { listen, data, keys, broker, publishing, limits, resume } = config;
         let keys = Arc::new(Keys::load(&keys)?);
         // Opening reads the whole file.
         let ledger = tokio::task::spawn_blocking(move || SqliteLedger::open(&data))
             .await
-            .map_err(|error| StartError::Interrupted {
-                cause: error.to_string(),
-            })??;
+            .map_err(|error| StartError::Interrupted { cause: error.to_string() })??;
         let ledger: Arc<dyn Ledger> = Arc::new(ledger);
         let listener = TcpListener::bind(listen).await.map_err(|source| match source.kind() {
             io::ErrorKind::AddrInUse => StartError::Busy { address: listen },
-            _ => StartError::Listen {
-                address: listen,
-                source,
-            },
+            _ => StartError::Listen { address: listen, source },
         })?;
-        let address = listener.local_addr().map_err(|source| StartError::Listen {
-            address: listen,
-            source,
-        })?;
+        let address = listener.local_addr().map_err(|source| StartError::Listen { address: listen, source })?;
 
         #[cfg(feature = "embedded-broker")]
         let (remote, embedded, broker_address) = match broker {
@@ -88,20 +72,10 @@ impl Server {
             BrokerChoice::Remote(remote) => (remote, None),
             BrokerChoice::Embedded(_) => return Err(StartError::NoEmbeddedBroker),
         };
-        let RemoteBroker {
-            url,
-            client_id,
-            credentials,
-            tls,
-        } = remote;
+        let RemoteBroker { url, client_id, credentials, tls } = remote;
         // Stable, and different for every publisher, without being configured.
         let client_id = client_id.unwrap_or_else(|| format!("rvc-{}", keys.publisher().public().id()));
-        let (broker, broker_task) = Broker::connect(BrokerConfig {
-            url,
-            client_id,
-            credentials,
-            tls,
-        });
+        let (broker, broker_task) = Broker::connect(BrokerConfig { url, client_id, credentials, tls });
 
         let (stopping, stop) = watch::channel(false);
         let published = watch::Sender::new(PublishedRealms::new());
@@ -126,9 +100,7 @@ impl Server {
             ledger,
             broker,
             clock,
-            signer: Signer {
-                content: keys.publisher().clone(),
-            },
+            signer: Signer { content: keys.publisher().clone() },
             settings,
             prefix: publishing.prefix,
             published,
@@ -249,12 +221,7 @@ fn local(address: SocketAddr) -> RemoteBroker {
         }
         SocketAddr::V4(_) | SocketAddr::V6(_) => address,
     };
-    RemoteBroker {
-        url: BrokerUrl::local(reachable),
-        client_id: None,
-        credentials: None,
-        tls: None,
-    }
+    RemoteBroker { url: BrokerUrl::local(reachable), client_id: None, credentials: None, tls: None }
 }
 
 #[cfg(test)]
@@ -293,11 +260,7 @@ mod tests {
         let until = tokio::time::Instant::now() + PATIENCE;
         loop {
             let status = server.service().status().await.unwrap();
-            let published = status
-                .realms
-                .first()
-                .and_then(|realm| realm.published.clone())
-                .unwrap_or_default();
+            let published = status.realms.first().and_then(|realm| realm.published.clone()).unwrap_or_default();
             if published.position.sequence.0 >= sequence {
                 return published.position;
             }
@@ -316,10 +279,7 @@ mod tests {
         let mut socket = TcpStream::connect(server.local_addr()).await.unwrap();
         socket.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        timeout(PATIENCE, socket.read_to_string(&mut answer))
-            .await
-            .unwrap()
-            .unwrap();
+        timeout(PATIENCE, socket.read_to_string(&mut answer)).await.unwrap().unwrap();
         answer
     }
 
@@ -332,34 +292,22 @@ mod tests {
         assert!(founded.starts_with("HTTP/1.1 201 "), "{founded}");
         let body = r#"{"jti":"t","exp":9999999999}"#;
         let revoked = ask(&server, "POST", "/v1/realms/fleet/revocations", body).await;
-        assert!(
-            revoked.ends_with(r#"{"sequence":1,"exp":9999999999,"recorded":true}"#),
-            "{revoked}"
-        );
+        assert!(revoked.ends_with(r#"{"sequence":1,"exp":9999999999,"recorded":true}"#), "{revoked}");
         let mut link = server.service().link();
-        timeout(PATIENCE, link.wait_for(crate::broker::LinkState::is_up))
-            .await
-            .unwrap()
-            .unwrap();
+        timeout(PATIENCE, link.wait_for(crate::broker::LinkState::is_up)).await.unwrap().unwrap();
         assert!(ask(&server, "GET", "/readyz", "").await.starts_with("HTTP/1.1 200 "));
 
         let position = published(&server, 1).await;
 
         // The folder belongs to this server while it runs.
-        assert!(matches!(
-            start(config(folder.path())).await,
-            Err(StartError::Ledger(OpenError::InUse { .. }))
-        ));
+        assert!(matches!(start(config(folder.path())).await, Err(StartError::Ledger(OpenError::InUse { .. }))));
         // A connection that is open and silent does not keep the server from stopping.
         let _idle = TcpStream::connect(server.local_addr()).await.unwrap();
         timeout(PATIENCE, server.stop()).await.unwrap();
 
         let server = start(config(folder.path())).await.unwrap();
         let again = ask(&server, "POST", "/v1/realms/fleet/revocations", body).await;
-        assert!(
-            again.ends_with(r#"{"sequence":1,"exp":9999999999,"recorded":false}"#),
-            "{again}"
-        );
+        assert!(again.ends_with(r#"{"sequence":1,"exp":9999999999,"recorded":false}"#), "{again}");
         // From what was stored: no new epoch, though this broker has never heard of it.
         assert_eq!(published(&server, 1).await, position);
         server.stop().await;
@@ -371,20 +319,10 @@ mod tests {
         Keys::generate(&folder.path().join("keys"), UnixTime::from_secs(1)).unwrap();
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = taken.local_addr().unwrap();
-        let busy = start(ServerConfig {
-            listen: address,
-            ..config(folder.path())
-        })
-        .await;
+        let busy = start(ServerConfig { listen: address, ..config(folder.path()) }).await;
         assert!(matches!(busy, Err(StartError::Busy { address: named }) if named == address));
-        let embedded = ServerConfig {
-            broker: BrokerChoice::Embedded(address),
-            ..config(folder.path())
-        };
-        assert!(matches!(
-            start(embedded).await,
-            Err(StartError::EmbeddedBroker(EmbeddedBrokerError::Busy { .. }))
-        ));
+        let embedded = ServerConfig { broker: BrokerChoice::Embedded(address), ..config(folder.path()) };
+        assert!(matches!(start(embedded).await, Err(StartError::EmbeddedBroker(EmbeddedBrokerError::Busy { .. }))));
         // Nothing of a failed start is left in the way.
         start(config(folder.path())).await.unwrap().stop().await;
     }
@@ -392,10 +330,7 @@ mod tests {
     #[tokio::test]
     async fn without_keys_nothing_starts() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(
-            start(config(folder.path())).await,
-            Err(StartError::Keys(KeyError::Io { .. }))
-        ));
+        assert!(matches!(start(config(folder.path())).await, Err(StartError::Keys(KeyError::Io { .. }))));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -404,23 +339,13 @@ mod tests {
         Keys::generate(&folder.path().join("keys"), UnixTime::from_secs(1)).unwrap();
         let server = start(config(folder.path())).await.unwrap();
         let long = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(64 * 1024));
-        for garbage in [
-            &b"\x16\x03\x01\x02\x00garbage\r\n\r\n"[..],
-            b"GET\r\n\r\n",
-            long.as_bytes(),
-        ] {
+        for garbage in [&b"\x16\x03\x01\x02\x00garbage\r\n\r\n"[..], b"GET\r\n\r\n", long.as_bytes()] {
             let mut socket = TcpStream::connect(server.local_addr()).await.unwrap();
             // The server may close before all of it is written.
             let _ = socket.write_all(garbage).await;
             let mut answer = Vec::new();
-            let _ = timeout(PATIENCE, socket.read_to_end(&mut answer))
-                .await
-                .expect("still open");
-            assert!(
-                answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"),
-                "{:?}",
-                String::from_utf8_lossy(&answer)
-            );
+            let _ = timeout(PATIENCE, socket.read_to_end(&mut answer)).await.expect("still open");
+            assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{:?}", String::from_utf8_lossy(&answer));
         }
         assert!(ask(&server, "GET", "/healthz", "").await.starts_with("HTTP/1.1 200 "));
         server.stop().await;

@@ -141,14 +141,7 @@ impl Service {
         broker: watch::Receiver<LinkState>,
         published: watch::Receiver<PublishedRealms>,
     ) -> Self {
-        Self {
-            ledger,
-            keys,
-            clock,
-            broker,
-            published,
-            known: RwLock::default(),
-        }
+        Self { ledger, keys, clock, broker, published, known: RwLock::default() }
     }
 
     /// The keys in use.
@@ -171,9 +164,7 @@ impl Service {
             return Err(ServiceError::Leeway { found: new.leeway });
         }
         if new.max_token_lifetime.is_zero() || new.max_token_lifetime > MAX_TOKEN_LIFETIME_MAX {
-            return Err(ServiceError::MaxTokenLifetime {
-                found: new.max_token_lifetime,
-            });
+            return Err(ServiceError::MaxTokenLifetime { found: new.max_token_lifetime });
         }
         match self.ledger.realm(new.id).await {
             // Found again, which needs no root key.
@@ -185,14 +176,10 @@ impl Service {
         let root = self.keys.root()?;
         let trust = self.keys.trust();
         if trust.threshold > 1 {
-            return Err(ServiceError::MoreRootsNeeded {
-                threshold: trust.threshold,
-            });
+            return Err(ServiceError::MoreRootsNeeded { threshold: trust.threshold });
         }
         if !trust.roots.contains(&root.public()) {
-            return Err(ServiceError::RootNotTrusted {
-                root: root.public().id().to_string(),
-            });
+            return Err(ServiceError::RootNotTrusted { root: root.public().id().to_string() });
         }
         let mut key = [0; 16];
         getrandom::fill(&mut key).map_err(ServiceError::Random)?;
@@ -200,19 +187,11 @@ impl Service {
         let realm = Realm {
             leeway: new.leeway,
             max_token_lifetime: new.max_token_lifetime,
-            ..Realm::new(
-                new.id,
-                new.issuer,
-                Fingerprinter::new(new.fingerprint, RealmKey(key), new.width),
-                now.floor(),
-            )
+            ..Realm::new(new.id, new.issuer, Fingerprinter::new(new.fingerprint, RealmKey(key), new.width), now.floor())
         };
         // Before it is encoded, which would refuse it less clearly.
         Issuer::new(&realm.issuer).map_err(LedgerError::Issuer)?;
-        let keys = Object {
-            address: Address::Keys.to_string(),
-            bytes: self.keys_object(&realm, now)?,
-        };
+        let keys = Object { address: Address::Keys.to_string(), bytes: self.keys_object(&realm, now)? };
         Ok(self.ledger.create_realm(realm, vec![keys]).await?)
     }
 
@@ -233,21 +212,13 @@ impl Service {
         for (index, revocation) in revocations.iter().enumerate() {
             // By the clock of whoever is furthest behind, a token without this is not honored anyway.
             if revocation.exp <= parameters.horizon(now) {
-                return Err(ServiceError::Expired {
-                    index,
-                    exp: revocation.exp,
-                    now,
-                    leeway: parameters.leeway,
-                });
+                return Err(ServiceError::Expired { index, exp: revocation.exp, now, leeway: parameters.leeway });
             }
         }
         let requests = revocations
             .into_iter()
             .map(|Revocation { jti, exp, reason }| Request {
-                action: Action::Revoke {
-                    jti,
-                    exp: Expiry::Claimed(exp),
-                },
+                action: Action::Revoke { jti, exp: Expiry::Claimed(exp) },
                 reason,
                 actor: actor.to_owned(),
             })
@@ -263,17 +234,10 @@ impl Service {
         reason: Option<String>,
         actor: &str,
     ) -> Result<Receipt, ServiceError> {
-        let request = Request {
-            action: Action::Reinstate { jti },
-            reason,
-            actor: actor.to_owned(),
-        };
+        let request = Request { action: Action::Reinstate { jti }, reason, actor: actor.to_owned() };
         let receipts = self.ledger.append(realm, self.clock.unix_time(), vec![request]).await?;
         // One request, one receipt.
-        receipts
-            .first()
-            .copied()
-            .ok_or(ServiceError::Ledger(LedgerError::Closed))
+        receipts.first().copied().ok_or(ServiceError::Ledger(LedgerError::Closed))
     }
 
     /// How the server is.
@@ -282,18 +246,9 @@ impl Service {
         let mut realms = Vec::new();
         for realm in self.ledger.realms().await? {
             let (term, head) = self.ledger.head(realm.id).await?;
-            realms.push(RealmStatus {
-                published: published.get(&realm.id).cloned(),
-                realm,
-                term,
-                head,
-            });
+            realms.push(RealmStatus { published: published.get(&realm.id).cloned(), realm, term, head });
         }
-        Ok(Status {
-            realms,
-            broker: self.broker.borrow().clone(),
-            ledger_writable: self.ledger.is_writable(),
-        })
+        Ok(Status { realms, broker: self.broker.borrow().clone(), ledger_writable: self.ledger.is_writable() })
     }
 
     /// Why the server cannot do its work, if so: entries could not be recorded, or not travel.
@@ -310,20 +265,12 @@ impl Service {
     }
 
     async fn realm(&self, id: RealmId) -> Result<Realm, LedgerError> {
-        let known = self
-            .known
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&id)
-            .cloned();
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
         if let Some(realm) = known {
             return Ok(realm);
         }
         let realm = self.ledger.realm(id).await?;
-        self.known
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, realm.clone());
+        self.known.write().unwrap_or_else(PoisonError::into_inner).insert(id, realm.clone());
         Ok(realm)
     }
 

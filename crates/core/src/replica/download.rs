@@ -42,12 +42,7 @@ pub(super) struct Finished {
 
 impl Download {
     pub(super) const fn new(term: Term, epoch: Epoch, index_digest: Digest) -> Self {
-        Self {
-            term,
-            epoch,
-            index_digest,
-            parts: None,
-        }
+        Self { term, epoch, index_digest, parts: None }
     }
 
     pub(super) const fn term(&self) -> Term {
@@ -80,25 +75,15 @@ impl Download {
                 .artifacts
                 .iter()
                 .find(|summary| summary.artifact == artifact)
-                .ok_or(Refusal::Malformed {
-                    what: "an index without an artifact that every device needs",
-                })?;
+                .ok_or(Refusal::Malformed { what: "an index without an artifact that every device needs" })?;
             if summary.bytes > config.artifact_bytes_max {
-                return Err(Refusal::TooLarge {
-                    bytes: summary.bytes,
-                    max: config.artifact_bytes_max,
-                });
+                return Err(Refusal::TooLarge { bytes: summary.bytes, max: config.artifact_bytes_max });
             }
             Assembly::new(cutting, summary.clone())
         };
         let artifact = assembly(config.profile.artifact())?;
         let cutoffs = assembly(Artifact::Cutoffs)?;
-        self.parts = Some(Parts {
-            index,
-            sealed_index: sealed.to_vec(),
-            artifact,
-            cutoffs,
-        });
+        self.parts = Some(Parts { index, sealed_index: sealed.to_vec(), artifact, cutoffs });
         Ok(())
     }
 
@@ -119,47 +104,24 @@ impl Download {
     /// What to ask for next, in order.
     pub(super) fn wanted(&self) -> impl Iterator<Item = Address> {
         let index = self.parts.is_none().then_some(Address::Index { epoch: self.epoch });
-        let parts = self
-            .parts
-            .iter()
-            .flat_map(|parts| parts.cutoffs.wanted().chain(parts.artifact.wanted()));
+        let parts = self.parts.iter().flat_map(|parts| parts.cutoffs.wanted().chain(parts.artifact.wanted()));
         // A window's worth is all that is ever asked for at a time.
         index.into_iter().chain(parts).take(crate::limits::FETCH_WINDOW)
     }
 
     pub(super) fn is_complete(&self) -> bool {
-        self.parts
-            .as_ref()
-            .is_some_and(|parts| parts.artifact.is_complete() && parts.cutoffs.is_complete())
+        self.parts.as_ref().is_some_and(|parts| parts.artifact.is_complete() && parts.cutoffs.is_complete())
     }
 
     /// Decodes what arrived. Every byte was verified against the index before.
     pub(super) fn finish(self, profile: Profile, width: Width) -> Result<Finished, Refusal> {
-        let Some(Parts {
-            index,
-            sealed_index,
-            artifact,
-            cutoffs,
-        }) = self.parts
-        else {
-            return Err(Refusal::Malformed {
-                what: "a base without its index",
-            });
+        let Some(Parts { index, sealed_index, artifact, cutoffs }) = self.parts else {
+            return Err(Refusal::Malformed { what: "a base without its index" });
         };
         let (summary, artifact) = artifact.into_parts();
         let (_, cutoffs) = cutoffs.into_parts();
-        let image = BaseImage {
-            index: &sealed_index,
-            artifact: &artifact,
-            cutoffs: &cutoffs,
-        }
-        .encode()?;
+        let image = BaseImage { index: &sealed_index, artifact: &artifact, cutoffs: &cutoffs }.encode()?;
         let base = Base::build(profile, &index, width, summary.entries, &artifact)?;
-        Ok(Finished {
-            base,
-            cutoffs: wire::decode_cutoffs(&cutoffs)?,
-            image,
-            index,
-        })
+        Ok(Finished { base, cutoffs: wire::decode_cutoffs(&cutoffs)?, image, index })
     }
 }

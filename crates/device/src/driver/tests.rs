@@ -40,10 +40,7 @@ impl Broker {
         if state.subscribed.contains(&address)
             && let Some(device) = &state.device
         {
-            let _ = device.send(LinkEvent::Packet {
-                address,
-                payload: payload.clone(),
-            });
+            let _ = device.send(LinkEvent::Packet { address, payload: payload.clone() });
         }
         if address != Address::Live {
             state.retained.insert(address, payload);
@@ -57,10 +54,7 @@ impl Broker {
         let mut state = self.state();
         state.subscribed.clear();
         state.device = Some(device);
-        FakeLink {
-            broker: self.clone(),
-            events,
-        }
+        FakeLink { broker: self.clone(), events }
     }
 
     fn tell(&self, event: LinkEvent) {
@@ -85,10 +79,7 @@ impl Transport for FakeLink {
         let mut state = self.broker.state();
         state.subscribed.insert(address);
         if let (Some(payload), Some(device)) = (state.retained.get(&address), &state.device) {
-            let _ = device.send(LinkEvent::Packet {
-                address,
-                payload: payload.clone(),
-            });
+            let _ = device.send(LinkEvent::Packet { address, payload: payload.clone() });
         }
     }
 
@@ -156,19 +147,12 @@ impl Publisher {
 
         let mut list: Vec<Fingerprint> = revoked.iter().map(|jti| publisher.fingerprint(jti)).collect();
         list.sort_unstable();
-        let cutting = Cutting {
-            realm,
-            term: Term(1),
-            epoch: Epoch(1),
-            chunk_bytes: 2048,
-        };
+        let cutting = Cutting { realm, term: Term(1), epoch: Epoch(1), chunk_bytes: 2048 };
         let none: [Cutoff; 0] = [];
         let list_bytes = rice::encode(&list, Width::W48).unwrap();
         let cuts = [
             cutting.cut(Artifact::List, list.len() as u64, &list_bytes).unwrap(),
-            cutting
-                .cut(Artifact::Cutoffs, 0, &wire::encode_cutoffs(&none).unwrap())
-                .unwrap(),
+            cutting.cut(Artifact::Cutoffs, 0, &wire::encode_cutoffs(&none).unwrap()).unwrap(),
         ];
         let index = Index {
             term: Term(1),
@@ -211,10 +195,7 @@ impl Publisher {
             index: self.index,
             ladder: self.pieces.clone(),
         };
-        broker.publish(
-            Address::Manifest,
-            self.seal(Kind::Manifest, &wire::encode_manifest(&manifest).unwrap()),
-        );
+        broker.publish(Address::Manifest, self.seal(Kind::Manifest, &wire::encode_manifest(&manifest).unwrap()));
     }
 
     /// Revokes one token: ladder, live, manifest.
@@ -234,23 +215,14 @@ impl Publisher {
         };
         let sealed = self.seal(Kind::Delta, &wire::encode_delta(&delta, Width::W48).unwrap());
         let (bytes, digest) = (sealed.len() as u32, Digest::of(&sealed));
-        self.pieces.push(revocast_core::update::Piece {
-            from,
-            to,
-            bytes,
-            digest,
-        });
+        self.pieces.push(revocast_core::update::Piece { from, to, bytes, digest });
         broker.publish(Address::Ladder { from, to }, sealed.clone());
         broker.publish(Address::Live, sealed);
         self.manifest(broker);
     }
 
     fn trust(&self) -> Trust {
-        Trust {
-            roots: vec![self.root.public()],
-            threshold: 1,
-            not_before: UnixTime::from_secs(1_700_000_000),
-        }
+        Trust { roots: vec![self.root.public()], threshold: 1, not_before: UnixTime::from_secs(1_700_000_000) }
     }
 
     fn config(&self) -> DeviceConfig {
@@ -259,21 +231,13 @@ impl Publisher {
         replica.report_every = Duration::ZERO;
         replica.retry_after = Duration::from_millis(100);
         let broker: BrokerUrl = "mqtt://nowhere.invalid".parse().unwrap();
-        DeviceConfig::new(
-            broker,
-            ClientId::new("device").unwrap(),
-            self.realm,
-            self.trust(),
-            replica,
-        )
+        DeviceConfig::new(broker, ClientId::new("device").unwrap(), self.realm, self.trust(), replica)
     }
 }
 
 fn verdict(device: &Device, jti: &str) -> Verdict {
     let now = SystemClock::now();
-    device
-        .checker()
-        .check(now, &Claims::new(Jti::new(jti).unwrap(), now.wall.floor().plus(3600)))
+    device.checker().check(now, &Claims::new(Jti::new(jti).unwrap(), now.wall.floor().plus(3600)))
 }
 
 fn is_revoked(device: &Device, jti: &str) -> bool {
@@ -283,16 +247,11 @@ fn is_revoked(device: &Device, jti: &str) -> bool {
 async fn until(device: &Device, what: impl FnMut(&Status) -> bool) -> Status {
     let mut status = device.status();
     let reached = timeout(PATIENCE, status.wait_for(what)).await;
-    reached
-        .expect("not reached in time")
-        .expect("the device has ended")
-        .clone()
+    reached.expect("not reached in time").expect("the device has ended").clone()
 }
 
 async fn start(publisher: &Publisher, broker: &Broker, store: impl Store + 'static) -> Device {
-    Device::start_over(publisher.config(), store, SystemClock, || broker.connect())
-        .await
-        .unwrap()
+    Device::start_over(publisher.config(), store, SystemClock, || broker.connect()).await.unwrap()
 }
 
 fn at(sequence: u64) -> impl FnMut(&Status) -> bool {
@@ -365,9 +324,7 @@ async fn stopping_writes_down_what_was_not_yet_due() {
     let mut config = publisher.config();
     config.replica.persist_every = Duration::from_hours(1);
     let store = DiskStore::open(folder.path()).unwrap();
-    let device = Device::start_over(config, store, SystemClock, || broker.connect())
-        .await
-        .unwrap();
+    let device = Device::start_over(config, store, SystemClock, || broker.connect()).await.unwrap();
     until(&device, |status| status.persisted == 1).await;
     until(&device, at(1)).await;
     publisher.revoke(&broker, "b");
@@ -419,17 +376,11 @@ async fn state_of_another_trust_is_not_believed() {
     let mut config = publisher.config();
     config.trust.roots = vec![PublicKey([9; 32])];
     let store = DiskStore::open(folder.path()).unwrap();
-    let device = Device::start_over(config, store, SystemClock, || broker.connect())
-        .await
-        .unwrap();
+    let device = Device::start_over(config, store, SystemClock, || broker.connect()).await.unwrap();
     let found = device.status().borrow().found.clone();
     assert_eq!(
         found,
-        FoundState::Damaged {
-            refusal: Some(Refusal::DamagedState {
-                what: "it was written under another trust"
-            })
-        }
+        FoundState::Damaged { refusal: Some(Refusal::DamagedState { what: "it was written under another trust" }) }
     );
     let status = until(&device, |status| status.refusals_total() > 0).await;
     assert_eq!(status.last_refusal, Some(Refusal::WrongKey { kind: Kind::Keys }));
@@ -441,10 +392,7 @@ struct FailingStore(Arc<AtomicBool>);
 
 impl Store for FailingStore {
     fn heads(&mut self) -> Result<Heads, StoreError> {
-        Ok(Heads {
-            candidates: Vec::<Candidate>::new(),
-            damaged: 0,
-        })
+        Ok(Heads { candidates: Vec::<Candidate>::new(), damaged: 0 })
     }
 
     fn base(&mut self, _: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
@@ -456,11 +404,7 @@ impl Store for FailingStore {
             Ok(())
         } else {
             let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
-            Err(StoreError::Io {
-                step: "writing",
-                path: "head-a".into(),
-                source,
-            })
+            Err(StoreError::Io { step: "writing", path: "head-a".into(), source })
         }
     }
 }
@@ -473,18 +417,13 @@ async fn a_full_disk_softens_nothing_and_is_tried_again() {
     let mut config = publisher.config();
     config.replica.persist_every = Duration::from_millis(10);
     let store = FailingStore(Arc::clone(&mended));
-    let device = Device::start_over(config, store, SystemClock, || broker.connect())
-        .await
-        .unwrap();
+    let device = Device::start_over(config, store, SystemClock, || broker.connect()).await.unwrap();
     until(&device, at(1)).await;
     publisher.revoke(&broker, "b");
     until(&device, at(2)).await;
     until(&device, |status| status.persist_failures > 2).await;
     assert!(is_revoked(&device, "a") && is_revoked(&device, "b"));
-    assert!(
-        broker.state().reports.is_empty(),
-        "a report names only what is persisted"
-    );
+    assert!(broker.state().reports.is_empty(), "a report names only what is persisted");
     mended.store(true, Ordering::Relaxed);
     until(&device, |status| status.persisted > 0).await;
 }
@@ -519,28 +458,16 @@ async fn refusals_are_counted_and_harm_nothing() {
     let publisher = Publisher::new(&broker, &["a"]);
     let device = start(&publisher, &broker, VolatileStore).await;
     until(&device, at(1)).await;
-    broker.tell(LinkEvent::Packet {
-        address: Address::Live,
-        payload: b"garbage".to_vec(),
-    });
+    broker.tell(LinkEvent::Packet { address: Address::Live, payload: b"garbage".to_vec() });
     let malformed = Refusal::Malformed { what: "" }.number();
     until(&device, |status| status.refusals[usize::from(malformed)] == 1).await;
     let stranger = SigningKey::from_seed([9; 32]);
     let sealed = seal(Kind::Delta, &publisher.realm, b"", &[&stranger]);
-    broker.tell(LinkEvent::Packet {
-        address: Address::Live,
-        payload: sealed,
-    });
+    broker.tell(LinkEvent::Packet { address: Address::Live, payload: sealed });
     let status = until(&device, |status| status.refusals_total() == 2).await;
     assert_eq!(status.last_refusal, Some(Refusal::WrongKey { kind: Kind::Delta }));
-    broker.tell(LinkEvent::Oversize {
-        address: Some(Address::Manifest),
-        bytes: 1 << 28,
-    });
-    broker.tell(LinkEvent::Oversize {
-        address: None,
-        bytes: 1 << 28,
-    });
+    broker.tell(LinkEvent::Oversize { address: Some(Address::Manifest), bytes: 1 << 28 });
+    broker.tell(LinkEvent::Oversize { address: None, bytes: 1 << 28 });
     let status = until(&device, |status| status.refusals_total() == 3).await;
     assert!(matches!(status.last_refusal, Some(Refusal::EndlessData { .. })));
     assert!(is_revoked(&device, "a"));
@@ -583,32 +510,20 @@ async fn a_clock_at_1970_is_in_doubt_until_the_time_is_proven() {
     let publisher = Publisher::new(&broker, &["a"]);
     let told = Arc::new(Mutex::new(Now::new(UnixMillis::default(), Duration::ZERO)));
     let clock = ToldClock(Arc::clone(&told));
-    let device = Device::start_over(publisher.config(), VolatileStore, clock, || broker.connect())
-        .await
-        .unwrap();
+    let device = Device::start_over(publisher.config(), VolatileStore, clock, || broker.connect()).await.unwrap();
     let unknown_time =
         |status: &Status| status.position.sequence == Sequence(1) && status.doubt == Some(Doubt::TimeUnknown);
     until(&device, unknown_time).await;
     let check = |jti: &str, exp: UnixTime| {
-        device
-            .checker()
-            .check(*told.lock().unwrap(), &Claims::new(Jti::new(jti).unwrap(), exp))
+        device.checker().check(*told.lock().unwrap(), &Claims::new(Jti::new(jti).unwrap(), exp))
     };
     let exp = publisher.now.floor().plus(3600);
-    assert_eq!(
-        check("b", exp),
-        Verdict::Unknown {
-            doubt: Doubt::TimeUnknown
-        }
-    );
+    assert_eq!(check("b", exp), Verdict::Unknown { doubt: Doubt::TimeUnknown });
     assert!(matches!(check("a", exp), Verdict::Revoked { .. }));
     device.prove_time(publisher.now.plus(Duration::from_secs(1)));
     until(&device, at(1)).await;
     assert!(matches!(check("b", exp), Verdict::NotRevoked { .. }));
-    assert_eq!(
-        device.checker().time(*told.lock().unwrap()),
-        publisher.now.plus(Duration::from_secs(1))
-    );
+    assert_eq!(device.checker().time(*told.lock().unwrap()), publisher.now.plus(Duration::from_secs(1)));
 }
 
 /// Row 33: every answer under way is that of one published set or the other.

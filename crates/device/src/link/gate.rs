@@ -112,28 +112,19 @@ impl Gate {
         let address = self.queue.remove(place)?;
         self.standing.insert(address);
         if cautious || self.quarantine.contains_key(&address) {
-            self.watched = Some(Watched {
-                address,
-                until: now + SILENT,
-            });
+            self.watched = Some(Watched { address, until: now + SILENT });
         }
         Some(address)
     }
 
     /// When to poll again, if nothing else happens.
     pub(super) fn deadline(&self) -> Option<Duration> {
-        let watched = self
-            .watched
-            .filter(|_| !self.queue.is_empty())
-            .map(|watched| watched.until);
+        let watched = self.watched.filter(|_| !self.queue.is_empty()).map(|watched| watched.until);
         let waiting = |address: &Address| {
             self.wanted.contains(address) && !self.standing.contains(address) && !self.queue.contains(address)
         };
-        let sentences = self
-            .quarantine
-            .iter()
-            .filter(|(address, _)| waiting(address))
-            .map(|(_, sentence)| sentence.until);
+        let sentences =
+            self.quarantine.iter().filter(|(address, _)| waiting(address)).map(|(_, sentence)| sentence.until);
         let refused = self.refused.values().map(|refused| refused.again_at);
         watched.into_iter().chain(sentences).chain(refused).min()
     }
@@ -157,13 +148,7 @@ impl Gate {
         }
         let tries = self.refused.get(&address).map_or(0, |refused| refused.tries);
         let wait = doubled(REFUSED_MIN, tries, REFUSED_MAX);
-        self.refused.insert(
-            address,
-            Refused {
-                again_at: now + wait,
-                tries: tries.saturating_add(1),
-            },
-        );
+        self.refused.insert(address, Refused { again_at: now + wait, tries: tries.saturating_add(1) });
     }
 
     /// Something harmless arrived on an address.
@@ -174,11 +159,7 @@ impl Gate {
     /// The connection is gone; `hostile` says that a packet broke it. Names the address to blame,
     /// if it is known; it is quarantined then.
     pub(super) fn lost(&mut self, now: Duration, hostile: bool) -> Option<Address> {
-        let watched = self
-            .watched
-            .take()
-            .filter(|watched| watched.until > now)
-            .map(|watched| watched.address);
+        let watched = self.watched.take().filter(|watched| watched.until > now).map(|watched| watched.address);
         let standing = std::mem::take(&mut self.standing);
         self.wanted.clear();
         self.queue.clear();
@@ -198,27 +179,15 @@ impl Gate {
     }
 
     fn is_quarantined(&self, now: Duration, address: Address) -> bool {
-        self.quarantine
-            .get(&address)
-            .is_some_and(|sentence| sentence.until > now)
+        self.quarantine.get(&address).is_some_and(|sentence| sentence.until > now)
     }
 
     fn sentence(&mut self, now: Duration, address: Address) {
         let strikes = self.quarantine.get(&address).map_or(0, |sentence| sentence.strikes);
         let until = now + doubled(QUARANTINE_MIN, strikes, QUARANTINE_MAX);
-        self.quarantine.insert(
-            address,
-            Sentence {
-                until,
-                strikes: strikes.saturating_add(1),
-            },
-        );
+        self.quarantine.insert(address, Sentence { until, strikes: strikes.saturating_add(1) });
         if self.quarantine.len() > REMEMBERED_MAX {
-            let oldest = self
-                .quarantine
-                .iter()
-                .min_by_key(|(_, sentence)| sentence.until)
-                .map(|(address, _)| *address);
+            let oldest = self.quarantine.iter().min_by_key(|(_, sentence)| sentence.until).map(|(address, _)| *address);
             if let Some(oldest) = oldest {
                 self.quarantine.remove(&oldest);
             }
@@ -227,18 +196,9 @@ impl Gate {
 
     /// Lets go what has waited long enough.
     fn release(&mut self, now: Duration) {
-        self.quarantine
-            .retain(|_, sentence| sentence.until + FORGIVEN_AFTER > now);
-        let served = self
-            .quarantine
-            .iter()
-            .filter(|(_, sentence)| sentence.until <= now)
-            .map(|(address, _)| *address);
-        let again = self
-            .refused
-            .iter()
-            .filter(|(_, refused)| refused.again_at <= now)
-            .map(|(address, _)| *address);
+        self.quarantine.retain(|_, sentence| sentence.until + FORGIVEN_AFTER > now);
+        let served = self.quarantine.iter().filter(|(_, sentence)| sentence.until <= now).map(|(address, _)| *address);
+        let again = self.refused.iter().filter(|(_, refused)| refused.again_at <= now).map(|(address, _)| *address);
         let released: Vec<Address> = served
             .chain(again)
             .filter(|address| self.wanted.contains(address) && !self.standing.contains(address))
@@ -294,10 +254,7 @@ mod tests {
     const START: Duration = Duration::from_secs(1000);
 
     fn ladder(to: u64) -> Address {
-        Address::Ladder {
-            from: Sequence(0),
-            to: Sequence(to),
-        }
+        Address::Ladder { from: Sequence(0), to: Sequence(to) }
     }
 
     fn all(gate: &mut Gate, now: Duration) -> Vec<Address> {
@@ -362,21 +319,15 @@ mod tests {
         for culprit in &asked {
             let mut gate = Gate::default();
             let (when, connections) = play(&mut gate, &asked, &[*culprit]);
-            assert!(
-                when - START < Duration::from_secs(10),
-                "{culprit} took {:?}",
-                when - START
-            );
+            assert!(when - START < Duration::from_secs(10), "{culprit} took {:?}", when - START);
             assert!(connections <= 3, "{culprit} took {connections}");
         }
     }
 
     #[test]
     fn four_poisoned_addresses_are_found_within_a_minute() {
-        let asked: Vec<_> = [Address::Live, Address::Keys, Address::Manifest]
-            .into_iter()
-            .chain((1..=8).map(ladder))
-            .collect();
+        let asked: Vec<_> =
+            [Address::Live, Address::Keys, Address::Manifest].into_iter().chain((1..=8).map(ladder)).collect();
         let poisoned = [Address::Manifest, ladder(1), ladder(4), ladder(8)];
         let (when, connections) = play(&mut Gate::default(), &asked, &poisoned);
         assert!(when - START < Duration::from_mins(1), "{:?}", when - START);

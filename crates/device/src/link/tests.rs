@@ -57,11 +57,7 @@ async fn serve(mut stream: TcpStream, script: Shared) -> std::io::Result<()> {
                 let length = usize::from(u16::from_le_bytes([body[1], body[0]]));
                 let topic = String::from_utf8(body[2..2 + length].to_vec()).unwrap();
                 let id = [body[2 + length], body[3 + length]];
-                script
-                    .lock()
-                    .unwrap()
-                    .published
-                    .push((topic, body[4 + length..].to_vec()));
+                script.lock().unwrap().published.push((topic, body[4 + length..].to_vec()));
                 stream.write_all(&[0x40, 2, id[0], id[1]]).await?;
             }
             8 => {
@@ -122,11 +118,7 @@ fn publish(topic: &str, payload: &[u8]) -> Vec<u8> {
 }
 
 fn config(address: SocketAddr) -> LinkConfig {
-    let trust = Trust {
-        roots: Vec::new(),
-        threshold: 1,
-        not_before: UnixTime::default(),
-    };
+    let trust = Trust { roots: Vec::new(), threshold: 1, not_before: UnixTime::default() };
     let url = format!("mqtt://{address}").parse().unwrap();
     let id = ClientId::new("device").unwrap();
     let device = DeviceConfig::new(url, id, RealmId::new("acme").unwrap(), trust, Config::exact(0));
@@ -138,10 +130,7 @@ async fn next(link: &mut Link) -> LinkEvent {
 }
 
 fn packet(address: Address) -> LinkEvent {
-    LinkEvent::Packet {
-        address,
-        payload: b"payload".to_vec(),
-    }
+    LinkEvent::Packet { address, payload: b"payload".to_vec() }
 }
 
 const ADDRESSES: [Address; 3] = [Address::Live, Address::Keys, Address::Manifest];
@@ -160,13 +149,7 @@ async fn what_is_retained_arrives_and_what_is_reported_leaves() {
     link.report(b"report".to_vec());
     link.subscribe(Address::Manifest);
     assert_eq!(next(&mut link).await, packet(Address::Manifest));
-    assert_eq!(
-        link.stats(),
-        LinkStats {
-            connections: 1,
-            ..LinkStats::default()
-        }
-    );
+    assert_eq!(link.stats(), LinkStats { connections: 1, ..LinkStats::default() });
     link.close().await;
     let said_goodbye = async {
         while script.lock().unwrap().disconnects == 0 {
@@ -175,10 +158,7 @@ async fn what_is_retained_arrives_and_what_is_reported_leaves() {
     };
     timeout(PATIENCE, said_goodbye).await.expect("it left without a word");
     let script = script.lock().unwrap();
-    assert_eq!(
-        script.published,
-        [("revocast/acme/devices/device/report".to_owned(), b"report".to_vec())]
-    );
+    assert_eq!(script.published, [("revocast/acme/devices/device/report".to_owned(), b"report".to_vec())]);
 }
 
 /// Row 8: an oversize retained message must not become a reconnect loop, and everything else must
@@ -186,11 +166,7 @@ async fn what_is_retained_arrives_and_what_is_reported_leaves() {
 #[tokio::test]
 async fn an_oversize_retained_packet_is_quarantined_and_the_rest_works() {
     let poisoned = BTreeSet::from(["revocast/acme/manifest".to_owned()]);
-    let (address, script) = broker(Script {
-        poisoned,
-        ..Script::default()
-    })
-    .await;
+    let (address, script) = broker(Script { poisoned, ..Script::default() }).await;
     let mut link = Link::start(config(address));
     let (mut arrived, mut oversize) = (BTreeSet::new(), None);
     let began = Instant::now();
@@ -205,10 +181,7 @@ async fn an_oversize_retained_packet_is_quarantined_and_the_rest_works() {
             LinkEvent::Packet { address, .. } => {
                 arrived.insert(address);
             }
-            LinkEvent::Oversize {
-                address: Some(address),
-                bytes,
-            } => oversize = Some((address, bytes)),
+            LinkEvent::Oversize { address: Some(address), bytes } => oversize = Some((address, bytes)),
             LinkEvent::Oversize { address: None, .. } | LinkEvent::Disconnected { .. } => {}
         }
     }
@@ -224,11 +197,7 @@ async fn an_oversize_retained_packet_is_quarantined_and_the_rest_works() {
 #[tokio::test]
 async fn a_malformed_packet_is_quarantined_too() {
     let malformed = BTreeSet::from(["revocast/acme/live".to_owned()]);
-    let (address, _script) = broker(Script {
-        malformed,
-        ..Script::default()
-    })
-    .await;
+    let (address, _script) = broker(Script { malformed, ..Script::default() }).await;
     let mut link = Link::start(config(address));
     let mut arrived = BTreeSet::new();
     while arrived.len() < 2 || link.stats().quarantined == 0 {
@@ -253,11 +222,7 @@ async fn a_malformed_packet_is_quarantined_too() {
 #[tokio::test]
 async fn a_refused_subscription_is_counted_and_tried_again() {
     let topic = "revocast/acme/live".to_owned();
-    let (address, script) = broker(Script {
-        forbidden: BTreeSet::from([topic.clone()]),
-        ..Script::default()
-    })
-    .await;
+    let (address, script) = broker(Script { forbidden: BTreeSet::from([topic.clone()]), ..Script::default() }).await;
     let mut link = Link::start(config(address));
     assert_eq!(next(&mut link).await, LinkEvent::Connected);
     link.subscribe(Address::Live);
@@ -266,24 +231,14 @@ async fn a_refused_subscription_is_counted_and_tried_again() {
     assert_eq!(link.stats().refused_subscriptions, 1);
     script.lock().unwrap().forbidden.clear();
     assert_eq!(next(&mut link).await, packet(Address::Live));
-    let asked = script
-        .lock()
-        .unwrap()
-        .subscriptions
-        .iter()
-        .filter(|asked| **asked == topic)
-        .count();
+    let asked = script.lock().unwrap().subscriptions.iter().filter(|asked| **asked == topic).count();
     assert_eq!((asked, link.stats().connections), (2, 1));
 }
 
 /// Packets come faster than anybody takes them: the connection is dropped, nothing is lost silently.
 #[tokio::test]
 async fn a_flood_drops_the_connection_and_says_so() {
-    let (address, script) = broker(Script {
-        flood: 10 * WAITING_MAX,
-        ..Script::default()
-    })
-    .await;
+    let (address, script) = broker(Script { flood: 10 * WAITING_MAX, ..Script::default() }).await;
     let mut link = Link::start(config(address));
     assert_eq!(next(&mut link).await, LinkEvent::Connected);
     link.subscribe(Address::Keys);
@@ -319,11 +274,7 @@ async fn a_broker_that_is_not_there_is_told_once_and_tried_again() {
 
 #[test]
 fn tls_and_its_absence_must_agree_with_the_url() {
-    let trust = Trust {
-        roots: Vec::new(),
-        threshold: 1,
-        not_before: UnixTime::default(),
-    };
+    let trust = Trust { roots: Vec::new(), threshold: 1, not_before: UnixTime::default() };
     let url = "mqtts://broker".parse().unwrap();
     let id = ClientId::new("device").unwrap();
     let device = DeviceConfig::new(url, id, RealmId::new("acme").unwrap(), trust, Config::exact(0));

@@ -33,10 +33,7 @@ fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerif
     if algorithm.family() != key.family() {
         return Err(ErrorKind::InvalidAlgorithm.into());
     }
-    Ok(Box::new(Strict {
-        algorithm: *algorithm,
-        key: key.clone(),
-    }))
+    Ok(Box::new(Strict { algorithm: *algorithm, key: key.clone() }))
 }
 
 /// A key and the one algorithm it is used with.
@@ -77,21 +74,14 @@ impl Verifier<Vec<u8>> for Strict {
 }
 
 fn hmac(key: &DecodingKey, algorithm: hmac::Algorithm, message: &[u8], signature: &[u8]) -> Option<()> {
-    hmac::verify(
-        &hmac::Key::new(algorithm, key.try_get_as_bytes().ok()?),
-        message,
-        signature,
-    )
-    .ok()
+    hmac::verify(&hmac::Key::new(algorithm, key.try_get_as_bytes().ok()?), message, signature).ok()
 }
 
 fn rsa(key: &DecodingKey, parameters: &'static RsaParameters, message: &[u8], signature: &[u8]) -> Option<()> {
     let DecodingKeyKind::RsaModulusExponent { n, e } = key.kind() else {
         return None;
     };
-    RsaPublicKeyComponents { n, e }
-        .verify(parameters, message, signature)
-        .ok()
+    RsaPublicKeyComponents { n, e }.verify(parameters, message, signature).ok()
 }
 
 fn ec(
@@ -100,9 +90,7 @@ fn ec(
     message: &[u8],
     signature: &[u8],
 ) -> Option<()> {
-    UnparsedPublicKey::new(algorithm, key.try_get_as_bytes().ok()?)
-        .verify(message, signature)
-        .ok()
+    UnparsedPublicKey::new(algorithm, key.try_get_as_bytes().ok()?).verify(message, signature).ok()
 }
 
 /// Strict, unlike ring's: no small order, one encoding.

@@ -42,13 +42,8 @@ impl Json {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, JsonError> {
         let fault = Cell::new(None);
         let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-        let seed = Strict {
-            depth: 0,
-            fault: &fault,
-        };
-        let value = seed
-            .deserialize(&mut deserializer)
-            .and_then(|value| deserializer.end().map(|()| value));
+        let seed = Strict { depth: 0, fault: &fault };
+        let value = seed.deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
         value.map_err(|_| fault.take().unwrap_or(JsonError::Syntax))
     }
 
@@ -90,10 +85,7 @@ impl Strict<'_> {
             self.fault.set(Some(JsonError::TooDeep));
             return Err(E::custom("too deep"));
         }
-        Ok(Self {
-            depth: self.depth + 1,
-            ..self
-        })
+        Ok(Self { depth: self.depth + 1, ..self })
     }
 }
 
@@ -159,9 +151,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
                     place.insert(members.next_value_seed(inner)?);
                 }
                 Entry::Occupied(place) => {
-                    self.fault.set(Some(JsonError::Duplicate {
-                        name: place.key().clone(),
-                    }));
+                    self.fault.set(Some(JsonError::Duplicate { name: place.key().clone() }));
                     return Err(A::Error::custom("duplicate name"));
                 }
             }
@@ -180,13 +170,8 @@ mod tests {
 
     #[test]
     fn values_are_read() {
-        let object = Json::parse(br#" {"a":[1,-2,1.5,"x\u0041",true,null],"b":{}} "#)
-            .unwrap()
-            .into_object()
-            .unwrap();
-        let Some(Json::Array(items)) = object.get("a") else {
-            panic!("no array")
-        };
+        let object = Json::parse(br#" {"a":[1,-2,1.5,"x\u0041",true,null],"b":{}} "#).unwrap().into_object().unwrap();
+        let Some(Json::Array(items)) = object.get("a") else { panic!("no array") };
         assert_eq!(items[..2], [Json::Number(1.0), Json::Number(-2.0)]);
         assert_eq!(items[3].as_str(), Some("xA"));
         assert_eq!(object.get("b"), Some(&Json::Object(BTreeMap::new())));
@@ -195,14 +180,8 @@ mod tests {
     #[test]
     fn a_name_may_not_stand_twice_however_it_is_written() {
         assert_eq!(fault(r#"{"a":1,"a":1}"#), JsonError::Duplicate { name: "a".into() });
-        assert_eq!(
-            fault(r#"{"a":1,"\u0061":1}"#),
-            JsonError::Duplicate { name: "a".into() }
-        );
-        assert_eq!(
-            fault(r#"{"o":{"b":1,"b":2}}"#),
-            JsonError::Duplicate { name: "b".into() }
-        );
+        assert_eq!(fault(r#"{"a":1,"\u0061":1}"#), JsonError::Duplicate { name: "a".into() });
+        assert_eq!(fault(r#"{"o":{"b":1,"b":2}}"#), JsonError::Duplicate { name: "b".into() });
         assert!(Json::parse(br#"{"a":{"a":1},"b":{"a":1}}"#).is_ok());
     }
 
@@ -257,18 +236,9 @@ mod tests {
         assert_eq!(seconds("1700000000.9"), Some(1_700_000_000));
         assert_eq!(seconds("1.7e9"), Some(1_700_000_000));
         assert_eq!(seconds("9007199254740991"), Some((1 << 53) - 1));
-        for text in [
-            "-1",
-            "-0.0",
-            "9007199254740992",
-            "18446744073709551616",
-            "1e300",
-            "\"1\"",
-            "true",
-            "null",
-            "[1]",
-            "{}",
-        ] {
+        for text in
+            ["-1", "-0.0", "9007199254740992", "18446744073709551616", "1e300", "\"1\"", "true", "null", "[1]", "{}"]
+        {
             assert_eq!(seconds(text), None, "{text}");
         }
     }

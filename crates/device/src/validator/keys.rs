@@ -114,10 +114,7 @@ impl Algorithm {
     }
 
     const fn is_rsa(self) -> bool {
-        matches!(
-            self,
-            Self::Rs256 | Self::Rs384 | Self::Rs512 | Self::Ps256 | Self::Ps384 | Self::Ps512
-        )
+        matches!(self, Self::Rs256 | Self::Rs384 | Self::Rs512 | Self::Ps256 | Self::Ps384 | Self::Ps512)
     }
 
     /// Bytes that a shared secret must have at least (RFC 7518 section 3.2); `None` for public keys.
@@ -205,11 +202,7 @@ impl KeySet {
         if let Some(kid) = kid
             && let Some(key) = self.keys.iter().find(|key| key.kid.as_deref() == Some(kid))
         {
-            return if key.algorithm == algorithm {
-                Ok(key)
-            } else {
-                Err(NoKey::OtherAlgorithm)
-            };
+            return if key.algorithm == algorithm { Ok(key) } else { Err(NoKey::OtherAlgorithm) };
         }
         let considered = || self.keys.iter().filter(|key| kid.is_none() || key.kid.is_none());
         let mut fitting = considered().filter(|key| key.algorithm == algorithm);
@@ -242,11 +235,7 @@ fn read_key(members: &BTreeMap<String, Json>) -> Result<Option<Key>, KeyError> {
     };
     let kty = text("kty")?.ok_or(KeyError::Member { name: "kty" })?;
     let kid = text("kid")?.map(str::to_owned);
-    if kty != "oct"
-        && ["d", "p", "q", "dp", "dq", "qi", "oth"]
-            .iter()
-            .any(|name| members.contains_key(*name))
-    {
+    if kty != "oct" && ["d", "p", "q", "dp", "dq", "qi", "oth"].iter().any(|name| members.contains_key(*name)) {
         return Err(KeyError::Private);
     }
     if !is_for_verifying(members, text("use")?)? {
@@ -263,9 +252,7 @@ fn read_key(members: &BTreeMap<String, Json>) -> Result<Option<Key>, KeyError> {
     let pinned = |default: Algorithm, fits: fn(Algorithm) -> bool| match named {
         None => Ok(default),
         Some(algorithm) if fits(algorithm) => Ok(algorithm),
-        Some(algorithm) => Err(KeyError::Algorithm {
-            found: algorithm.name(),
-        }),
+        Some(algorithm) => Err(KeyError::Algorithm { found: algorithm.name() }),
     };
     let (algorithm, decoding) = match (kty, text("crv")?) {
         ("oct", _) => {
@@ -273,10 +260,7 @@ fn read_key(members: &BTreeMap<String, Json>) -> Result<Option<Key>, KeyError> {
             let secret = bytes("k")?;
             let least = algorithm.secret_bytes_min().unwrap_or_default();
             if secret.len() < least {
-                return Err(KeyError::Weak {
-                    bits: secret.len() * 8,
-                    least: least * 8,
-                });
+                return Err(KeyError::Weak { bits: secret.len() * 8, least: least * 8 });
             }
             (algorithm, DecodingKey::from_secret(&secret))
         }
@@ -288,17 +272,11 @@ fn read_key(members: &BTreeMap<String, Json>) -> Result<Option<Key>, KeyError> {
         }
         ("EC", Some("P-256")) => {
             let algorithm = pinned(Algorithm::Es256, |algorithm| algorithm == Algorithm::Es256)?;
-            (
-                algorithm,
-                DecodingKey::from_ec_der(&ec_point(&bytes("x")?, &bytes("y")?, 32)?),
-            )
+            (algorithm, DecodingKey::from_ec_der(&ec_point(&bytes("x")?, &bytes("y")?, 32)?))
         }
         ("EC", Some("P-384")) => {
             let algorithm = pinned(Algorithm::Es384, |algorithm| algorithm == Algorithm::Es384)?;
-            (
-                algorithm,
-                DecodingKey::from_ec_der(&ec_point(&bytes("x")?, &bytes("y")?, 48)?),
-            )
+            (algorithm, DecodingKey::from_ec_der(&ec_point(&bytes("x")?, &bytes("y")?, 48)?))
         }
         ("OKP", Some("Ed25519")) => {
             let algorithm = pinned(Algorithm::EdDsa, |algorithm| algorithm == Algorithm::EdDsa)?;
@@ -312,11 +290,7 @@ fn read_key(members: &BTreeMap<String, Json>) -> Result<Option<Key>, KeyError> {
         ("EC" | "OKP", None) => return Err(KeyError::Member { name: "crv" }),
         _ => return Ok(None),
     };
-    Ok(Some(Key {
-        kid,
-        algorithm,
-        decoding,
-    }))
+    Ok(Some(Key { kid, algorithm, decoding }))
 }
 
 /// Whether `use` and `key_ops` (RFC 7517 sections 4.2 and 4.3) allow verifying.
@@ -345,25 +319,15 @@ fn check_rsa(n: &[u8], e: &[u8]) -> Result<(), KeyError> {
     }
     let bits = n.len() * 8 - first.leading_zeros() as usize;
     if bits < *RSA_BITS.start() {
-        return Err(KeyError::Weak {
-            bits,
-            least: *RSA_BITS.start(),
-        });
+        return Err(KeyError::Weak { bits, least: *RSA_BITS.start() });
     }
     if bits > *RSA_BITS.end() {
         return Err(KeyError::Member { name: "n" });
     }
     // From 3 to 2^33 - 1, as ring takes them.
-    let exponent = e
-        .iter()
-        .take(5)
-        .fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    let exponent = e.iter().take(5).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
     let good = e.len() <= 5 && e.first().is_some_and(|first| *first != 0) && exponent % 2 == 1;
-    if good && (3..1 << 33).contains(&exponent) {
-        Ok(())
-    } else {
-        Err(KeyError::Member { name: "e" })
-    }
+    if good && (3..1 << 33).contains(&exponent) { Ok(()) } else { Err(KeyError::Member { name: "e" }) }
 }
 
 /// The uncompressed point (SEC 1 section 2.3.3). Whether it lies on the curve shows on use.
@@ -499,16 +463,10 @@ mod tests {
             (oct(32, ""), Algorithm::Hs256),
             (oct(64, r#","alg":"HS512""#), Algorithm::Hs512),
             (rsa(&n, &[1, 0, 1]), Algorithm::Rs256),
-            (
-                format!(r#"{{"kty":"RSA","alg":"PS384","n":"{}","e":"AQAB"}}"#, b64(&n)),
-                Algorithm::Ps384,
-            ),
+            (format!(r#"{{"kty":"RSA","alg":"PS384","n":"{}","e":"AQAB"}}"#, b64(&n)), Algorithm::Ps384),
             (format!(r#"{{"kty":"EC","crv":"P-256",{point}}}"#), Algorithm::Es256),
             (format!(r#"{{"kty":"EC","crv":"P-384",{wide}}}"#), Algorithm::Es384),
-            (
-                format!(r#"{{"kty":"OKP","crv":"Ed25519","x":"{ed}"}}"#),
-                Algorithm::EdDsa,
-            ),
+            (format!(r#"{{"kty":"OKP","crv":"Ed25519","x":"{ed}"}}"#), Algorithm::EdDsa),
         ] {
             let set = read(&text).unwrap();
             assert_eq!((set.len(), set.keys[0].algorithm), (1, algorithm), "{text}");
@@ -518,10 +476,7 @@ mod tests {
     #[test]
     fn keys_that_are_too_weak_or_out_of_shape_are_refused() {
         assert_eq!(error(&oct(31, "")), KeyError::Weak { bits: 248, least: 256 });
-        assert_eq!(
-            error(&oct(63, r#","alg":"HS512""#)),
-            KeyError::Weak { bits: 504, least: 512 }
-        );
+        assert_eq!(error(&oct(63, r#","alg":"HS512""#)), KeyError::Weak { bits: 504, least: 512 });
         assert_eq!(error(r#"{"kty":"oct","k":""}"#), KeyError::Weak { bits: 0, least: 256 });
         assert_eq!(error(r#"{"kty":"oct"}"#), MEMBER("k"));
         assert_eq!(error(r#"{"kty":"oct","k":"AAAA="}"#), MEMBER("k"));
@@ -530,22 +485,10 @@ mod tests {
         assert_eq!(error("1"), KeyError::Shape);
 
         let good = vec![0xff; 256];
-        assert_eq!(
-            error(&rsa(&[0xff; 128], &[1, 0, 1])),
-            KeyError::Weak {
-                bits: 1024,
-                least: 2048
-            }
-        );
+        assert_eq!(error(&rsa(&[0xff; 128], &[1, 0, 1])), KeyError::Weak { bits: 1024, least: 2048 });
         let mut short = good.clone();
         short[0] = 0x7f;
-        assert_eq!(
-            error(&rsa(&short, &[1, 0, 1])),
-            KeyError::Weak {
-                bits: 2047,
-                least: 2048
-            }
-        );
+        assert_eq!(error(&rsa(&short, &[1, 0, 1])), KeyError::Weak { bits: 2047, least: 2048 });
         assert_eq!(error(&rsa(&[&[0], good.as_slice()].concat(), &[1, 0, 1])), MEMBER("n"));
         assert_eq!(error(&rsa(&[0xff; 1025], &[1, 0, 1])), MEMBER("n"));
         assert_eq!(error(&rsa(&[good.as_slice(), &[0]].concat(), &[1, 0, 1])), MEMBER("n"));
@@ -554,11 +497,7 @@ mod tests {
         }
 
         let ec = |x: usize, y: usize| {
-            format!(
-                r#"{{"kty":"EC","crv":"P-256","x":"{}","y":"{}"}}"#,
-                b64(&vec![1; x]),
-                b64(&vec![1; y])
-            )
+            format!(r#"{{"kty":"EC","crv":"P-256","x":"{}","y":"{}"}}"#, b64(&vec![1; x]), b64(&vec![1; y]))
         };
         assert_eq!(error(&ec(31, 32)), MEMBER("x"));
         assert_eq!(error(&ec(32, 33)), MEMBER("y"));
@@ -573,10 +512,7 @@ mod tests {
 
     #[test]
     fn contradictions_are_refused() {
-        assert_eq!(
-            error(&oct(32, r#","alg":"RS256""#)),
-            KeyError::Algorithm { found: "RS256" }
-        );
+        assert_eq!(error(&oct(32, r#","alg":"RS256""#)), KeyError::Algorithm { found: "RS256" });
         let n = b64(&[0xff; 256]);
         let confused = format!(r#"{{"kty":"RSA","alg":"HS256","n":"{n}","e":"AQAB"}}"#);
         assert_eq!(error(&confused), KeyError::Algorithm { found: "HS256" });
@@ -590,29 +526,15 @@ mod tests {
 
     #[test]
     fn keys_for_something_else_are_ignored() {
-        for more in [
-            r#","use":"enc""#,
-            r#","key_ops":["encrypt"]"#,
-            r#","alg":"A256KW""#,
-            r#","alg":"none""#,
-        ] {
-            assert_eq!(
-                read(&oct(32, more)).unwrap_err(),
-                KeySetError::NoKey { ignored: 1 },
-                "{more}"
-            );
+        for more in [r#","use":"enc""#, r#","key_ops":["encrypt"]"#, r#","alg":"A256KW""#, r#","alg":"none""#] {
+            assert_eq!(read(&oct(32, more)).unwrap_err(), KeySetError::NoKey { ignored: 1 }, "{more}");
             let set = read(&format!("{},{}", oct(32, more), oct(32, ""))).unwrap();
             assert_eq!((set.len(), set.ignored()), (1, 1));
         }
         let other =
             r#"{"kty":"EC","crv":"P-521","x":"AA","y":"AA"},{"kty":"OKP","crv":"X25519","x":"AA"},{"kty":"AKP"}"#;
         assert_eq!(read(other).unwrap_err(), KeySetError::NoKey { ignored: 3 });
-        assert_eq!(
-            read(&oct(32, r#","use":"sig","key_ops":["sign","verify"]"#))
-                .unwrap()
-                .len(),
-            1
-        );
+        assert_eq!(read(&oct(32, r#","use":"sig","key_ops":["sign","verify"]"#)).unwrap().len(), 1);
     }
 
     #[test]
@@ -623,37 +545,19 @@ mod tests {
         assert_eq!(refused("{}"), KeySetError::Shape);
         assert_eq!(refused(r#"{"keys":{}}"#), KeySetError::Shape);
         assert_eq!(refused(r#"{"keys":[]}"#), KeySetError::NoKey { ignored: 0 });
-        assert_eq!(
-            refused(r#"{"keys":[],"keys":[]}"#),
-            KeySetError::Duplicate { name: "keys".into() }
-        );
-        assert_eq!(
-            refused(&" ".repeat(SET_BYTES_MAX + 1)),
-            KeySetError::TooLarge {
-                bytes: SET_BYTES_MAX + 1
-            }
-        );
-        assert_eq!(
-            read(&vec!["1"; 65].join(",")).unwrap_err(),
-            KeySetError::TooMany { count: 65 }
-        );
+        assert_eq!(refused(r#"{"keys":[],"keys":[]}"#), KeySetError::Duplicate { name: "keys".into() });
+        assert_eq!(refused(&" ".repeat(SET_BYTES_MAX + 1)), KeySetError::TooLarge { bytes: SET_BYTES_MAX + 1 });
+        assert_eq!(read(&vec!["1"; 65].join(",")).unwrap_err(), KeySetError::TooMany { count: 65 });
     }
 
     #[test]
     fn a_header_means_one_key_or_none() {
         let set = read(
-            &[
-                oct(32, r#","kid":"a""#),
-                oct(64, r#","kid":"b","alg":"HS512""#),
-                oct(48, r#","alg":"HS384""#),
-            ]
-            .join(","),
+            &[oct(32, r#","kid":"a""#), oct(64, r#","kid":"b","alg":"HS512""#), oct(48, r#","alg":"HS384""#)].join(","),
         )
         .unwrap();
-        let choose = |kid, algorithm| {
-            set.choose(kid, algorithm)
-                .map(|key| key.decoding.try_get_as_bytes().unwrap().len())
-        };
+        let choose =
+            |kid, algorithm| set.choose(kid, algorithm).map(|key| key.decoding.try_get_as_bytes().unwrap().len());
         assert_eq!(choose(Some("a"), Algorithm::Hs256), Ok(32));
         assert_eq!(choose(Some("a"), Algorithm::Hs512), Err(NoKey::OtherAlgorithm));
         assert_eq!(choose(None, Algorithm::Hs512), Ok(64));
@@ -663,9 +567,6 @@ mod tests {
         assert_eq!(choose(Some("c"), Algorithm::Hs256), Err(NoKey::OtherAlgorithm));
         let two = read(&[oct(32, r#","kid":"a""#), oct(33, r#","kid":"b""#)].join(",")).unwrap();
         assert_eq!(two.choose(None, Algorithm::Hs256).map(|_| ()), Err(NoKey::NotFound));
-        assert_eq!(
-            two.choose(Some("c"), Algorithm::Hs256).map(|_| ()),
-            Err(NoKey::NotFound)
-        );
+        assert_eq!(two.choose(Some("c"), Algorithm::Hs256).map(|_| ()), Err(NoKey::NotFound));
     }
 }

@@ -46,18 +46,13 @@ impl Signer {
         let key = hmac::Key::new(with, &SECRET);
         Self {
             algorithm,
-            jwk: format!(
-                r#"{{"kty":"oct","kid":"{algorithm}","alg":"{algorithm}","k":"{}"}}"#,
-                b64(SECRET)
-            ),
+            jwk: format!(r#"{{"kty":"oct","kid":"{algorithm}","alg":"{algorithm}","k":"{}"}}"#, b64(SECRET)),
             sign: Box::new(move |message| hmac::sign(&key, message).as_ref().to_vec()),
         }
     }
 
     fn rsa(algorithm: &'static str, padding: &'static dyn RsaEncoding) -> Self {
-        let der = base64::engine::general_purpose::STANDARD
-            .decode(RSA_KEY.replace('\n', ""))
-            .unwrap();
+        let der = base64::engine::general_purpose::STANDARD.decode(RSA_KEY.replace('\n', "")).unwrap();
         let key = RsaKeyPair::from_pkcs8(&der).unwrap();
         let public = signature::RsaPublicKeyComponents::<Vec<u8>>::from(key.public_key());
         let (n, e) = (b64(public.n), b64(public.e));
@@ -66,8 +61,7 @@ impl Signer {
             jwk: format!(r#"{{"kty":"RSA","kid":"{algorithm}","alg":"{algorithm}","n":"{n}","e":"{e}"}}"#),
             sign: Box::new(move |message| {
                 let mut signature = vec![0; key.public().modulus_len()];
-                key.sign(padding, &SystemRandom::new(), message, &mut signature)
-                    .unwrap();
+                key.sign(padding, &SystemRandom::new(), message, &mut signature).unwrap();
                 signature
             }),
         }
@@ -91,10 +85,7 @@ impl Signer {
         let key = Ed25519KeyPair::from_seed_unchecked(&[5; 32]).unwrap();
         Self {
             algorithm: "EdDSA",
-            jwk: format!(
-                r#"{{"kty":"OKP","crv":"Ed25519","kid":"EdDSA","x":"{}"}}"#,
-                b64(key.public_key())
-            ),
+            jwk: format!(r#"{{"kty":"OKP","crv":"Ed25519","kid":"EdDSA","x":"{}"}}"#, b64(key.public_key())),
             sign: Box::new(move |message| key.sign(message).as_ref().to_vec()),
         }
     }
@@ -188,21 +179,9 @@ fn each_algorithm_is_accepted_and_revocation_is_honored() {
     for signer in &signers {
         let token = validator.validate(now(), &signer.token(&claims(""))).unwrap();
         assert_eq!((token.jti(), token.key_id()), ("good", Some(signer.algorithm)));
-        assert_eq!(
-            token.verdict(),
-            Verdict::NotRevoked {
-                at: Position::default()
-            }
-        );
-        let gone = validator
-            .validate(now(), &signer.token(&claims(r#""jti":"gone""#)))
-            .unwrap_err();
-        assert_eq!(
-            gone.rejection,
-            Rejection::Revoked { why: Why::Token },
-            "{}",
-            signer.algorithm
-        );
+        assert_eq!(token.verdict(), Verdict::NotRevoked { at: Position::default() });
+        let gone = validator.validate(now(), &signer.token(&claims(r#""jti":"gone""#))).unwrap_err();
+        assert_eq!(gone.rejection, Rejection::Revoked { why: Why::Token }, "{}", signer.algorithm);
         assert_eq!(gone.token.unwrap().jti(), "gone");
     }
 }
@@ -229,12 +208,7 @@ fn no_changed_byte_of_a_signature_or_message_passes() {
         let other = signer.token(&claims(r#""sub":"somebody else""#));
         let (other, _) = other.rsplit_once('.').unwrap();
         let swapped = format!("{other}.{}", b64(&signature));
-        assert_eq!(
-            outcome(validator.validate(now(), &swapped)),
-            "bad-signature",
-            "{}",
-            signer.algorithm
-        );
+        assert_eq!(outcome(validator.validate(now(), &swapped)), "bad-signature", "{}", signer.algorithm);
     }
 }
 
@@ -252,9 +226,7 @@ fn the_key_decides_about_the_algorithm() {
             assert_eq!(result, if same { "accepted" } else { "algorithm-mismatch" }, "{header}");
         }
     }
-    for none in [
-        "none", "None", "NONE", "nOnE", "", "hs256", "HS256 ", "HS1", "ES512", "RSA-OAEP",
-    ] {
+    for none in ["none", "None", "NONE", "nOnE", "", "hs256", "HS256 ", "HS1", "ES512", "RSA-OAEP"] {
         let header = format!(r#"{{"alg":"{none}","kid":"HS256"}}"#);
         assert_eq!(
             outcome(validator.validate(now(), &hs.raw(&header, claims("").as_bytes()))),
@@ -293,11 +265,7 @@ fn headers_that_ask_for_more_are_refused() {
         ("x5u", r#""https://attacker.example""#),
         ("x5c", r#"["AAAA"]"#),
     ] {
-        assert_eq!(
-            with(&signers[0].header(&format!(r#","{name}":{value}"#))),
-            "forbidden-header",
-            "{name}"
-        );
+        assert_eq!(with(&signers[0].header(&format!(r#","{name}":{value}"#))), "forbidden-header", "{name}");
     }
     assert_eq!(with(r#"{"kid":"HS256"}"#), "bad-header");
     assert_eq!(with(r#"{"alg":null,"kid":"HS256"}"#), "bad-header");
@@ -310,10 +278,7 @@ fn headers_that_ask_for_more_are_refused() {
     assert_eq!(with("\u{feff}{}"), "bad-json");
     assert_eq!(with(&("[".repeat(40) + &"]".repeat(40))), "bad-json");
     // What means nothing to us is ignored (RFC 7515 section 4).
-    assert_eq!(
-        with(&signers[0].header(r#","x5t":"abc","cty":"x","nonce":1"#)),
-        "accepted"
-    );
+    assert_eq!(with(&signers[0].header(r#","x5t":"abc","cty":"x","nonce":1"#)), "accepted");
 }
 
 #[test]
@@ -324,14 +289,7 @@ fn a_token_has_one_form() {
     let token = signers[0].token(&claims(""));
     let parts: Vec<&str> = token.split('.').collect();
     assert_eq!(with(&token), "accepted");
-    for malformed in [
-        "",
-        ".",
-        "a.b",
-        "....",
-        &format!("{token}.{}", parts[2]),
-        &token.replace('.', " "),
-    ] {
+    for malformed in ["", ".", "a.b", "....", &format!("{token}.{}", parts[2]), &token.replace('.', " ")] {
         assert_eq!(with(malformed), "malformed-token", "{malformed:?}");
     }
     for bad in [
@@ -401,23 +359,11 @@ fn a_malleated_token_is_as_revoked_as_its_twin() {
 fn an_escaped_jti_is_the_same_jti() {
     let signers = hs();
     let validator = validator(&signers);
-    let text = |jti: &str| {
-        format!(
-            r#"{{"iss":"{ISSUER}","aud":"{AUDIENCE}","exp":{},"jti":"{jti}"}}"#,
-            NOW + 10
-        )
-    };
+    let text = |jti: &str| format!(r#"{{"iss":"{ISSUER}","aud":"{AUDIENCE}","exp":{},"jti":"{jti}"}}"#, NOW + 10);
     for spelled in ["gone", r"\u0067one", r"\u0067\u006f\u006e\u0065", r"g\u006Fne"] {
-        assert_eq!(
-            outcome(validator.validate(now(), &signers[0].token(&text(spelled)))),
-            "revoked",
-            "{spelled}"
-        );
+        assert_eq!(outcome(validator.validate(now(), &signers[0].token(&text(spelled)))), "revoked", "{spelled}");
     }
-    assert_eq!(
-        outcome(validator.validate(now(), &signers[0].token(&text("Gone")))),
-        "accepted"
-    );
+    assert_eq!(outcome(validator.validate(now(), &signers[0].token(&text("Gone")))), "accepted");
 }
 
 #[test]
@@ -446,17 +392,11 @@ fn claims_must_be_there_and_be_what_they_should() {
     ] {
         assert_eq!(reason(bad), "bad-claim", "{bad}");
     }
-    assert_eq!(
-        reason(&format!(r#""sub":"{}""#, "x".repeat(SCOPE_BYTES_MAX + 1))),
-        "bad-claim"
-    );
+    assert_eq!(reason(&format!(r#""sub":"{}""#, "x".repeat(SCOPE_BYTES_MAX + 1))), "bad-claim");
     assert_eq!(reason(r#""jti":"""#), "bad-jti");
     assert_eq!(reason(&format!(r#""jti":"{}""#, "x".repeat(257))), "bad-jti");
     assert_eq!(reason(&format!(r#""jti":"{}""#, "x".repeat(256))), "accepted");
-    assert_eq!(
-        reason(r#""sub":"somebody","client_id":"app","azp":"other","nested":{"a":[1,{"b":null}]}"#),
-        "accepted"
-    );
+    assert_eq!(reason(r#""sub":"somebody","client_id":"app","azp":"other","nested":{"a":[1,{"b":null}]}"#), "accepted");
 }
 
 #[test]
@@ -467,26 +407,11 @@ fn payloads_that_are_no_sane_json_object_are_refused() {
     let good = claims("");
     assert_eq!(with(good.as_bytes()), "accepted");
     let members = &good[1..good.len() - 1];
-    assert_eq!(
-        with(format!(r#"{{{members},"exp":9999999999}}"#).as_bytes()),
-        "duplicate-name"
-    );
-    assert_eq!(
-        with(format!(r#"{{{members},"\u0065xp":9999999999}}"#).as_bytes()),
-        "duplicate-name"
-    );
-    assert_eq!(
-        with(format!(r#"{{{members},"o":{{"a":1,"a":2}}}}"#).as_bytes()),
-        "duplicate-name"
-    );
+    assert_eq!(with(format!(r#"{{{members},"exp":9999999999}}"#).as_bytes()), "duplicate-name");
+    assert_eq!(with(format!(r#"{{{members},"\u0065xp":9999999999}}"#).as_bytes()), "duplicate-name");
+    assert_eq!(with(format!(r#"{{{members},"o":{{"a":1,"a":2}}}}"#).as_bytes()), "duplicate-name");
     assert_eq!(with(format!("{good} ").as_bytes()), "accepted");
-    for bad in [
-        format!("{good}{good}"),
-        format!("\u{feff}{good}"),
-        "[]".into(),
-        "1".into(),
-        String::new(),
-    ] {
+    for bad in [format!("{good}{good}"), format!("\u{feff}{good}"), "[]".into(), "1".into(), String::new()] {
         assert_eq!(with(bad.as_bytes()), "bad-json", "{bad}");
     }
     assert_eq!(with(format!(r#"{{{members},"x":"\ud800"}}"#).as_bytes()), "bad-json");
@@ -533,33 +458,15 @@ fn times_are_compared_to_the_second() {
         (format!(r#""nbf":{}"#, NOW + 6), "not-yet-valid", "not-yet-valid"),
         (format!(r#""iat":{NOW}"#), "accepted", "accepted"),
         (format!(r#""iat":{}"#, NOW + 5), "issued-in-the-future", "accepted"),
-        (
-            format!(r#""iat":{}"#, NOW + 6),
-            "issued-in-the-future",
-            "issued-in-the-future",
-        ),
+        (format!(r#""iat":{}"#, NOW + 6), "issued-in-the-future", "issued-in-the-future"),
         (r#""iat":null"#.to_owned(), "accepted", "accepted"),
     ] {
-        assert_eq!(
-            outcome(strict.validate(now(), &token(with.clone()))),
-            by_strict,
-            "{with}"
-        );
-        assert_eq!(
-            outcome(lax.validate(now(), &token(with.clone()))),
-            by_lax,
-            "{with} with leeway"
-        );
+        assert_eq!(outcome(strict.validate(now(), &token(with.clone()))), by_strict, "{with}");
+        assert_eq!(outcome(lax.validate(now(), &token(with.clone()))), by_lax, "{with} with leeway");
     }
     // A clock at 1970 or far away does not panic.
-    assert_eq!(
-        outcome(strict.validate(at(0), &token(String::new()))),
-        "issued-in-the-future"
-    );
-    assert_eq!(
-        outcome(strict.validate(at(u64::MAX / 1000), &token(String::new()))),
-        "expired"
-    );
+    assert_eq!(outcome(strict.validate(at(0), &token(String::new()))), "issued-in-the-future");
+    assert_eq!(outcome(strict.validate(at(u64::MAX / 1000), &token(String::new()))), "expired");
 }
 
 /// Answers what it is told to, and remembers nothing.
@@ -585,11 +492,7 @@ impl Revocations for Says {
 }
 
 fn says(verdict: Verdict) -> Says {
-    Says {
-        verdict,
-        time: UnixMillis::default(),
-        leeway: Arc::new(AtomicU32::new(60)),
-    }
+    Says { verdict, time: UnixMillis::default(), leeway: Arc::new(AtomicU32::new(60)) }
 }
 
 #[test]
@@ -598,16 +501,10 @@ fn the_policy_has_the_last_word() {
     let token = signers[0].token(&claims(""));
     let judge = |verdict, policy| {
         let validator = Validator::new(rules(&signers), says(verdict), policy).unwrap();
-        validator
-            .validate(now(), &token)
-            .map_err(|rejected| (rejected.reason(), rejected.ask))
+        validator.validate(now(), &token).map_err(|rejected| (rejected.reason(), rejected.ask))
     };
-    let suspect = Verdict::Suspect {
-        false_positive_rate: 0.01,
-    };
-    let unknown = Verdict::Unknown {
-        doubt: Doubt::TimeUnknown,
-    };
+    let suspect = Verdict::Suspect { false_positive_rate: 0.01 };
+    let unknown = Verdict::Unknown { doubt: Doubt::TimeUnknown };
     let revoked = Verdict::Revoked { why: Why::Token };
     let strict = Policy::strict();
     assert_eq!(judge(suspect, strict).unwrap_err(), ("suspect", true));
@@ -624,20 +521,10 @@ fn the_policy_has_the_last_word() {
 fn what_was_signed_is_a_floor_under_the_clock() {
     let signers = hs();
     let token = signers[0].token(&claims(r#""iat":0"#));
-    let not_revoked = Verdict::NotRevoked {
-        at: Position::default(),
-    };
-    let floor = |secs| Says {
-        time: UnixTime::from_secs(secs).millis(),
-        ..says(not_revoked)
-    };
-    let judge = |floor| {
-        outcome(
-            Validator::new(rules(&signers), floor, Policy::strict())
-                .unwrap()
-                .validate(at(0), &token),
-        )
-    };
+    let not_revoked = Verdict::NotRevoked { at: Position::default() };
+    let floor = |secs| Says { time: UnixTime::from_secs(secs).millis(), ..says(not_revoked) };
+    let judge =
+        |floor| outcome(Validator::new(rules(&signers), floor, Policy::strict()).unwrap().validate(at(0), &token));
     assert_eq!(judge(floor(NOW)), "accepted");
     assert_eq!(judge(floor(NOW + 11)), "expired");
 }
@@ -647,31 +534,15 @@ fn what_was_signed_is_a_floor_under_the_clock() {
 #[test]
 fn the_leeway_is_at_most_the_realms() {
     let signers = hs();
-    let not_revoked = Verdict::NotRevoked {
-        at: Position::default(),
-    };
+    let not_revoked = Verdict::NotRevoked { at: Position::default() };
     let refused = |leeway| {
-        Validator::new(
-            rules(&signers).with_leeway_secs(leeway),
-            says(not_revoked),
-            Policy::strict(),
-        )
-        .map(|_| ())
-        .unwrap_err()
+        Validator::new(rules(&signers).with_leeway_secs(leeway), says(not_revoked), Policy::strict())
+            .map(|_| ())
+            .unwrap_err()
     };
     assert_eq!(refused(61), ValidatorError::Leeway { leeway: 61, most: 60 });
-    let unlimited = Validator::new(
-        rules(&signers).with_leeway_secs(3601),
-        RevokedPairs::default(),
-        Policy::strict(),
-    );
-    assert_eq!(
-        unlimited.map(|_| ()).unwrap_err(),
-        ValidatorError::Leeway {
-            leeway: 3601,
-            most: 3600
-        }
-    );
+    let unlimited = Validator::new(rules(&signers).with_leeway_secs(3601), RevokedPairs::default(), Policy::strict());
+    assert_eq!(unlimited.map(|_| ()).unwrap_err(), ValidatorError::Leeway { leeway: 3601, most: 3600 });
     // And if it becomes known later, it holds from then on.
     let revocations = says(not_revoked);
     let most = Arc::clone(&revocations.leeway);
@@ -685,32 +556,16 @@ fn the_leeway_is_at_most_the_realms() {
 #[test]
 fn a_validator_needs_an_issuer_and_an_audience() {
     let signers = hs();
-    let made = |config| {
-        Validator::new(config, Unchecked, Policy::strict())
-            .map(|_| ())
-            .unwrap_err()
-    };
-    assert_eq!(
-        made(ValidatorConfig::new("", [AUDIENCE], keys(&signers))),
-        ValidatorError::Issuer(IssuerError::Empty)
-    );
-    assert_eq!(
-        made(ValidatorConfig::new(ISSUER, [""; 0], keys(&signers))),
-        ValidatorError::NoAudience
-    );
+    let made = |config| Validator::new(config, Unchecked, Policy::strict()).map(|_| ()).unwrap_err();
+    assert_eq!(made(ValidatorConfig::new("", [AUDIENCE], keys(&signers))), ValidatorError::Issuer(IssuerError::Empty));
+    assert_eq!(made(ValidatorConfig::new(ISSUER, [""; 0], keys(&signers))), ValidatorError::NoAudience);
 }
 
 #[test]
 fn without_knowledge_nothing_is_accepted_unless_the_policy_says_so() {
     let signers = hs();
     let token = signers[0].token(&claims(""));
-    let judge = |policy| {
-        outcome(
-            Validator::new(rules(&signers), Unchecked, policy)
-                .unwrap()
-                .validate(now(), &token),
-        )
-    };
+    let judge = |policy| outcome(Validator::new(rules(&signers), Unchecked, policy).unwrap().validate(now(), &token));
     assert_eq!(judge(Policy::strict()), "unknown");
     assert_eq!(judge(Policy::strict().on_not_followed(Rule::Accept)), "accepted");
 }
@@ -719,15 +574,11 @@ fn without_knowledge_nothing_is_accepted_unless_the_policy_says_so() {
 #[test]
 fn expired_and_revoked_are_both_told() {
     let signers = hs();
-    let rejected = validator(&signers)
-        .validate(now(), &signers[0].token(&claims(r#""jti":"gone","exp":1"#)))
-        .unwrap_err();
+    let rejected =
+        validator(&signers).validate(now(), &signers[0].token(&claims(r#""jti":"gone","exp":1"#))).unwrap_err();
     assert_eq!(rejected.reason(), "expired");
     let token = rejected.token.unwrap();
-    assert_eq!(
-        (token.jti(), token.verdict()),
-        ("gone", Verdict::Revoked { why: Why::Token })
-    );
+    assert_eq!((token.jti(), token.verdict()), ("gone", Verdict::Revoked { why: Why::Token }));
 }
 
 #[test]
@@ -735,14 +586,7 @@ fn revoked_pairs_go_by_issuer_and_jti() {
     let pairs = RevokedPairs::from_json(br#"[["a","1"],["b","2"],["a","1"]]"#).unwrap();
     assert!(pairs.contains("a", "1") && pairs.contains("b", "2"));
     assert!(!pairs.contains("a", "2") && !pairs.contains("b", "1") && !pairs.contains("c", "1"));
-    for bad in [
-        r#"{"a":"1"}"#,
-        r#"[["a"]]"#,
-        r#"[["a","b","c"]]"#,
-        r#"[["a",1]]"#,
-        "[",
-        "",
-    ] {
+    for bad in [r#"{"a":"1"}"#, r#"[["a"]]"#, r#"[["a","b","c"]]"#, r#"[["a",1]]"#, "[", ""] {
         assert!(RevokedPairs::from_json(bad.as_bytes()).is_err(), "{bad}");
     }
 }
@@ -758,11 +602,7 @@ fn no_text_makes_it_panic() {
             let mut bytes = token.clone().into_bytes();
             bytes[place] = byte;
             let text = String::from_utf8(bytes).unwrap();
-            assert_eq!(
-                outcome(validator.validate(now(), &text)) == "accepted",
-                text == token,
-                "{text}"
-            );
+            assert_eq!(outcome(validator.validate(now(), &text)) == "accepted", text == token, "{text}");
         }
         assert_ne!(outcome(validator.validate(now(), &token[..place])), "accepted");
     }
@@ -774,11 +614,7 @@ fn no_text_makes_it_panic() {
 #[test]
 fn a_checker_answers_only_for_its_own_issuer() {
     // Without keys the realm's issuer is not known yet, and the verdict says that nothing is.
-    let trust = revocast_core::Trust {
-        roots: Vec::new(),
-        threshold: 1,
-        not_before: UnixTime::default(),
-    };
+    let trust = revocast_core::Trust { roots: Vec::new(), threshold: 1, not_before: UnixTime::default() };
     let realm = revocast_core::RealmId::new("r").unwrap();
     let replica = revocast_core::Replica::new(revocast_core::Config::exact(0), realm, trust);
     let (checker, _exposure) = Checker::new(Arc::new(replica.set().clone()));

@@ -107,10 +107,7 @@ mod tests {
             let mut answer = Vec::new();
             let ended = timeout(HEAD_TIMEOUT * 2, socket.read_to_end(&mut answer)).await;
             assert!(ended.is_ok(), "{part:?} is still waited for");
-            assert!(
-                answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"),
-                "{part:?}: {answer:?}"
-            );
+            assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{part:?}: {answer:?}");
         }
     }
 
@@ -125,10 +122,7 @@ mod tests {
         stop.send_replace(true);
         timeout(Duration::from_secs(20), task).await.unwrap().unwrap();
         let mut rest = Vec::new();
-        timeout(Duration::from_secs(20), socket.read_to_end(&mut rest))
-            .await
-            .unwrap()
-            .unwrap();
+        timeout(Duration::from_secs(20), socket.read_to_end(&mut rest)).await.unwrap().unwrap();
         assert!(TcpStream::connect(address).await.is_err());
     }
 }

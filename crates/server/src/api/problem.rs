@@ -27,13 +27,7 @@ pub(super) struct Problem {
 impl Problem {
     /// One kind has one title and one status; `detail` is about the occurrence.
     pub(super) const fn new(status: StatusCode, kind: &'static str, title: &'static str) -> Self {
-        Self {
-            status,
-            kind,
-            title,
-            detail: None,
-            retry: false,
-        }
+        Self { status, kind, title, detail: None, retry: false }
     }
 
     pub(super) fn detail(mut self, detail: impl Into<String>) -> Self {
@@ -43,25 +37,14 @@ impl Problem {
 
     /// RFC 7009 asks for 503: the client must assume that the token is not revoked.
     pub(super) fn overloaded(detail: impl Into<String>) -> Self {
-        let problem = Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "overloaded",
-            "the server is overloaded",
-        );
-        Self {
-            retry: true,
-            ..problem.detail(detail)
-        }
+        let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "the server is overloaded");
+        Self { retry: true, ..problem.detail(detail) }
     }
 
     /// A ledger that answers without a receipt has lost its mind, not the client.
     pub(super) fn no_receipt() -> Self {
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "internal",
-            "the server made a mistake",
-        )
-        .detail("the ledger gave no receipt")
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the server made a mistake")
+            .detail("the ledger gave no receipt")
     }
 
     #[cfg(test)]
@@ -103,21 +86,15 @@ impl From<ServiceError> for Problem {
         let unprocessable = |kind, title| Self::new(StatusCode::UNPROCESSABLE_ENTITY, kind, title);
         let problem = match &error {
             ServiceError::Ledger(error) => of_ledger(error),
-            ServiceError::Key(KeyError::RootAbsent { .. }) => Self::new(
-                StatusCode::CONFLICT,
-                "root-key-absent",
-                "the root key is not on this server",
-            ),
-            ServiceError::MoreRootsNeeded { .. } => Self::new(
-                StatusCode::CONFLICT,
-                "more-roots-needed",
-                "more root keys must sign than are here",
-            ),
-            ServiceError::RootNotTrusted { .. } => Self::new(
-                StatusCode::CONFLICT,
-                "root-not-trusted",
-                "devices do not trust the root key that is here",
-            ),
+            ServiceError::Key(KeyError::RootAbsent { .. }) => {
+                Self::new(StatusCode::CONFLICT, "root-key-absent", "the root key is not on this server")
+            }
+            ServiceError::MoreRootsNeeded { .. } => {
+                Self::new(StatusCode::CONFLICT, "more-roots-needed", "more root keys must sign than are here")
+            }
+            ServiceError::RootNotTrusted { .. } => {
+                Self::new(StatusCode::CONFLICT, "root-not-trusted", "devices do not trust the root key that is here")
+            }
             ServiceError::Expired { .. } => unprocessable("token-expired", "the token is expired already"),
             ServiceError::Leeway { .. } => unprocessable("leeway", "the leeway cannot be used"),
             ServiceError::MaxTokenLifetime { .. } => {
@@ -137,40 +114,29 @@ fn of_ledger(error: &LedgerError) -> Problem {
     let stopped = |kind, title| Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, title);
     match error {
         LedgerError::RealmUnknown { .. } => Problem::new(StatusCode::NOT_FOUND, "realm-unknown", "no such realm"),
-        LedgerError::RealmTaken { .. } => Problem::new(
-            StatusCode::CONFLICT,
-            "realm-taken",
-            "the realm belongs to another issuer",
-        ),
+        LedgerError::RealmTaken { .. } => {
+            Problem::new(StatusCode::CONFLICT, "realm-taken", "the realm belongs to another issuer")
+        }
         LedgerError::IssuerTaken { .. } => {
             Problem::new(StatusCode::CONFLICT, "issuer-taken", "the issuer has another realm")
         }
         LedgerError::Issuer(_) => unprocessable("issuer", "the issuer cannot be used"),
-        LedgerError::Jti {
-            source: JtiError::Empty,
-            ..
-        } => unprocessable("jti-empty", "the jti is empty"),
-        LedgerError::Jti {
-            source: JtiError::TooLong { .. },
-            ..
-        } => unprocessable("jti-too-long", "the jti is too long"),
+        LedgerError::Jti { source: JtiError::Empty, .. } => unprocessable("jti-empty", "the jti is empty"),
+        LedgerError::Jti { source: JtiError::TooLong { .. }, .. } => {
+            unprocessable("jti-too-long", "the jti is too long")
+        }
         LedgerError::ScopeLength { .. } => unprocessable("scope-length", "the scope cannot be used"),
         LedgerError::ReasonTooLong { .. } => unprocessable("reason-too-long", "the reason is too long"),
         LedgerError::ActorTooLong { .. } => unprocessable("actor-too-long", "the actor's name is too long"),
-        LedgerError::BatchTooLarge { .. } => Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "batch-too-large",
-            "the batch is too large",
-        ),
+        LedgerError::BatchTooLarge { .. } => {
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "batch-too-large", "the batch is too large")
+        }
         LedgerError::CutoffsFull { .. } => full("cutoffs-full", "the realm has no room for another cutoff"),
         LedgerError::RealmFull { .. } => full("realm-full", "the realm has no room for another entry"),
         LedgerError::SequenceExhausted { .. } => full("sequence-exhausted", "the realm has no numbers left"),
         LedgerError::StorageFull(_) => full("storage-full", "the ledger's disk is full; nothing was recorded"),
         LedgerError::Overloaded { .. } => Problem::overloaded(""),
-        LedgerError::Storage(_) => stopped(
-            "ledger-failed",
-            "the ledger's storage failed; it may be recorded or not",
-        ),
+        LedgerError::Storage(_) => stopped("ledger-failed", "the ledger's storage failed; it may be recorded or not"),
         LedgerError::Poisoned => stopped("ledger-stopped", "the ledger takes no entries until a restart"),
         LedgerError::Closed => stopped("stopping", "the server is stopping"),
         LedgerError::TermChanged { .. } | LedgerError::Damaged { .. } => internal(),
@@ -182,11 +148,7 @@ const fn full(kind: &'static str, title: &'static str) -> Problem {
 }
 
 const fn internal() -> Problem {
-    Problem::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "internal",
-        "the server made a mistake",
-    )
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the server made a mistake")
 }
 
 /// An error and its causes, in one line.
@@ -223,10 +185,7 @@ mod tests {
             assert_eq!(problem.status_and_kind(), (StatusCode::from_u16(status).unwrap(), kind));
         }
         let full = Problem::from(ServiceError::Ledger(LedgerError::StorageFull(cause())));
-        assert_eq!(
-            full.detail.as_deref(),
-            Some("no room is left on the disk of the ledger: disk")
-        );
+        assert_eq!(full.detail.as_deref(), Some("no room is left on the disk of the ledger: disk"));
         let overloaded = Problem::from(ServiceError::Ledger(LedgerError::Overloaded { waiting: 3 })).into_response();
         assert_eq!(overloaded.headers().get(header::RETRY_AFTER), Some(&RETRY_AFTER));
     }

@@ -46,9 +46,7 @@ impl Site {
     /// A server with realm `fleet`.
     async fn new() -> Self {
         let site = Self::empty();
-        let founded = site
-            .post("/v1/realms", &json!({"name": "fleet", "issuer": "https://iss.example"}))
-            .await;
+        let founded = site.post("/v1/realms", &json!({"name": "fleet", "issuer": "https://iss.example"})).await;
         assert_eq!(founded.status, 201, "{}", founded.body);
         site
     }
@@ -68,21 +66,8 @@ impl Site {
         let link = tokio::sync::watch::Sender::new(LinkState::Up { connection: 1 });
         let published = tokio::sync::watch::Sender::new(PublishedRealms::new());
         let token = keys.admin().as_str().to_owned();
-        let service = Service::new(
-            ledger.clone(),
-            keys,
-            clock.clone(),
-            link.subscribe(),
-            published.subscribe(),
-        );
-        Self {
-            router: router(Arc::new(service), limits),
-            ledger,
-            token,
-            clock,
-            link,
-            keys: folder,
-        }
+        let service = Service::new(ledger.clone(), keys, clock.clone(), link.subscribe(), published.subscribe());
+        Self { router: router(Arc::new(service), limits), ledger, token, clock, link, keys: folder }
     }
 
     async fn send(&self, request: axum::http::Request<HttpBody>) -> Answer {
@@ -90,11 +75,7 @@ impl Site {
         let (head, body) = response.into_parts();
         let bytes = axum::body::to_bytes(body, 16 << 20).await.unwrap();
         let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| panic!("not JSON: {bytes:?}"));
-        Answer {
-            status: head.status.as_u16(),
-            headers: head.headers,
-            body,
-        }
+        Answer { status: head.status.as_u16(), headers: head.headers, body }
     }
 
     fn request(&self, method: Method, path: &str) -> axum::http::request::Builder {
@@ -106,8 +87,7 @@ impl Site {
     }
 
     async fn get(&self, path: &str) -> Answer {
-        self.send(self.request(Method::GET, path).body(HttpBody::empty()).unwrap())
-            .await
+        self.send(self.request(Method::GET, path).body(HttpBody::empty()).unwrap()).await
     }
 
     async fn post(&self, path: &str, body: &Value) -> Answer {
@@ -115,12 +95,7 @@ impl Site {
     }
 
     async fn post_text(&self, path: &str, body: impl Into<Vec<u8>>) -> Answer {
-        self.send(
-            self.request(Method::POST, path)
-                .body(HttpBody::from(body.into()))
-                .unwrap(),
-        )
-        .await
+        self.send(self.request(Method::POST, path).body(HttpBody::from(body.into())).unwrap()).await
     }
 
     async fn revoke(&self, body: &Value) -> Answer {
@@ -140,13 +115,7 @@ impl Answer {
     /// Asserts that this is a complete problem document; returns its detail.
     #[track_caller]
     fn problem(&self, status: u16, kind: &str) -> &str {
-        assert_eq!(
-            self.body["type"],
-            format!("urn:revocast:problem:{kind}"),
-            "{} {}",
-            self.status,
-            self.body
-        );
+        assert_eq!(self.body["type"], format!("urn:revocast:problem:{kind}"), "{} {}", self.status, self.body);
         assert_eq!((self.status, &self.body["status"]), (status, &json!(status)));
         assert_eq!(self.headers[header::CONTENT_TYPE], "application/problem+json");
         assert!(self.body["title"].as_str().is_some_and(|title| !title.is_empty()));
@@ -160,53 +129,26 @@ async fn a_revocation_is_recorded_once() {
     let body = json!({"jti": "t", "exp": LATER, "reason": "stolen"});
     let kept = NOW + 30 * DAY;
     let first = site.revoke(&body).await;
-    assert_eq!(
-        (first.status, first.body),
-        (201, json!({"sequence": 1, "exp": kept, "recorded": true}))
-    );
+    assert_eq!((first.status, first.body), (201, json!({"sequence": 1, "exp": kept, "recorded": true})));
     // A second later the answer is the same, though an exp would now be raised further.
     site.clock.0.store(NOW + 1, Ordering::Relaxed);
     let again = site.revoke(&body).await;
-    assert_eq!(
-        (again.status, again.body),
-        (200, json!({"sequence": 1, "exp": kept, "recorded": false}))
-    );
-    let entries = site
-        .ledger
-        .scan(RealmId::new("fleet").unwrap(), Sequence(0), 10)
-        .await
-        .unwrap();
+    assert_eq!((again.status, again.body), (200, json!({"sequence": 1, "exp": kept, "recorded": false})));
+    let entries = site.ledger.scan(RealmId::new("fleet").unwrap(), Sequence(0), 10).await.unwrap();
     assert_eq!(entries.len(), 1);
-    assert_eq!(
-        (entries[0].reason.as_deref(), entries[0].actor.as_str()),
-        (Some("stolen"), "admin")
-    );
-    assert_eq!(
-        entries[0].statement,
-        Statement::Revoke {
-            jti: "t".into(),
-            exp: UnixTime::from_secs(kept)
-        }
-    );
+    assert_eq!((entries[0].reason.as_deref(), entries[0].actor.as_str()), (Some("stolen"), "admin"));
+    assert_eq!(entries[0].statement, Statement::Revoke { jti: "t".into(), exp: UnixTime::from_secs(kept) });
 }
 
 #[tokio::test]
 async fn a_reinstatement_undoes_it() {
     let site = Site::new().await;
     let nothing = site.post(REINSTATEMENTS, &json!({"jti": "t"})).await;
-    assert_eq!(
-        (nothing.status, nothing.body),
-        (200, json!({"sequence": 0, "exp": null, "recorded": false}))
-    );
+    assert_eq!((nothing.status, nothing.body), (200, json!({"sequence": 0, "exp": null, "recorded": false})));
     site.revoke(&json!({"jti": "t", "exp": LATER})).await;
-    let undone = site
-        .post(REINSTATEMENTS, &json!({"jti": "t", "reason": "a mistake"}))
-        .await;
+    let undone = site.post(REINSTATEMENTS, &json!({"jti": "t", "reason": "a mistake"})).await;
     assert_eq!(undone.status, 201);
-    assert_eq!(
-        (&undone.body["sequence"], &undone.body["recorded"]),
-        (&json!(2), &json!(true))
-    );
+    assert_eq!((&undone.body["sequence"], &undone.body["recorded"]), (&json!(2), &json!(true)));
 }
 
 #[tokio::test]
@@ -216,43 +158,22 @@ async fn a_batch_is_all_or_nothing() {
     let mixed = json!({"revocations": [one("t", LATER), one("u", LATER), one("t", LATER)]});
     let answer = site.post(BATCH, &mixed).await;
     assert_eq!((answer.status, &answer.body["recorded"]), (201, &json!(2)));
-    let sequences: Vec<_> = answer.body["receipts"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|r| r["sequence"].as_u64())
-        .collect();
+    let sequences: Vec<_> =
+        answer.body["receipts"].as_array().unwrap().iter().map(|r| r["sequence"].as_u64()).collect();
     assert_eq!(sequences, [Some(1), Some(2), Some(1)]);
     assert_eq!(site.post(BATCH, &mixed).await.status, 200);
 
     let bad = json!({"revocations": [one("v", LATER), one("", LATER)]});
-    assert_eq!(
-        site.post(BATCH, &bad).await.problem(422, "jti-empty"),
-        "request 1 names no token: the jti is empty"
-    );
+    assert_eq!(site.post(BATCH, &bad).await.problem(422, "jti-empty"), "request 1 names no token: the jti is empty");
     let expired = json!({"revocations": [one("v", LATER), one("w", 1)]});
-    assert!(
-        site.post(BATCH, &expired)
-            .await
-            .problem(422, "token-expired")
-            .starts_with("revocation 1 has exp 1")
-    );
+    assert!(site.post(BATCH, &expired).await.problem(422, "token-expired").starts_with("revocation 1 has exp 1"));
     assert_eq!(site.head().await, 2);
 
-    let full: Vec<_> = (0..BATCH_REQUESTS_MAX)
-        .map(|number| one(&format!("{number:036}"), LATER))
-        .collect();
+    let full: Vec<_> = (0..BATCH_REQUESTS_MAX).map(|number| one(&format!("{number:036}"), LATER)).collect();
     let answer = site.post(BATCH, &json!({"revocations": full})).await;
-    assert_eq!(
-        (answer.status, &answer.body["recorded"]),
-        (201, &json!(BATCH_REQUESTS_MAX))
-    );
-    let over: Vec<_> = (0..=BATCH_REQUESTS_MAX)
-        .map(|number| one(&number.to_string(), LATER))
-        .collect();
-    site.post(BATCH, &json!({"revocations": over}))
-        .await
-        .problem(413, "batch-too-large");
+    assert_eq!((answer.status, &answer.body["recorded"]), (201, &json!(BATCH_REQUESTS_MAX)));
+    let over: Vec<_> = (0..=BATCH_REQUESTS_MAX).map(|number| one(&number.to_string(), LATER)).collect();
+    site.post(BATCH, &json!({"revocations": over})).await.problem(413, "batch-too-large");
     assert_eq!(site.post(BATCH, &json!({"revocations": []})).await.status, 200);
 }
 
@@ -263,59 +184,19 @@ async fn bad_revocations_are_refused_and_change_nothing() {
     let cases = [
         (json!({"jti": "t"}), "request-malformed", "missing field `exp`"),
         (json!({"exp": LATER}), "request-malformed", "missing field `jti`"),
-        (
-            json!({"jti": "t", "exp": -1}),
-            "request-malformed",
-            "invalid value: integer `-1`",
-        ),
-        (
-            json!({"jti": "t", "exp": 1.5}),
-            "request-malformed",
-            "invalid type: floating point `1.5`",
-        ),
-        (
-            json!({"jti": "t", "exp": 1e30}),
-            "request-malformed",
-            "invalid type: floating point",
-        ),
-        (
-            json!({"jti": "t", "exp": "1900000000"}),
-            "request-malformed",
-            "invalid type: string",
-        ),
-        (
-            json!({"jti": "t", "exp": null}),
-            "request-malformed",
-            "invalid type: null",
-        ),
-        (
-            json!({"jti": 7, "exp": LATER}),
-            "request-malformed",
-            "invalid type: integer `7`",
-        ),
-        (
-            json!({"jti": "t", "exp": LATER, "x": 1}),
-            "request-malformed",
-            "unknown field `x`",
-        ),
+        (json!({"jti": "t", "exp": -1}), "request-malformed", "invalid value: integer `-1`"),
+        (json!({"jti": "t", "exp": 1.5}), "request-malformed", "invalid type: floating point `1.5`"),
+        (json!({"jti": "t", "exp": 1e30}), "request-malformed", "invalid type: floating point"),
+        (json!({"jti": "t", "exp": "1900000000"}), "request-malformed", "invalid type: string"),
+        (json!({"jti": "t", "exp": null}), "request-malformed", "invalid type: null"),
+        (json!({"jti": 7, "exp": LATER}), "request-malformed", "invalid type: integer `7`"),
+        (json!({"jti": "t", "exp": LATER, "x": 1}), "request-malformed", "unknown field `x`"),
         (json!([]), "request-malformed", "invalid length 0"),
         (json!("t"), "request-malformed", "invalid type: string"),
-        (
-            json!({"jti": "", "exp": LATER}),
-            "jti-empty",
-            "request 0 names no token: the jti is empty",
-        ),
-        (
-            json!({"jti": long, "exp": LATER}),
-            "jti-too-long",
-            "request 0 names no token: the jti has 257 bytes",
-        ),
+        (json!({"jti": "", "exp": LATER}), "jti-empty", "request 0 names no token: the jti is empty"),
+        (json!({"jti": long, "exp": LATER}), "jti-too-long", "request 0 names no token: the jti has 257 bytes"),
         (json!({"jti": "t", "exp": 0}), "token-expired", "revocation 0 has exp 0"),
-        (
-            json!({"jti": "t", "exp": NOW - 60}),
-            "token-expired",
-            "revocation 0 has exp",
-        ),
+        (json!({"jti": "t", "exp": NOW - 60}), "token-expired", "revocation 0 has exp"),
         (
             json!({"jti": "t", "exp": LATER, "reason": "x".repeat(1025)}),
             "reason-too-long",
@@ -327,27 +208,12 @@ async fn bad_revocations_are_refused_and_change_nothing() {
         let detail = answer.problem(422, kind);
         assert!(detail.starts_with(start), "{body}: {detail}");
     }
-    let twice = site
-        .post_text(REVOCATIONS, r#"{"jti":"t","jti":"u","exp":1900000000}"#)
-        .await;
-    assert_eq!(
-        twice.problem(422, "request-malformed"),
-        "duplicate field `jti` at line 1 column 16"
-    );
-    let escaped = site
-        .post_text(REVOCATIONS, r#"{"jti":"t","exp":1900000000,"\u0065xp":1}"#)
-        .await;
-    assert!(
-        escaped
-            .problem(422, "request-malformed")
-            .starts_with("duplicate field `exp`")
-    );
-    site.post(REINSTATEMENTS, &json!({"jti": ""}))
-        .await
-        .problem(422, "jti-empty");
-    site.post(REINSTATEMENTS, &json!({"jti": "t", "exp": 1}))
-        .await
-        .problem(422, "request-malformed");
+    let twice = site.post_text(REVOCATIONS, r#"{"jti":"t","jti":"u","exp":1900000000}"#).await;
+    assert_eq!(twice.problem(422, "request-malformed"), "duplicate field `jti` at line 1 column 16");
+    let escaped = site.post_text(REVOCATIONS, r#"{"jti":"t","exp":1900000000,"\u0065xp":1}"#).await;
+    assert!(escaped.problem(422, "request-malformed").starts_with("duplicate field `exp`"));
+    site.post(REINSTATEMENTS, &json!({"jti": ""})).await.problem(422, "jti-empty");
+    site.post(REINSTATEMENTS, &json!({"jti": "t", "exp": 1})).await.problem(422, "request-malformed");
     assert_eq!(site.head().await, 0);
     // Within the leeway a token may still be honored somewhere, so it can be revoked.
     assert_eq!(site.revoke(&json!({"jti": "t", "exp": NOW - 59})).await.status, 201);
@@ -359,14 +225,8 @@ async fn what_is_not_json_is_refused_with_its_place() {
     let deep = "[".repeat(100_000);
     let cases: [(&[u8], &str); 7] = [
         (b"", "EOF while parsing a value at line 1 column 0"),
-        (
-            b"{\n  \"jti\": \"t\",\n  oops",
-            "key must be a string at line 3 column 3",
-        ),
-        (
-            b"{\"jti\":\"t\",\"exp\":1900000000} x",
-            "trailing characters at line 1 column 30",
-        ),
+        (b"{\n  \"jti\": \"t\",\n  oops", "key must be a string at line 3 column 3"),
+        (b"{\"jti\":\"t\",\"exp\":1900000000} x", "trailing characters at line 1 column 30"),
         (b"{\"jti\":\"\xff\"}", "invalid unicode code point at line 1 column 9"),
         (b"\xef\xbb\xbf{}", "expected value at line 1 column 1"),
         (b"{\"jti\":\"\\ud800\",\"exp\":1}", "unexpected end of hex escape"),
@@ -375,11 +235,7 @@ async fn what_is_not_json_is_refused_with_its_place() {
     for (body, start) in cases {
         let answer = site.post_text(REVOCATIONS, body).await;
         let detail = answer.problem(400, "json-malformed");
-        assert!(
-            detail.starts_with(start),
-            "{:?}: {detail}",
-            String::from_utf8_lossy(body)
-        );
+        assert!(detail.starts_with(start), "{:?}: {detail}", String::from_utf8_lossy(body));
     }
     let answer = site.post_text(REVOCATIONS, format!(r#"{{"jti":{deep}"#)).await;
     assert!(matches!(answer.status, 400 | 422), "{}", answer.body);
@@ -390,43 +246,27 @@ async fn what_is_not_json_is_refused_with_its_place() {
 async fn bodies_have_a_type_and_a_limit() {
     let site = Site::new().await;
     let body = json!({"jti": "t", "exp": LATER}).to_string();
-    for kind in [
-        None,
-        Some("text/plain"),
-        Some("application/jsonx"),
-        Some("application/x-www-form-urlencoded"),
-    ] {
+    for kind in [None, Some("text/plain"), Some("application/jsonx"), Some("application/x-www-form-urlencoded")] {
         let mut request = site.request(Method::POST, REVOCATIONS);
         request.headers_mut().unwrap().remove(header::CONTENT_TYPE);
         if let Some(kind) = kind {
             request = request.header(header::CONTENT_TYPE, kind);
         }
-        site.send(request.body(HttpBody::from(body.clone())).unwrap())
-            .await
-            .problem(415, "content-type");
+        site.send(request.body(HttpBody::from(body.clone())).unwrap()).await.problem(415, "content-type");
     }
     let mut request = site.request(Method::POST, REVOCATIONS);
-    request.headers_mut().unwrap().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("Application/JSON; charset=utf-8"),
-    );
+    request
+        .headers_mut()
+        .unwrap()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("Application/JSON; charset=utf-8"));
     assert_eq!(site.send(request.body(HttpBody::from(body)).unwrap()).await.status, 201);
 
     let large = format!(r#"{{"jti":"{}"}}"#, "x".repeat(BODY_BYTES_MAX));
-    site.post_text(REVOCATIONS, large.clone())
-        .await
-        .problem(413, "body-too-large");
+    site.post_text(REVOCATIONS, large.clone()).await.problem(413, "body-too-large");
     // The same without a length announced.
-    let chunks = large
-        .into_bytes()
-        .chunks(64 * 1024)
-        .map(<[u8]>::to_vec)
-        .collect::<Vec<_>>();
+    let chunks = large.into_bytes().chunks(64 * 1024).map(<[u8]>::to_vec).collect::<Vec<_>>();
     let stream = Chunks(chunks.into_iter());
-    let request = site
-        .request(Method::POST, REVOCATIONS)
-        .body(HttpBody::new(stream))
-        .unwrap();
+    let request = site.request(Method::POST, REVOCATIONS).body(HttpBody::new(stream)).unwrap();
     site.send(request).await.problem(413, "body-too-large");
 }
 
@@ -484,18 +324,12 @@ async fn unknown_places_and_methods_are_problems_too() {
     let body = json!({"jti": "t", "exp": LATER});
     let unknown = site.post("/v1/realms/nowhere/revocations", &body).await;
     assert_eq!(unknown.problem(404, "realm-unknown"), "realm nowhere does not exist");
-    site.post("/v1/realms/nowhere/reinstatements", &json!({"jti": "t"}))
-        .await
-        .problem(404, "realm-unknown");
+    site.post("/v1/realms/nowhere/reinstatements", &json!({"jti": "t"})).await.problem(404, "realm-unknown");
     for name in ["", "Fleet", "a%2Fb", "%00", "%ff", "..", &"x".repeat(65)] {
         let answer = site.post(&format!("/v1/realms/{name}/revocations"), &body).await;
         answer.problem(404, "realm-unknown");
     }
-    for (path, allowed) in [
-        (REVOCATIONS, "POST"),
-        ("/v1/realms", "GET,HEAD,POST"),
-        ("/healthz", "GET,HEAD"),
-    ] {
+    for (path, allowed) in [(REVOCATIONS, "POST"), ("/v1/realms", "GET,HEAD,POST"), ("/healthz", "GET,HEAD")] {
         let request = site.request(Method::DELETE, path).body(HttpBody::empty()).unwrap();
         let answer = site.send(request).await;
         answer.problem(405, "method-not-allowed");
@@ -512,9 +346,7 @@ async fn a_realm_is_founded_with_a_sealed_keys_object() {
     let expected = json!({"name": "fleet", "issuer": "https://iss.example", "fingerprint": "xxh3", "width": 64,
         "leeway": 5, "max_token_lifetime": 3600, "created": NOW});
     assert_eq!((answer.status, answer.body), (201, expected.clone()));
-    let again = site
-        .post("/v1/realms", &json!({"name": "fleet", "issuer": "https://iss.example"}))
-        .await;
+    let again = site.post("/v1/realms", &json!({"name": "fleet", "issuer": "https://iss.example"})).await;
     assert_eq!((again.status, again.body), (200, expected.clone()));
     assert_eq!(site.get("/v1/realms").await.body, json!({"realms": [expected]}));
 
@@ -525,19 +357,11 @@ async fn a_realm_is_founded_with_a_sealed_keys_object() {
     assert_eq!(objects[0].address, "keys");
     let keys = Keys::load(&site.keys.path().join("keys")).unwrap();
     let sealed = revocast_core::Sealed::expect(&objects[0].bytes, &realm, revocast_core::Kind::Keys).unwrap();
-    let body = sealed
-        .by_threshold(&keys.trust().roots, keys.trust().threshold)
-        .unwrap();
+    let body = sealed.by_threshold(&keys.trust().roots, keys.trust().threshold).unwrap();
     let decoded = revocast_core::wire::decode_keys(body.get()).unwrap();
-    assert_eq!(
-        (&*decoded.issuer, decoded.leeway, decoded.version),
-        ("https://iss.example", 5, 1)
-    );
+    assert_eq!((&*decoded.issuer, decoded.leeway, decoded.version), ("https://iss.example", 5, 1));
     assert_eq!(decoded.publishers[0].key, keys.publisher().public());
-    assert_eq!(
-        decoded.fingerprinter,
-        site.ledger.realm(realm).await.unwrap().fingerprinter
-    );
+    assert_eq!(decoded.fingerprinter, site.ledger.realm(realm).await.unwrap().fingerprinter);
     assert!(sealed.by_threshold(&[keys.publisher().public()], 1).is_err());
 }
 
@@ -545,16 +369,8 @@ async fn a_realm_is_founded_with_a_sealed_keys_object() {
 async fn realms_that_cannot_be_are_refused() {
     let site = Site::new().await;
     let cases = [
-        (
-            json!({"name": "fleet", "issuer": "https://other.example"}),
-            409,
-            "realm-taken",
-        ),
-        (
-            json!({"name": "other", "issuer": "https://iss.example"}),
-            409,
-            "issuer-taken",
-        ),
+        (json!({"name": "fleet", "issuer": "https://other.example"}), 409, "realm-taken"),
+        (json!({"name": "other", "issuer": "https://iss.example"}), 409, "issuer-taken"),
         (json!({"name": "", "issuer": "i"}), 422, "realm-name"),
         (json!({"name": "UPPER", "issuer": "i"}), 422, "realm-name"),
         (json!({"name": "a/b", "issuer": "i"}), 422, "realm-name"),
@@ -562,27 +378,11 @@ async fn realms_that_cannot_be_are_refused() {
         (json!({"name": "b", "issuer": ""}), 422, "issuer"),
         (json!({"name": "b", "issuer": "x".repeat(1025)}), 422, "issuer"),
         (json!({"name": "b", "issuer": "i", "width": 32}), 422, "width"),
-        (
-            json!({"name": "b", "issuer": "i", "width": 300}),
-            422,
-            "request-malformed",
-        ),
-        (
-            json!({"name": "b", "issuer": "i", "fingerprint": "md5"}),
-            422,
-            "request-malformed",
-        ),
+        (json!({"name": "b", "issuer": "i", "width": 300}), 422, "request-malformed"),
+        (json!({"name": "b", "issuer": "i", "fingerprint": "md5"}), 422, "request-malformed"),
         (json!({"name": "b", "issuer": "i", "leeway": 86_401}), 422, "leeway"),
-        (
-            json!({"name": "b", "issuer": "i", "max_token_lifetime": 0}),
-            422,
-            "max-token-lifetime",
-        ),
-        (
-            json!({"name": "b", "issuer": "i", "max_token_lifetime": u64::MAX}),
-            422,
-            "max-token-lifetime",
-        ),
+        (json!({"name": "b", "issuer": "i", "max_token_lifetime": 0}), 422, "max-token-lifetime"),
+        (json!({"name": "b", "issuer": "i", "max_token_lifetime": u64::MAX}), 422, "max-token-lifetime"),
         (json!({"name": "b"}), 422, "request-malformed"),
     ];
     for (body, status, kind) in cases {
@@ -598,11 +398,7 @@ async fn without_the_root_key_nothing_is_founded() {
         std::fs::remove_file(keys.join("root.key")).unwrap();
     });
     let answer = site.post("/v1/realms", &body).await;
-    assert!(
-        answer
-            .problem(409, "root-key-absent")
-            .contains("needed to found a realm")
-    );
+    assert!(answer.problem(409, "root-key-absent").contains("needed to found a realm"));
     assert!(site.ledger.realms().await.unwrap().is_empty());
 
     let another = tempfile::tempdir().unwrap();
@@ -627,49 +423,29 @@ async fn health_and_status_tell_what_is_there() {
     assert_eq!(status["broker"], json!({"connected": true, "connection": 1}));
     assert_eq!(status["ledger"], json!({"writable": true}));
     let realm = &status["realms"][0];
-    assert_eq!(
-        (&realm["name"], &realm["term"], &realm["head"]),
-        (&json!("fleet"), &json!(1), &json!(1))
-    );
+    assert_eq!((&realm["name"], &realm["term"], &realm["head"]), (&json!("fleet"), &json!(1), &json!(1)));
     assert_eq!(realm["published"], Value::Null);
 
-    site.link.send_replace(LinkState::Down {
-        cause: "refused".into(),
-    });
+    site.link.send_replace(LinkState::Down { cause: "refused".into() });
     let detail = site.get("/readyz").await;
     assert_eq!(detail.problem(503, "not-ready"), "the broker is not connected: refused");
     // A broker that is down keeps nobody from revoking.
     assert_eq!(site.get("/healthz").await.status, 200);
     assert_eq!(site.revoke(&json!({"jti": "u", "exp": LATER})).await.status, 201);
-    assert_eq!(
-        site.get("/v1/status").await.body["broker"],
-        json!({"connected": false, "trouble": "refused"})
-    );
+    assert_eq!(site.get("/v1/status").await.body["broker"], json!({"connected": false, "trouble": "refused"}));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_never_ends_is_given_up() {
     let site = Site::new().await;
-    let request = site
-        .request(Method::POST, REVOCATIONS)
-        .body(HttpBody::new(Never))
-        .unwrap();
+    let request = site.request(Method::POST, REVOCATIONS).body(HttpBody::new(Never)).unwrap();
     site.send(request).await.problem(408, "request-timeout");
 }
 
 #[tokio::test]
 async fn more_requests_than_slots_are_asked_to_come_back() {
-    let site = Site::with(
-        ApiLimits {
-            concurrent_requests: 1,
-            ..ApiLimits::default()
-        },
-        |_| {},
-    );
-    let stuck = site
-        .request(Method::POST, "/v1/realms")
-        .body(HttpBody::new(Never))
-        .unwrap();
+    let site = Site::with(ApiLimits { concurrent_requests: 1, ..ApiLimits::default() }, |_| {});
+    let stuck = site.request(Method::POST, "/v1/realms").body(HttpBody::new(Never)).unwrap();
     let stuck = tokio::spawn(site.router.clone().oneshot(stuck));
     // The spawned request runs up to its body, which holds the one slot.
     tokio::task::yield_now().await;

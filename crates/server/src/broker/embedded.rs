@@ -60,19 +60,14 @@ impl LocalBroker for EmbeddedBroker {
             .with_max_retained_messages(RETAINED_MESSAGES_MAX)
             .with_client_channel_capacity(QUEUE_MESSAGES_MAX)
             .with_storage(
-                StorageConfig::new()
-                    .with_persistence(false)
-                    .with_max_queued_messages_per_client(QUEUE_MESSAGES_MAX),
+                StorageConfig::new().with_persistence(false).with_max_queued_messages_per_client(QUEUE_MESSAGES_MAX),
             )
             // Our clients do not look at them, and they would wake idle devices every few seconds.
             .with_sys_topics_enabled(false);
-        let fail = |error: mqtt5::error::MqttError| EmbeddedBrokerError::Failed {
-            cause: error.to_string(),
-        };
+        let fail = |error: mqtt5::error::MqttError| EmbeddedBrokerError::Failed { cause: error.to_string() };
         let mut broker = MqttBroker::with_config(config).await.map_err(fail)?;
-        let address = broker.local_addr().ok_or_else(|| EmbeddedBrokerError::Failed {
-            cause: "it listens nowhere".into(),
-        })?;
+        let address =
+            broker.local_addr().ok_or_else(|| EmbeddedBrokerError::Failed { cause: "it listens nowhere".into() })?;
         let ready = broker.ready_receiver();
         let shutdown = broker.shutdown_handle();
         let task = tokio::spawn(async move {
@@ -80,20 +75,13 @@ impl LocalBroker for EmbeddedBroker {
                 tracing::error!(%error, "the embedded broker failed");
             }
         });
-        Ok(Self {
-            address,
-            ready,
-            shutdown,
-            task,
-        })
+        Ok(Self { address, ready, shutdown, task })
     }
 
     async fn ready(&mut self) -> Result<SocketAddr, EmbeddedBrokerError> {
         match self.ready.wait_for(|ready| *ready).await {
             Ok(_) => Ok(self.address),
-            Err(_) => Err(EmbeddedBrokerError::Failed {
-                cause: "it ended before it was ready".into(),
-            }),
+            Err(_) => Err(EmbeddedBrokerError::Failed { cause: "it ended before it was ready".into() }),
         }
     }
 

@@ -11,21 +11,12 @@ use super::*;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn config(address: SocketAddr, client_id: &str) -> BrokerConfig {
-    BrokerConfig {
-        url: BrokerUrl::local(address),
-        client_id: client_id.into(),
-        credentials: None,
-        tls: None,
-    }
+    BrokerConfig { url: BrokerUrl::local(address), client_id: client_id.into(), credentials: None, tls: None }
 }
 
 async fn up(broker: &Broker) -> u64 {
     let mut state = broker.state();
-    let up = timeout(PATIENCE, state.wait_for(LinkState::is_up))
-        .await
-        .expect("no connection")
-        .unwrap()
-        .clone();
+    let up = timeout(PATIENCE, state.wait_for(LinkState::is_up)).await.expect("no connection").unwrap().clone();
     match up {
         LinkState::Up { connection } => connection,
         LinkState::Connecting | LinkState::Down { .. } => unreachable!("waited for up"),
@@ -48,29 +39,16 @@ fn urls_are_read_strictly() {
     assert_eq!(read("mqtt://10.0.0.1:2000").unwrap(), "mqtt://10.0.0.1:2000");
     assert_eq!(read("mqtt://[::1]").unwrap(), "mqtt://[::1]:1883");
     assert_eq!(read("mqtts://[::1]:7").unwrap(), "mqtts://[::1]:7");
-    assert_eq!(
-        BrokerUrl::local("[::1]:7".parse().unwrap()),
-        "mqtt://[::1]:7".parse().unwrap()
-    );
+    assert_eq!(BrokerUrl::local("[::1]:7".parse().unwrap()), "mqtt://[::1]:7".parse().unwrap());
     for text in ["", "host", "http://host", "mqtt:/host", "tcp://host"] {
         assert_eq!(read(text), Err(BrokerUrlError::Scheme), "{text}");
     }
     assert_eq!(read("mqtt://user:secret@host"), Err(BrokerUrlError::Credentials));
-    for text in [
-        "mqtt://host:",
-        "mqtt://host:x",
-        "mqtt://host:65536",
-        "mqtt://host:-1",
-        "mqtt://host:1:2",
-    ] {
+    for text in ["mqtt://host:", "mqtt://host:x", "mqtt://host:65536", "mqtt://host:-1", "mqtt://host:1:2"] {
         assert!(matches!(read(text), Err(BrokerUrlError::Port { .. })), "{text}");
     }
     for text in ["mqtt://", "mqtt://:1", "mqtt://a b", "mqtt://a/b", "mqtt://a?b"] {
-        assert!(
-            matches!(read(text), Err(BrokerUrlError::Host { .. })),
-            "{text}: {:?}",
-            read(text)
-        );
+        assert!(matches!(read(text), Err(BrokerUrlError::Host { .. })), "{text}: {:?}", read(text));
     }
 }
 
@@ -78,10 +56,7 @@ fn urls_are_read_strictly() {
 fn a_pause_grows_and_has_a_limit() {
     for failures in 0..40 {
         let pause = backoff(failures);
-        assert!(
-            pause >= BACKOFF_MIN / 4 && pause <= BACKOFF_MAX + BACKOFF_MIN / 4,
-            "{pause:?}"
-        );
+        assert!(pause >= BACKOFF_MIN / 4 && pause <= BACKOFF_MAX + BACKOFF_MIN / 4, "{pause:?}");
     }
     assert!(backoff(0) <= BACKOFF_MIN + BACKOFF_MIN / 4);
 }
@@ -92,17 +67,11 @@ fn only_certificates_make_roots() {
     let path = folder.path().join("ca.pem");
     assert!(matches!(TlsRoots::from_pem_file(&path), Err(TlsRootsError::Io { .. })));
     std::fs::write(&path, "nothing here\n").unwrap();
-    assert!(matches!(
-        TlsRoots::from_pem_file(&path),
-        Err(TlsRootsError::Empty { .. })
-    ));
+    assert!(matches!(TlsRoots::from_pem_file(&path), Err(TlsRootsError::Empty { .. })));
     std::fs::write(&path, "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n").unwrap();
     assert!(matches!(TlsRoots::from_pem_file(&path), Err(TlsRootsError::Pem { .. })));
     std::fs::write(&path, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
-    assert!(matches!(
-        TlsRoots::from_pem_file(&path),
-        Err(TlsRootsError::Certificate { .. })
-    ));
+    assert!(matches!(TlsRoots::from_pem_file(&path), Err(TlsRootsError::Certificate { .. })));
 }
 
 #[cfg(feature = "embedded-broker")]
@@ -137,10 +106,7 @@ async fn what_is_published_is_retained_read_back_and_removed() {
     assert!(broker.fetch_retained(&[], PATIENCE).await.unwrap().is_empty());
     task.stop().await;
     assert!(!broker.state().borrow().is_up());
-    assert!(matches!(
-        broker.publish("revocast/a/live", vec![1], false).await,
-        Err(BrokerError::Down { .. })
-    ));
+    assert!(matches!(broker.publish("revocast/a/live", vec![1], false).await, Err(BrokerError::Down { .. })));
     local.stop().await;
 }
 
@@ -151,22 +117,15 @@ async fn fifty_readers_at_once_lose_nothing() {
     let (local, address) = local().await;
     let (broker, task) = Broker::connect(config(address, "publisher"));
     up(&broker).await;
-    let topics: Vec<String> = (0..CHUNKS)
-        .map(|number| format!("revocast/a/e/1/list/{number}"))
-        .collect();
+    let topics: Vec<String> = (0..CHUNKS).map(|number| format!("revocast/a/e/1/list/{number}")).collect();
     for (number, topic) in topics.iter().enumerate() {
-        broker
-            .publish(topic, vec![number as u8; 33 * 1024], true)
-            .await
-            .unwrap();
+        broker.publish(topic, vec![number as u8; 33 * 1024], true).await.unwrap();
     }
     let mut readers = tokio::task::JoinSet::new();
     for reader in 0..50 {
         let topics = topics.clone();
         readers.spawn(async move {
-            let mut reader = Reader::connect(&config(address, &format!("device-{reader}")))
-                .await
-                .unwrap();
+            let mut reader = Reader::connect(&config(address, &format!("device-{reader}"))).await.unwrap();
             let mut found = Vec::new();
             for window in topics.chunks(FETCH_WINDOW) {
                 found.extend(reader.fetch(window, PATIENCE).await.unwrap());
@@ -192,23 +151,14 @@ async fn a_broker_that_comes_back_is_found_again_and_is_empty() {
     broker.publish("revocast/a/keys", vec![1], true).await.unwrap();
     local.stop().await;
     let mut state = broker.state();
-    timeout(PATIENCE, state.wait_for(|state| !state.is_up()))
-        .await
-        .unwrap()
-        .unwrap();
+    timeout(PATIENCE, state.wait_for(|state| !state.is_up())).await.unwrap().unwrap();
     let lost = broker.publish("revocast/a/keys", vec![2], true).await;
-    assert!(
-        matches!(lost, Err(BrokerError::Down { .. } | BrokerError::Broken { .. })),
-        "{lost:?}"
-    );
+    assert!(matches!(lost, Err(BrokerError::Down { .. } | BrokerError::Broken { .. })), "{lost:?}");
 
     let mut local = EmbeddedBroker::start(address).await.unwrap();
     local.ready().await.unwrap();
     assert!(up(&broker).await >= 2);
-    let found = broker
-        .fetch_retained(&["revocast/a/keys".into()], Duration::from_millis(300))
-        .await
-        .unwrap();
+    let found = broker.fetch_retained(&["revocast/a/keys".into()], Duration::from_millis(300)).await.unwrap();
     assert_eq!(found[0].1, None);
     broker.publish("revocast/a/keys", vec![3], true).await.unwrap();
     task.stop().await;
@@ -220,10 +170,7 @@ async fn a_broker_that_comes_back_is_found_again_and_is_empty() {
 async fn a_busy_port_is_named() {
     let (local, address) = local().await;
     let error = EmbeddedBroker::start(address).await.unwrap_err();
-    assert!(
-        matches!(error, EmbeddedBrokerError::Busy { address: busy } if busy == address),
-        "{error}"
-    );
+    assert!(matches!(error, EmbeddedBrokerError::Busy { address: busy } if busy == address), "{error}");
     local.stop().await;
     EmbeddedBroker::start(address).await.unwrap().stop().await;
 }
@@ -233,13 +180,7 @@ async fn what_would_break_the_connection_is_refused_first() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (broker, _task) = Broker::connect(config(listener.local_addr().unwrap(), "publisher"));
     let large = broker.publish("a", vec![0; SEALED_BYTES_MAX + 1], true).await;
-    assert_eq!(
-        large,
-        Err(BrokerError::TooLarge {
-            topic: "a".into(),
-            bytes: SEALED_BYTES_MAX + 1
-        })
-    );
+    assert_eq!(large, Err(BrokerError::TooLarge { topic: "a".into(), bytes: SEALED_BYTES_MAX + 1 }));
     for topic in ["", "a/+", "#", "a\0", &"x".repeat(TOPIC_BYTES_MAX + 1)] {
         let refused = broker.publish(topic, vec![], true).await;
         assert!(matches!(refused, Err(BrokerError::Topic { .. })), "{topic}");
@@ -266,10 +207,7 @@ async fn unacknowledged_publishes_fail_with_their_connection() {
     drop(socket);
     while let Some(sent) = sends.join_next().await {
         let sent = sent.unwrap();
-        assert!(
-            matches!(sent, Err(BrokerError::Broken { .. } | BrokerError::Down { .. })),
-            "{sent:?}"
-        );
+        assert!(matches!(sent, Err(BrokerError::Broken { .. } | BrokerError::Down { .. })), "{sent:?}");
     }
 
     // The next connection begins clean: a publish is acknowledged by its own PUBACK.
@@ -309,10 +247,7 @@ async fn a_delta_does_not_queue_behind_an_epoch() {
         async move { broker.publish("d", vec![2], false).await }
     });
     let mut packet = [0; 8];
-    timeout(PATIENCE, socket.read_exact(&mut packet))
-        .await
-        .expect("the delta waits")
-        .unwrap();
+    timeout(PATIENCE, socket.read_exact(&mut packet)).await.expect("the delta waits").unwrap();
     assert_eq!((packet[0], packet[4], packet[7]), (0x32, b'd', 2));
     socket.write_all(&[0x40, 2, packet[5], packet[6]]).await.unwrap();
     timeout(PATIENCE, delta).await.unwrap().unwrap().unwrap();
@@ -329,10 +264,7 @@ async fn a_refused_subscription_is_not_taken_for_nothing() {
     let mut socket = accept(&listener).await;
     let mut subscribe = [0; 8];
     socket.read_exact(&mut subscribe).await.unwrap();
-    socket
-        .write_all(&[0x90, 3, subscribe[2], subscribe[3], 0x80])
-        .await
-        .unwrap();
+    socket.write_all(&[0x90, 3, subscribe[2], subscribe[3], 0x80]).await.unwrap();
     let refused = timeout(PATIENCE, reading).await.unwrap().unwrap();
     assert_eq!(refused, Err(BrokerError::SubscribeRefused { topic: "a".into() }));
 }
@@ -351,10 +283,7 @@ async fn a_flood_ends_the_connection() {
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
-    let (mut socket, _) = timeout(PATIENCE, listener.accept())
-        .await
-        .expect("nobody connects")
-        .unwrap();
+    let (mut socket, _) = timeout(PATIENCE, listener.accept()).await.expect("nobody connects").unwrap();
     let mut header = [0; 2];
     socket.read_exact(&mut header).await.unwrap();
     assert_eq!(header[0], 0x10, "not a CONNECT");

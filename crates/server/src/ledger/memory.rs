@@ -24,10 +24,7 @@ impl MemoryLedger {
     /// An empty one.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            realms: Mutex::default(),
-            commits: watch::Sender::new(0),
-        }
+        Self { realms: Mutex::default(), commits: watch::Sender::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<RealmId, Keeping>> {
@@ -40,10 +37,7 @@ impl MemoryLedger {
         realm: RealmId,
         work: impl FnOnce(&mut Keeping) -> Result<T, LedgerError>,
     ) -> Result<T, LedgerError> {
-        self.lock()
-            .get_mut(&realm)
-            .ok_or(LedgerError::RealmUnknown { realm })
-            .and_then(work)
+        self.lock().get_mut(&realm).ok_or(LedgerError::RealmUnknown { realm }).and_then(work)
     }
 
     fn woken<T>(&self, result: Result<T, LedgerError>) -> Result<T, LedgerError> {
@@ -66,17 +60,13 @@ impl Ledger for MemoryLedger {
             rules::check_realm(&realm)?;
             let mut realms = self.lock();
             let by_id = realms.get(&realm.id).map(|keeping| keeping.realm.clone());
-            let by_issuer = realms
-                .values()
-                .find(|keeping| keeping.realm.issuer == realm.issuer)
-                .map(|keeping| keeping.realm.id);
+            let by_issuer =
+                realms.values().find(|keeping| keeping.realm.issuer == realm.issuer).map(|keeping| keeping.realm.id);
             if let Some(realm) = rules::found(&realm, by_id, by_issuer)? {
                 return Ok(Founding { realm, created: false });
             }
             let mut keeping = Keeping::new(realm.clone());
-            keeping
-                .objects
-                .extend(objects.into_iter().map(|object| (object.address, object.bytes)));
+            keeping.objects.extend(objects.into_iter().map(|object| (object.address, object.bytes)));
             realms.insert(realm.id, keeping);
             Ok(Founding { realm, created: true })
         };
@@ -100,12 +90,8 @@ impl Ledger for MemoryLedger {
         let result = rules::check(&requests).and_then(|()| {
             self.with(realm, |keeping| {
                 let mut counters = keeping.counters;
-                let mut draft = Draft {
-                    keeping,
-                    entries: Vec::new(),
-                    tokens: BTreeMap::new(),
-                    scopes: BTreeMap::new(),
-                };
+                let mut draft =
+                    Draft { keeping, entries: Vec::new(), tokens: BTreeMap::new(), scopes: BTreeMap::new() };
                 match rules::append(&mut draft, &keeping.realm, &mut counters, now, requests) {
                     Ok(receipts) => {
                         let entries = draft.entries;
@@ -138,9 +124,7 @@ impl Ledger for MemoryLedger {
     }
 
     fn head(&self, realm: RealmId) -> LedgerFuture<'_, (Term, Sequence)> {
-        Box::pin(ready(
-            self.with(realm, |keeping| Ok((keeping.counters.term, keeping.counters.head))),
-        ))
+        Box::pin(ready(self.with(realm, |keeping| Ok((keeping.counters.term, keeping.counters.head)))))
     }
 
     fn expire(&self, realm: RealmId, horizon: UnixTime) -> LedgerFuture<'_, usize> {
@@ -161,10 +145,7 @@ impl Ledger for MemoryLedger {
             Ok(keeping
                 .objects
                 .iter()
-                .map(|(address, bytes)| Object {
-                    address: address.clone(),
-                    bytes: bytes.clone(),
-                })
+                .map(|(address, bytes)| Object { address: address.clone(), bytes: bytes.clone() })
                 .collect())
         })))
     }
@@ -179,18 +160,12 @@ impl Ledger for MemoryLedger {
         Box::pin(ready(self.with(realm, |keeping| {
             let current = keeping.counters.term;
             if current != term {
-                return Err(LedgerError::TermChanged {
-                    realm,
-                    current,
-                    claimed: term,
-                });
+                return Err(LedgerError::TermChanged { realm, current, claimed: term });
             }
             for address in deletes {
                 keeping.objects.remove(&address);
             }
-            keeping
-                .objects
-                .extend(puts.into_iter().map(|object| (object.address, object.bytes)));
+            keeping.objects.extend(puts.into_iter().map(|object| (object.address, object.bytes)));
             Ok(())
         })))
     }
@@ -294,8 +269,5 @@ fn last_of(entry: &Entry) -> Option<Last> {
         Statement::Lift { .. } => Standing::Lifted,
         Statement::Resume { .. } => return None,
     };
-    Some(Last {
-        sequence: entry.sequence,
-        standing,
-    })
+    Some(Last { sequence: entry.sequence, standing })
 }

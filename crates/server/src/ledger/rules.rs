@@ -26,12 +26,7 @@ pub(super) struct Counters {
 
 impl Counters {
     pub(super) const fn new() -> Self {
-        Self {
-            term: Term(1),
-            head: Sequence(0),
-            stored: 0,
-            cutoffs: 0,
-        }
+        Self { term: Term(1), head: Sequence(0), stored: 0, cutoffs: 0 }
     }
 }
 
@@ -90,9 +85,7 @@ pub(super) enum Halt<E> {
 /// Refuses what is malformed, before any transaction begins.
 pub(super) fn check(requests: &[Request]) -> Result<(), LedgerError> {
     if requests.len() > BATCH_REQUESTS_MAX {
-        return Err(LedgerError::BatchTooLarge {
-            requests: requests.len(),
-        });
+        return Err(LedgerError::BatchTooLarge { requests: requests.len() });
     }
     for (index, request) in requests.iter().enumerate() {
         match &request.action {
@@ -103,26 +96,17 @@ pub(super) fn check(requests: &[Request]) -> Result<(), LedgerError> {
                 Scope::Realm => {}
                 Scope::Sub(text) | Scope::Kid(text) | Scope::Client(text) => {
                     if text.is_empty() || text.len() > SCOPE_BYTES_MAX {
-                        return Err(LedgerError::ScopeLength {
-                            index,
-                            bytes: text.len(),
-                        });
+                        return Err(LedgerError::ScopeLength { index, bytes: text.len() });
                     }
                 }
             },
         }
         let reason_bytes = request.reason.as_ref().map_or(0, String::len);
         if reason_bytes > REASON_BYTES_MAX {
-            return Err(LedgerError::ReasonTooLong {
-                index,
-                bytes: reason_bytes,
-            });
+            return Err(LedgerError::ReasonTooLong { index, bytes: reason_bytes });
         }
         if request.actor.len() > ACTOR_BYTES_MAX {
-            return Err(LedgerError::ActorTooLong {
-                index,
-                bytes: request.actor.len(),
-            });
+            return Err(LedgerError::ActorTooLong { index, bytes: request.actor.len() });
         }
     }
     Ok(())
@@ -141,14 +125,8 @@ pub(super) fn found(
 ) -> Result<Option<Realm>, LedgerError> {
     match (by_id, by_issuer) {
         (Some(realm), _) if realm.issuer == asked.issuer => Ok(Some(realm)),
-        (Some(realm), _) => Err(LedgerError::RealmTaken {
-            realm: realm.id,
-            issuer: realm.issuer,
-        }),
-        (None, Some(realm)) => Err(LedgerError::IssuerTaken {
-            issuer: asked.issuer.clone(),
-            realm,
-        }),
+        (Some(realm), _) => Err(LedgerError::RealmTaken { realm: realm.id, issuer: realm.issuer }),
+        (None, Some(realm)) => Err(LedgerError::IssuerTaken { issuer: asked.issuer.clone(), realm }),
         (None, None) => Ok(None),
     }
 }
@@ -169,32 +147,12 @@ pub(super) fn append<S: Shelf>(
         }
         .map_err(Halt::Storage)?;
         let receipt = match decide(realm, now, action, last) {
-            Decision::Held { sequence, exp } => Receipt {
-                sequence,
-                recorded: false,
-                exp,
-            },
-            Decision::NothingToUndo => Receipt {
-                sequence: counters.head,
-                recorded: false,
-                exp: None,
-            },
+            Decision::Held { sequence, exp } => Receipt { sequence, recorded: false, exp },
+            Decision::NothingToUndo => Receipt { sequence: counters.head, recorded: false, exp: None },
             Decision::Record { statement, exp } => {
                 let sequence = number(realm.id, counters, &statement, last).map_err(Halt::Refused)?;
-                shelf
-                    .put(&Entry {
-                        sequence,
-                        at: now,
-                        statement,
-                        reason,
-                        actor,
-                    })
-                    .map_err(Halt::Storage)?;
-                Receipt {
-                    sequence,
-                    recorded: true,
-                    exp,
-                }
+                shelf.put(&Entry { sequence, at: now, statement, reason, actor }).map_err(Halt::Storage)?;
+                Receipt { sequence, recorded: true, exp }
             }
         };
         receipts.push(receipt);
@@ -211,11 +169,7 @@ pub(super) fn resume(
 ) -> Result<Entry, LedgerError> {
     let after = counters.head.max(beyond);
     let exhausted = LedgerError::SequenceExhausted { realm, after };
-    let sequence = after
-        .0
-        .checked_add(RESUME_GAP)
-        .filter(|&number| number <= NUMBER_MAX)
-        .ok_or(exhausted.clone())?;
+    let sequence = after.0.checked_add(RESUME_GAP).filter(|&number| number <= NUMBER_MAX).ok_or(exhausted.clone())?;
     let term = Term(counters.term.0.checked_add(1).ok_or(exhausted)?);
     counters.term = term;
     counters.head = Sequence(sequence);
@@ -233,10 +187,7 @@ pub(super) fn resume(
 #[derive(Debug, PartialEq, Eq)]
 enum Decision {
     /// This is new.
-    Record {
-        statement: Statement,
-        exp: Option<UnixTime>,
-    },
+    Record { statement: Statement, exp: Option<UnixTime> },
     /// An entry says so already.
     Held { sequence: Sequence, exp: Option<UnixTime> },
     /// Neither revoked nor cut off.
@@ -249,57 +200,32 @@ fn decide(realm: &Realm, now: UnixTime, action: Action, last: Option<Last>) -> D
         Action::Reinstate { jti } => match last {
             // Remembered as long as the revoke would have been: a device that still holds the
             // revoke must hear of this.
-            Some(Last {
-                standing: Standing::Revoked { exp },
-                ..
-            }) => Decision::Record {
-                statement: Statement::Reinstate { jti, exp },
-                exp: Some(exp),
-            },
-            Some(Last {
-                standing: Standing::Reinstated { exp },
-                sequence,
-            }) => Decision::Held {
-                sequence,
-                exp: Some(exp),
-            },
-            Some(Last {
-                standing: Standing::Cut { .. } | Standing::Lifted,
-                ..
-            })
-            | None => Decision::NothingToUndo,
+            Some(Last { standing: Standing::Revoked { exp }, .. }) => {
+                Decision::Record { statement: Statement::Reinstate { jti, exp }, exp: Some(exp) }
+            }
+            Some(Last { standing: Standing::Reinstated { exp }, sequence }) => {
+                Decision::Held { sequence, exp: Some(exp) }
+            }
+            Some(Last { standing: Standing::Cut { .. } | Standing::Lifted, .. }) | None => Decision::NothingToUndo,
         },
         Action::Cutoff { scope, not_before } => {
             let not_before = storable(not_before);
             match last {
                 // Never lowered: only a lift ends it.
-                Some(Last {
-                    standing: Standing::Cut { not_before: live },
-                    sequence,
-                }) if live >= not_before => Decision::Held { sequence, exp: None },
-                _ => Decision::Record {
-                    statement: Statement::Cutoff { scope, not_before },
-                    exp: None,
-                },
+                Some(Last { standing: Standing::Cut { not_before: live }, sequence }) if live >= not_before => {
+                    Decision::Held { sequence, exp: None }
+                }
+                _ => Decision::Record { statement: Statement::Cutoff { scope, not_before }, exp: None },
             }
         }
         Action::Lift { scope } => match last {
-            Some(Last {
-                standing: Standing::Cut { .. },
-                ..
-            }) => Decision::Record {
-                statement: Statement::Lift { scope },
-                exp: None,
-            },
-            Some(Last {
-                standing: Standing::Lifted,
-                sequence,
-            }) => Decision::Held { sequence, exp: None },
-            Some(Last {
-                standing: Standing::Revoked { .. } | Standing::Reinstated { .. },
-                ..
-            })
-            | None => Decision::NothingToUndo,
+            Some(Last { standing: Standing::Cut { .. }, .. }) => {
+                Decision::Record { statement: Statement::Lift { scope }, exp: None }
+            }
+            Some(Last { standing: Standing::Lifted, sequence }) => Decision::Held { sequence, exp: None },
+            Some(Last { standing: Standing::Revoked { .. } | Standing::Reinstated { .. }, .. }) | None => {
+                Decision::NothingToUndo
+            }
         },
     }
 }
@@ -314,30 +240,16 @@ fn revoke(realm: &Realm, now: UnixTime, jti: String, exp: Expiry, last: Option<L
         // Compared with what was asked, not with the raised value: that rises with the clock, and
         // a repeated request would be recorded again every second. A token that was revoked
         // earlier was issued earlier, so the earlier raised value covers it.
-        Some(Last {
-            standing: Standing::Revoked { exp: held },
-            sequence,
-        }) if held >= asked => {
-            return Decision::Held {
-                sequence,
-                exp: Some(held),
-            };
+        Some(Last { standing: Standing::Revoked { exp: held }, sequence }) if held >= asked => {
+            return Decision::Held { sequence, exp: Some(held) };
         }
         // Of two the later wins, so that within one `jti` later entries are never forgotten first.
-        Some(Last {
-            standing: Standing::Revoked { exp: held } | Standing::Reinstated { exp: held },
-            ..
-        }) => raised.max(held),
-        Some(Last {
-            standing: Standing::Cut { .. } | Standing::Lifted,
-            ..
-        })
-        | None => raised,
+        Some(Last { standing: Standing::Revoked { exp: held } | Standing::Reinstated { exp: held }, .. }) => {
+            raised.max(held)
+        }
+        Some(Last { standing: Standing::Cut { .. } | Standing::Lifted, .. }) | None => raised,
     };
-    Decision::Record {
-        statement: Statement::Revoke { jti, exp },
-        exp: Some(exp),
-    }
+    Decision::Record { statement: Statement::Revoke { jti, exp }, exp: Some(exp) }
 }
 
 /// The number of a new entry; moves `counters` to it.
@@ -350,13 +262,7 @@ fn number(
     if counters.stored >= BASE_ENTRIES_MAX {
         return Err(LedgerError::RealmFull { realm });
     }
-    let replaces_live = matches!(
-        last,
-        Some(Last {
-            standing: Standing::Cut { .. },
-            ..
-        })
-    );
+    let replaces_live = matches!(last, Some(Last { standing: Standing::Cut { .. }, .. }));
     match statement {
         Statement::Cutoff { .. } if !replaces_live => {
             if counters.cutoffs >= CUTOFFS_MAX as u64 {

@@ -108,10 +108,7 @@ impl SqliteLedger {
         make_folder(folder)?;
         let lock = lock(folder)?;
         let path = folder.join(DATABASE_FILE);
-        if !path.try_exists().map_err(|source| OpenError::Io {
-            path: path.clone(),
-            source,
-        })? {
+        if !path.try_exists().map_err(|source| OpenError::Io { path: path.clone(), source })? {
             found(folder, &path)?;
         }
         let writing = open_writer(&path)?;
@@ -121,23 +118,12 @@ impl SqliteLedger {
         let poisoned = Arc::new(AtomicBool::new(false));
         let (writes, write_queue) = sync_channel(QUEUE_CALLS_MAX);
         let (reads, read_queue) = sync_channel(QUEUE_CALLS_MAX);
-        let mut state = Writer {
-            connection: writing,
-            poisoned: Arc::clone(&poisoned),
-            commits: commits.clone(),
-        };
+        let mut state = Writer { connection: writing, poisoned: Arc::clone(&poisoned), commits: commits.clone() };
         let threads = vec![
             spawn("ledger-writer", move || state.run(&write_queue))?,
             spawn("ledger-reader", move || read_all(&reading, &read_queue))?,
         ];
-        Ok(Self {
-            writes: Some(writes),
-            reads: Some(reads),
-            commits,
-            poisoned,
-            threads,
-            _lock: lock,
-        })
+        Ok(Self { writes: Some(writes), reads: Some(reads), commits, poisoned, threads, _lock: lock })
     }
 
     fn write(&self, write: Write) -> Result<(), LedgerError> {
@@ -219,14 +205,8 @@ impl Ledger for SqliteLedger {
 
     fn append(&self, realm: RealmId, now: UnixTime, requests: Vec<Request>) -> LedgerFuture<'_, Vec<Receipt>> {
         let (reply, answer) = oneshot::channel();
-        let sent = rules::check(&requests).and_then(|()| {
-            self.write(Write::Append(Append {
-                realm,
-                now,
-                requests,
-                reply,
-            }))
-        });
+        let sent =
+            rules::check(&requests).and_then(|()| self.write(Write::Append(Append { realm, now, requests, reply })));
         Box::pin(async move {
             sent?;
             answer.await.map_err(|_| LedgerError::Closed)?
@@ -286,12 +266,7 @@ impl Ledger for SqliteLedger {
             let number = known_realm(connection, realm)?.number;
             let mut statement =
                 connection.prepare_cached("SELECT address, bytes FROM objects WHERE realm = ?1 ORDER BY address")?;
-            let rows = statement.query_map([number], |row| {
-                Ok(Object {
-                    address: row.get(0)?,
-                    bytes: row.get(1)?,
-                })
-            })?;
+            let rows = statement.query_map([number], |row| Ok(Object { address: row.get(0)?, bytes: row.get(1)? }))?;
             Ok(rows.collect::<Result<_, _>>()?)
         })
     }
@@ -306,12 +281,7 @@ impl Ledger for SqliteLedger {
         self.exclusive(move |transaction| {
             let RealmRow { number, counters, .. } = known_realm(transaction, realm)?;
             if counters.term != term {
-                return Err(LedgerError::TermChanged {
-                    realm,
-                    current: counters.term,
-                    claimed: term,
-                }
-                .into());
+                return Err(LedgerError::TermChanged { realm, current: counters.term, claimed: term }.into());
             }
             let mut delete = transaction.prepare_cached("DELETE FROM objects WHERE realm = ?1 AND address = ?2")?;
             for address in deletes {
@@ -448,15 +418,10 @@ impl From<LedgerError> for Halt<rusqlite::Error> {
 }
 
 fn send<T>(queue: Option<&SyncSender<T>>, item: T) -> Result<(), LedgerError> {
-    queue
-        .ok_or(LedgerError::Closed)?
-        .try_send(item)
-        .map_err(|error| match error {
-            TrySendError::Full(_) => LedgerError::Overloaded {
-                waiting: QUEUE_CALLS_MAX,
-            },
-            TrySendError::Disconnected(_) => LedgerError::Closed,
-        })
+    queue.ok_or(LedgerError::Closed)?.try_send(item).map_err(|error| match error {
+        TrySendError::Full(_) => LedgerError::Overloaded { waiting: QUEUE_CALLS_MAX },
+        TrySendError::Disconnected(_) => LedgerError::Closed,
+    })
 }
 
 fn read_all(connection: &Connection, queue: &Receiver<Read>) {
@@ -507,13 +472,7 @@ impl Writer {
 
         let mut replies = Vec::with_capacity(group.len());
         let mut calls = Vec::with_capacity(group.len());
-        for Append {
-            realm,
-            now,
-            requests,
-            reply,
-        } in group
-        {
+        for Append { realm, now, requests, reply } in group {
             replies.push(reply);
             calls.push((realm, now, requests));
         }
@@ -538,9 +497,7 @@ impl Writer {
         if self.poisoned.load(Ordering::Acquire) {
             return Err(LedgerError::Poisoned);
         }
-        let outcome = self
-            .connection
-            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate);
+        let outcome = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate);
         let outcome = outcome.map_err(Halt::Storage).and_then(|transaction| {
             let done = work(&transaction)?;
             transaction.commit()?;
@@ -736,36 +693,16 @@ fn entry(row: &Row<'_>) -> Outcome<Entry> {
     };
     let time = UnixTime::from_secs(value);
     let statement = match kind {
-        KIND_REVOKE => Some(Statement::Revoke {
-            jti: subject,
-            exp: time,
-        }),
-        KIND_REINSTATE => Some(Statement::Reinstate {
-            jti: subject,
-            exp: time,
-        }),
-        KIND_CUTOFF => scope(subject).map(|scope| Statement::Cutoff {
-            scope,
-            not_before: time,
-        }),
+        KIND_REVOKE => Some(Statement::Revoke { jti: subject, exp: time }),
+        KIND_REINSTATE => Some(Statement::Reinstate { jti: subject, exp: time }),
+        KIND_CUTOFF => scope(subject).map(|scope| Statement::Cutoff { scope, not_before: time }),
         KIND_LIFT => scope(subject).map(|scope| Statement::Lift { scope }),
-        KIND_RESUME => u32::try_from(value)
-            .ok()
-            .map(|term| Statement::Resume { term: Term(term) }),
+        KIND_RESUME => u32::try_from(value).ok().map(|term| Statement::Resume { term: Term(term) }),
         _ => None,
     };
-    let statement = statement.ok_or_else(|| {
-        damaged(format!(
-            "entry {sequence} has kind {kind} about a subject of kind {subject_kind}"
-        ))
-    })?;
-    Ok(Entry {
-        sequence,
-        at,
-        statement,
-        reason: row.get(6)?,
-        actor: row.get(7)?,
-    })
+    let statement = statement
+        .ok_or_else(|| damaged(format!("entry {sequence} has kind {kind} about a subject of kind {subject_kind}")))?;
+    Ok(Entry { sequence, at, statement, reason: row.get(6)?, actor: row.get(7)? })
 }
 
 /// A realm with its number in this file, which no other module sees.
@@ -808,11 +745,7 @@ fn realm_row(row: &Row<'_>) -> Outcome<RealmRow> {
         stored: unsigned(row.get(11)?, "a count")?,
         cutoffs: unsigned(row.get(12)?, "a count")?,
     };
-    Ok(RealmRow {
-        number: row.get(0)?,
-        realm,
-        counters,
-    })
+    Ok(RealmRow { number: row.get(0)?, realm, counters })
 }
 
 fn insert_realm(connection: &Connection, realm: &Realm) -> Outcome<i64> {
@@ -853,12 +786,12 @@ fn update_counters(connection: &Connection, realm: i64, counters: Counters) -> O
     connection
         .prepare_cached("UPDATE realms SET term = ?2, head = ?3, stored = ?4, cutoffs = ?5 WHERE number = ?1")?
         .execute(params![
-            realm,
-            counters.term.0,
-            signed(counters.head.0),
-            signed(counters.stored),
-            signed(counters.cutoffs),
-        ])?;
+        realm,
+        counters.term.0,
+        signed(counters.head.0),
+        signed(counters.stored),
+        signed(counters.cutoffs),
+    ])?;
     Ok(())
 }
 
@@ -906,25 +839,17 @@ fn make_folder(folder: &Path) -> Result<(), OpenError> {
         .recursive(true)
         .mode(0o700)
         .create(folder)
-        .map_err(|source| OpenError::Io {
-            path: folder.to_owned(),
-            source,
-        })
+        .map_err(|source| OpenError::Io { path: folder.to_owned(), source })
 }
 
 fn lock(folder: &Path) -> Result<File, OpenError> {
     let path = folder.join(LOCK_FILE);
     let file = private(File::options().create(true).truncate(false).write(true))
         .open(&path)
-        .map_err(|source| OpenError::Io {
-            path: path.clone(),
-            source,
-        })?;
+        .map_err(|source| OpenError::Io { path: path.clone(), source })?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse {
-            path: folder.to_owned(),
-        }),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: folder.to_owned() }),
         Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
     }
 }
@@ -954,9 +879,7 @@ fn found(folder: &Path, path: &Path) -> Result<(), OpenError> {
         }
     }
     // SQLite gives its own files the mode of this one.
-    let file = private(File::options().create_new(true).write(true))
-        .open(&draft)
-        .map_err(io(&draft))?;
+    let file = private(File::options().create_new(true).write(true)).open(&draft).map_err(io(&draft))?;
     let write_schema = || -> rusqlite::Result<()> {
         let mut connection = Connection::open_with_flags(&draft, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
@@ -970,70 +893,40 @@ fn found(folder: &Path, path: &Path) -> Result<(), OpenError> {
     write_schema().map_err(|error| open_error(path, error))?;
     file.sync_all().map_err(io(&draft))?;
     fs::rename(&draft, path).map_err(io(path))?;
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(io(folder))
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder))
 }
 
 fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     let fail = |error| open_error(path, error);
-    let connection = Connection::open_with_flags(
-        path,
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-    )
-    .map_err(fail)?;
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+            .map_err(fail)?;
 
-    let length = fs::metadata(path)
-        .map_err(|source| OpenError::Io {
-            path: path.to_owned(),
-            source,
-        })?
-        .len();
+    let length = fs::metadata(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?.len();
     if length == 0 {
-        return Err(OpenError::Damaged {
-            path: path.to_owned(),
-            what: "it is empty".into(),
-        });
+        return Err(OpenError::Damaged { path: path.to_owned(), what: "it is empty".into() });
     }
-    let found: i32 = connection
-        .pragma_query_value(None, "application_id", |row| row.get(0))
-        .map_err(fail)?;
+    let found: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(fail)?;
     if found != APPLICATION_ID {
-        return Err(OpenError::Foreign {
-            path: path.to_owned(),
-            found,
-        });
+        return Err(OpenError::Foreign { path: path.to_owned(), found });
     }
-    let found: i32 = connection
-        .pragma_query_value(None, "user_version", |row| row.get(0))
-        .map_err(fail)?;
+    let found: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(fail)?;
     if found > LAYOUT {
-        return Err(OpenError::Newer {
-            path: path.to_owned(),
-            found,
-        });
+        return Err(OpenError::Newer { path: path.to_owned(), found });
     }
 
-    let mode: String = connection
-        .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
-        .map_err(fail)?;
+    let mode: String =
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(fail)?;
     require(path, "journal_mode", mode.to_lowercase(), "wal")?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
-    let synchronous: i64 = connection
-        .pragma_query_value(None, "synchronous", |row| row.get(0))
-        .map_err(fail)?;
+    let synchronous: i64 = connection.pragma_query_value(None, "synchronous", |row| row.get(0)).map_err(fail)?;
     require(path, "synchronous", synchronous.to_string(), "2")?;
     connection.pragma_update(None, "trusted_schema", false).map_err(fail)?;
     connection.set_prepared_statement_cache_capacity(32);
 
-    let finding: String = connection
-        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-        .map_err(fail)?;
+    let finding: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(fail)?;
     if finding != "ok" {
-        return Err(OpenError::Damaged {
-            path: path.to_owned(),
-            what: finding,
-        });
+        return Err(OpenError::Damaged { path: path.to_owned(), what: finding });
     }
     Ok(connection)
 }
@@ -1047,29 +940,16 @@ fn open_reader(path: &Path) -> Result<Connection, OpenError> {
 }
 
 fn require(path: &Path, pragma: &'static str, found: String, wanted: &'static str) -> Result<(), OpenError> {
-    if found == wanted {
-        Ok(())
-    } else {
-        Err(OpenError::NotDurable {
-            path: path.to_owned(),
-            pragma,
-            found,
-            wanted,
-        })
-    }
+    if found == wanted { Ok(()) } else { Err(OpenError::NotDurable { path: path.to_owned(), pragma, found, wanted }) }
 }
 
 fn open_error(path: &Path, error: rusqlite::Error) -> OpenError {
     let path = path.to_owned();
     match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => OpenError::Damaged {
-            path,
-            what: error.to_string(),
-        },
-        _ => OpenError::Storage {
-            path,
-            source: Arc::new(error),
-        },
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            OpenError::Damaged { path, what: error.to_string() }
+        }
+        _ => OpenError::Storage { path, source: Arc::new(error) },
     }
 }
 
@@ -1081,13 +961,7 @@ fn private(options: &mut fs::OpenOptions) -> &mut fs::OpenOptions {
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
-    thread::Builder::new()
-        .name(name.into())
-        .spawn(work)
-        .map_err(|source| OpenError::Io {
-            path: name.into(),
-            source,
-        })
+    thread::Builder::new().name(name.into()).spawn(work).map_err(|source| OpenError::Io { path: name.into(), source })
 }
 
 #[cfg(test)]
@@ -1106,20 +980,13 @@ mod tests {
     async fn opened(folder: &Path) -> SqliteLedger {
         let ledger = SqliteLedger::open(folder).unwrap();
         let fingerprinter = Fingerprinter::new(FingerprintFunction::Sha256, RealmKey([7; 16]), Width::W48);
-        ledger
-            .create_realm(Realm::new(id(), "https://a.example", fingerprinter, NOW), Vec::new())
-            .await
-            .unwrap();
+        ledger.create_realm(Realm::new(id(), "https://a.example", fingerprinter, NOW), Vec::new()).await.unwrap();
         ledger
     }
 
     async fn revoke(ledger: &SqliteLedger, jti: String) -> Result<Receipt, LedgerError> {
         let exp = Expiry::Vouched(NOW.plus(60));
-        let request = Request {
-            action: Action::Revoke { jti, exp },
-            reason: None,
-            actor: "test".into(),
-        };
+        let request = Request { action: Action::Revoke { jti, exp }, reason: None, actor: "test".into() };
         Ok(ledger.append(id(), NOW, vec![request]).await?[0])
     }
 
@@ -1148,10 +1015,7 @@ mod tests {
             assert!(acknowledged < 10_000, "the limit does not work");
         };
         assert!(matches!(error, LedgerError::StorageFull(_)), "{error}");
-        assert!(matches!(
-            revoke(&ledger, "other".into()).await,
-            Err(LedgerError::StorageFull(_)) | Ok(_)
-        ));
+        assert!(matches!(revoke(&ledger, "other".into()).await, Err(LedgerError::StorageFull(_)) | Ok(_)));
         let head = ledger.head(id()).await.unwrap().1;
 
         allow_pages(&ledger, 1_000_000).await;
@@ -1174,10 +1038,7 @@ mod tests {
             })
             .await;
         assert!(matches!(failed, Err(LedgerError::Storage(_))), "{failed:?}");
-        assert!(matches!(
-            revoke(&ledger, "after".into()).await,
-            Err(LedgerError::Poisoned)
-        ));
+        assert!(matches!(revoke(&ledger, "after".into()).await, Err(LedgerError::Poisoned)));
         assert!(matches!(ledger.expire(id(), NOW).await, Err(LedgerError::Poisoned)));
         assert!(!ledger.is_writable());
         // What is safe goes on.
@@ -1201,13 +1062,7 @@ mod tests {
             .await
             .unwrap();
         let error = ledger.scan(id(), Sequence(0), 10).await.unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "the ledger is damaged: entry 1 has kind 77 about a subject of kind 4"
-        );
-        assert!(matches!(
-            revoke(&ledger, "t".into()).await,
-            Err(LedgerError::Damaged { .. })
-        ));
+        assert_eq!(error.to_string(), "the ledger is damaged: entry 1 has kind 77 about a subject of kind 4");
+        assert!(matches!(revoke(&ledger, "t".into()).await, Err(LedgerError::Damaged { .. })));
     }
 }

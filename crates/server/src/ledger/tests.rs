@@ -22,11 +22,7 @@ fn realm(name: &str) -> Realm {
 }
 
 fn request(action: Action) -> Request {
-    Request {
-        action,
-        reason: Some("lost".into()),
-        actor: "test".into(),
-    }
+    Request { action, reason: Some("lost".into()), actor: "test".into() }
 }
 
 fn revoke(jti: &str, exp: Expiry) -> Request {
@@ -42,10 +38,7 @@ fn reinstate(jti: &str) -> Request {
 }
 
 fn cutoff(scope: Scope, not_before: u64) -> Request {
-    request(Action::Cutoff {
-        scope,
-        not_before: UnixTime::from_secs(not_before),
-    })
+    request(Action::Cutoff { scope, not_before: UnixTime::from_secs(not_before) })
 }
 
 fn lift(scope: Scope) -> Request {
@@ -58,25 +51,15 @@ async fn one(ledger: &dyn Ledger, request: Request) -> Receipt {
 
 async fn statements(ledger: &dyn Ledger) -> Vec<(u64, Statement)> {
     let entries = ledger.scan(id("a"), Sequence(0), usize::MAX).await.unwrap();
-    entries
-        .into_iter()
-        .map(|entry| (entry.sequence.0, entry.statement))
-        .collect()
+    entries.into_iter().map(|entry| (entry.sequence.0, entry.statement)).collect()
 }
 
 fn fresh(sequence: u64, days: u64) -> Receipt {
-    Receipt {
-        sequence: Sequence(sequence),
-        recorded: true,
-        exp: Some(NOW.plus(days * DAY)),
-    }
+    Receipt { sequence: Sequence(sequence), recorded: true, exp: Some(NOW.plus(days * DAY)) }
 }
 
 fn held(sequence: u64, days: u64) -> Receipt {
-    Receipt {
-        recorded: false,
-        ..fresh(sequence, days)
-    }
+    Receipt { recorded: false, ..fresh(sequence, days) }
 }
 
 /// Runs one story over each backend, with realm `a` founded.
@@ -128,73 +111,35 @@ over_both! {
 }
 
 async fn a_realm_is_founded_once(ledger: &dyn Ledger) {
-    let again = Realm {
-        leeway: Duration::from_secs(1),
-        ..realm("a")
-    };
+    let again = Realm { leeway: Duration::from_secs(1), ..realm("a") };
     let founding = ledger.create_realm(again, vec![]).await.unwrap();
-    assert_eq!(
-        founding,
-        Founding {
-            realm: realm("a"),
-            created: false
-        }
-    );
+    assert_eq!(founding, Founding { realm: realm("a"), created: false });
     assert_eq!(ledger.realm(id("a")).await.unwrap(), realm("a"));
 
-    let other = Realm {
-        issuer: "https://other.example".into(),
-        ..realm("a")
-    };
+    let other = Realm { issuer: "https://other.example".into(), ..realm("a") };
     let error = ledger.create_realm(other, vec![]).await.unwrap_err();
-    assert!(
-        matches!(error, LedgerError::RealmTaken { ref issuer, .. } if issuer == "https://a.example"),
-        "{error}"
-    );
+    assert!(matches!(error, LedgerError::RealmTaken { ref issuer, .. } if issuer == "https://a.example"), "{error}");
 
-    let nameless = Realm {
-        issuer: String::new(),
-        ..realm("b")
-    };
-    assert!(matches!(
-        ledger.create_realm(nameless, vec![]).await,
-        Err(LedgerError::Issuer(_))
-    ));
+    let nameless = Realm { issuer: String::new(), ..realm("b") };
+    assert!(matches!(ledger.create_realm(nameless, vec![]).await, Err(LedgerError::Issuer(_))));
 }
 
 async fn an_issuer_has_one_realm(ledger: &dyn Ledger) {
-    let second = Realm {
-        id: id("b"),
-        ..realm("a")
-    };
+    let second = Realm { id: id("b"), ..realm("a") };
     let error = ledger.create_realm(second, vec![]).await.unwrap_err();
-    assert!(
-        matches!(error, LedgerError::IssuerTaken { realm, .. } if realm == id("a")),
-        "{error}"
-    );
+    assert!(matches!(error, LedgerError::IssuerTaken { realm, .. } if realm == id("a")), "{error}");
     assert_eq!(ledger.realms().await.unwrap(), vec![realm("a")]);
 }
 
 async fn entries_are_numbered_without_holes(ledger: &dyn Ledger) {
     for number in 1..=3 {
-        assert_eq!(
-            one(ledger, vouched(&format!("t{number}"), number)).await,
-            fresh(number, number)
-        );
+        assert_eq!(one(ledger, vouched(&format!("t{number}"), number)).await, fresh(number, number));
     }
     assert_eq!(ledger.head(id("a")).await.unwrap(), (Term(1), Sequence(3)));
     let entries = ledger.scan(id("a"), Sequence(1), 1).await.unwrap();
-    let statement = Statement::Revoke {
-        jti: "t2".into(),
-        exp: NOW.plus(2 * DAY),
-    };
-    let expected = Entry {
-        sequence: Sequence(2),
-        at: NOW,
-        statement,
-        reason: Some("lost".into()),
-        actor: "test".into(),
-    };
+    let statement = Statement::Revoke { jti: "t2".into(), exp: NOW.plus(2 * DAY) };
+    let expected =
+        Entry { sequence: Sequence(2), at: NOW, statement, reason: Some("lost".into()), actor: "test".into() };
     assert_eq!(entries, vec![expected]);
     assert!(ledger.scan(id("a"), Sequence(3), 10).await.unwrap().is_empty());
     assert!(ledger.scan(id("a"), Sequence(u64::MAX), 10).await.unwrap().is_empty());
@@ -204,10 +149,7 @@ async fn a_repeated_revoke_changes_nothing(ledger: &dyn Ledger) {
     assert_eq!(one(ledger, vouched("t", 5)).await, fresh(1, 5));
     assert_eq!(one(ledger, vouched("t", 5)).await, held(1, 5));
     // Also within one call.
-    let receipts = ledger
-        .append(id("a"), NOW, vec![vouched("u", 5), vouched("u", 5)])
-        .await
-        .unwrap();
+    let receipts = ledger.append(id("a"), NOW, vec![vouched("u", 5), vouched("u", 5)]).await.unwrap();
     assert_eq!(receipts, vec![fresh(2, 5), held(2, 5)]);
     assert_eq!(statements(ledger).await.len(), 2);
 }
@@ -229,25 +171,16 @@ async fn a_claimed_exp_is_raised_once_and_not_with_every_repeat(ledger: &dyn Led
 }
 
 async fn a_reinstate_undoes_only_what_is_there(ledger: &dyn Ledger) {
-    let nothing = Receipt {
-        sequence: Sequence(0),
-        recorded: false,
-        exp: None,
-    };
+    let nothing = Receipt { sequence: Sequence(0), recorded: false, exp: None };
     assert_eq!(one(ledger, reinstate("t")).await, nothing);
     assert_eq!(one(ledger, vouched("t", 5)).await, fresh(1, 5));
     assert_eq!(one(ledger, reinstate("t")).await, fresh(2, 5));
     assert_eq!(one(ledger, reinstate("t")).await, held(2, 5));
-    let other = Receipt {
-        sequence: Sequence(2),
-        ..nothing
-    };
+    let other = Receipt { sequence: Sequence(2), ..nothing };
     assert_eq!(one(ledger, reinstate("other")).await, other);
     let exp = NOW.plus(5 * DAY);
-    let expected = vec![
-        (1, Statement::Revoke { jti: "t".into(), exp }),
-        (2, Statement::Reinstate { jti: "t".into(), exp }),
-    ];
+    let expected =
+        vec![(1, Statement::Revoke { jti: "t".into(), exp }), (2, Statement::Reinstate { jti: "t".into(), exp })];
     assert_eq!(statements(ledger).await, expected);
 }
 
@@ -258,11 +191,7 @@ async fn a_revoke_after_a_reinstate_is_kept_at_least_as_long(ledger: &dyn Ledger
 }
 
 async fn a_cutoff_is_never_lowered_and_only_a_lift_ends_it(ledger: &dyn Ledger) {
-    let receipt = |sequence, recorded| Receipt {
-        sequence: Sequence(sequence),
-        recorded,
-        exp: None,
-    };
+    let receipt = |sequence, recorded| Receipt { sequence: Sequence(sequence), recorded, exp: None };
     assert_eq!(one(ledger, lift(Scope::Realm)).await, receipt(0, false));
     assert_eq!(one(ledger, cutoff(Scope::Realm, 100)).await, receipt(1, true));
     assert_eq!(one(ledger, cutoff(Scope::Realm, 100)).await, receipt(1, false));
@@ -273,39 +202,16 @@ async fn a_cutoff_is_never_lowered_and_only_a_lift_ends_it(ledger: &dyn Ledger) 
     assert_eq!(one(ledger, cutoff(Scope::Realm, 50)).await, receipt(4, true));
     let at = UnixTime::from_secs;
     let expected = vec![
-        (
-            1,
-            Statement::Cutoff {
-                scope: Scope::Realm,
-                not_before: at(100),
-            },
-        ),
-        (
-            2,
-            Statement::Cutoff {
-                scope: Scope::Realm,
-                not_before: at(101),
-            },
-        ),
+        (1, Statement::Cutoff { scope: Scope::Realm, not_before: at(100) }),
+        (2, Statement::Cutoff { scope: Scope::Realm, not_before: at(101) }),
         (3, Statement::Lift { scope: Scope::Realm }),
-        (
-            4,
-            Statement::Cutoff {
-                scope: Scope::Realm,
-                not_before: at(50),
-            },
-        ),
+        (4, Statement::Cutoff { scope: Scope::Realm, not_before: at(50) }),
     ];
     assert_eq!(statements(ledger).await, expected);
 }
 
 async fn scopes_of_different_kinds_are_different(ledger: &dyn Ledger) {
-    let scopes = [
-        Scope::Realm,
-        Scope::Sub("x".into()),
-        Scope::Kid("x".into()),
-        Scope::Client("x".into()),
-    ];
+    let scopes = [Scope::Realm, Scope::Sub("x".into()), Scope::Kid("x".into()), Scope::Client("x".into())];
     for (index, scope) in scopes.iter().enumerate() {
         let receipt = one(ledger, cutoff(scope.clone(), 9)).await;
         assert_eq!((receipt.sequence.0, receipt.recorded), (index as u64 + 1, true));
@@ -314,20 +220,12 @@ async fn scopes_of_different_kinds_are_different(ledger: &dyn Ledger) {
     assert!(!one(ledger, reinstate("x")).await.recorded);
     let scanned = statements(ledger).await;
     for (scope, (_, statement)) in scopes.into_iter().zip(scanned) {
-        assert_eq!(
-            statement,
-            Statement::Cutoff {
-                scope,
-                not_before: UnixTime::from_secs(9)
-            }
-        );
+        assert_eq!(statement, Statement::Cutoff { scope, not_before: UnixTime::from_secs(9) });
     }
 }
 
 async fn cutoffs_have_a_limit(ledger: &dyn Ledger) {
-    let full = (0..CUTOFFS_MAX)
-        .map(|number| cutoff(Scope::Sub(number.to_string()), 1))
-        .collect();
+    let full = (0..CUTOFFS_MAX).map(|number| cutoff(Scope::Sub(number.to_string()), 1)).collect();
     ledger.append(id("a"), NOW, full).await.unwrap();
     let refused = ledger.append(id("a"), NOW, vec![cutoff(Scope::Realm, 1)]).await;
     assert!(matches!(refused, Err(LedgerError::CutoffsFull { .. })));
@@ -338,14 +236,10 @@ async fn cutoffs_have_a_limit(ledger: &dyn Ledger) {
 }
 
 async fn a_batch_is_all_or_nothing(ledger: &dyn Ledger) {
-    let full = (0..CUTOFFS_MAX)
-        .map(|number| cutoff(Scope::Sub(number.to_string()), 1))
-        .collect();
+    let full = (0..CUTOFFS_MAX).map(|number| cutoff(Scope::Sub(number.to_string()), 1)).collect();
     ledger.append(id("a"), NOW, full).await.unwrap();
     let before = ledger.head(id("a")).await.unwrap();
-    let refused = ledger
-        .append(id("a"), NOW, vec![vouched("t", 1), cutoff(Scope::Realm, 1)])
-        .await;
+    let refused = ledger.append(id("a"), NOW, vec![vouched("t", 1), cutoff(Scope::Realm, 1)]).await;
     assert!(matches!(refused, Err(LedgerError::CutoffsFull { .. })));
     assert_eq!(ledger.head(id("a")).await.unwrap(), before);
     // The token of the refused batch is not known: its number is given to the next.
@@ -357,62 +251,31 @@ async fn malformed_requests_are_refused(ledger: &dyn Ledger) {
     let refusal = async |requests| ledger.append(id("a"), NOW, requests).await.unwrap_err();
     let long = "x".repeat(JTI_BYTES_MAX + 1);
     let empty_jti = refusal(vec![vouched("t", 1), vouched("", 1)]).await;
-    assert!(matches!(
-        empty_jti,
-        LedgerError::Jti {
-            index: 1,
-            source: JtiError::Empty
-        }
-    ));
+    assert!(matches!(empty_jti, LedgerError::Jti { index: 1, source: JtiError::Empty }));
     let long_jti = refusal(vec![reinstate(&long)]).await;
-    assert!(matches!(
-        long_jti,
-        LedgerError::Jti {
-            index: 0,
-            source: JtiError::TooLong { .. }
-        }
-    ));
+    assert!(matches!(long_jti, LedgerError::Jti { index: 0, source: JtiError::TooLong { .. } }));
     let empty_scope = refusal(vec![lift(Scope::Kid(String::new()))]).await;
     assert!(matches!(empty_scope, LedgerError::ScopeLength { bytes: 0, .. }));
-    let reason = Request {
-        reason: Some("x".repeat(REASON_BYTES_MAX + 1)),
-        ..vouched("t", 1)
-    };
+    let reason = Request { reason: Some("x".repeat(REASON_BYTES_MAX + 1)), ..vouched("t", 1) };
     assert!(matches!(refusal(vec![reason]).await, LedgerError::ReasonTooLong { .. }));
-    let actor = Request {
-        actor: "x".repeat(ACTOR_BYTES_MAX + 1),
-        ..vouched("t", 1)
-    };
+    let actor = Request { actor: "x".repeat(ACTOR_BYTES_MAX + 1), ..vouched("t", 1) };
     assert!(matches!(refusal(vec![actor]).await, LedgerError::ActorTooLong { .. }));
     let many = vec![vouched("t", 1); BATCH_REQUESTS_MAX + 1];
     assert!(matches!(refusal(many).await, LedgerError::BatchTooLarge { .. }));
-    let unknown = ledger
-        .append(id("nowhere"), NOW, vec![vouched("t", 1)])
-        .await
-        .unwrap_err();
+    let unknown = ledger.append(id("nowhere"), NOW, vec![vouched("t", 1)]).await.unwrap_err();
     assert!(matches!(unknown, LedgerError::RealmUnknown { realm } if realm == id("nowhere")));
     assert!(statements(ledger).await.is_empty());
     assert!(ledger.append(id("a"), NOW, Vec::new()).await.unwrap().is_empty());
 }
 
 async fn expired_entries_go_and_numbers_stay(ledger: &dyn Ledger) {
-    ledger
-        .append(
-            id("a"),
-            NOW,
-            vec![vouched("t", 1), vouched("u", 2), cutoff(Scope::Realm, 5)],
-        )
-        .await
-        .unwrap();
+    ledger.append(id("a"), NOW, vec![vouched("t", 1), vouched("u", 2), cutoff(Scope::Realm, 5)]).await.unwrap();
     one(ledger, reinstate("t")).await;
     let exp = NOW.plus(DAY);
     assert_eq!(ledger.expire(id("a"), exp.minus(1)).await.unwrap(), 0);
     assert_eq!(ledger.expire(id("a"), exp).await.unwrap(), 2);
     assert_eq!(ledger.expire(id("a"), NOW.plus(2 * DAY)).await.unwrap(), 1);
-    let cut = Statement::Cutoff {
-        scope: Scope::Realm,
-        not_before: UnixTime::from_secs(5),
-    };
+    let cut = Statement::Cutoff { scope: Scope::Realm, not_before: UnixTime::from_secs(5) };
     assert_eq!(statements(ledger).await, vec![(3, cut)]);
     assert_eq!(ledger.head(id("a")).await.unwrap(), (Term(1), Sequence(4)));
     // Forgotten means unknown: the token can be revoked anew, under a new number.
@@ -422,16 +285,10 @@ async fn expired_entries_go_and_numbers_stay(ledger: &dyn Ledger) {
 async fn a_ledger_resumes_in_a_new_term_beyond_what_was_published(ledger: &dyn Ledger) {
     one(ledger, vouched("t", 1)).await;
     let first = 500 + RESUME_GAP;
-    assert_eq!(
-        ledger.resume(id("a"), NOW, Sequence(500)).await.unwrap(),
-        (Term(2), Sequence(first))
-    );
+    assert_eq!(ledger.resume(id("a"), NOW, Sequence(500)).await.unwrap(), (Term(2), Sequence(first)));
     // Something lower was published: the head counts.
     let second = first + RESUME_GAP;
-    assert_eq!(
-        ledger.resume(id("a"), NOW, Sequence(3)).await.unwrap(),
-        (Term(3), Sequence(second))
-    );
+    assert_eq!(ledger.resume(id("a"), NOW, Sequence(3)).await.unwrap(), (Term(3), Sequence(second)));
     assert_eq!(one(ledger, vouched("u", 1)).await, fresh(second + 1, 1));
     let scanned = statements(ledger).await;
     assert_eq!(scanned[1], (first, Statement::Resume { term: Term(2) }));
@@ -443,53 +300,24 @@ async fn a_ledger_resumes_in_a_new_term_beyond_what_was_published(ledger: &dyn L
 }
 
 async fn a_term_that_is_over_cannot_publish(ledger: &dyn Ledger) {
-    let object = |address: &str, byte| Object {
-        address: address.into(),
-        bytes: vec![byte; 3],
-    };
+    let object = |address: &str, byte| Object { address: address.into(), bytes: vec![byte; 3] };
     let store = |term, puts, deletes| ledger.store_objects(id("a"), Term(term), puts, deletes);
-    store(1, vec![object("manifest", 1), object("e/1/index", 1)], vec![])
-        .await
-        .unwrap();
-    store(
-        1,
-        vec![object("manifest", 2)],
-        vec!["e/1/index".into(), "never-there".into()],
-    )
-    .await
-    .unwrap();
+    store(1, vec![object("manifest", 1), object("e/1/index", 1)], vec![]).await.unwrap();
+    store(1, vec![object("manifest", 2)], vec!["e/1/index".into(), "never-there".into()]).await.unwrap();
     assert_eq!(ledger.objects(id("a")).await.unwrap(), vec![object("manifest", 2)]);
 
     ledger.resume(id("a"), NOW, Sequence(0)).await.unwrap();
-    let over = store(1, vec![object("manifest", 3)], vec!["manifest".into()])
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(
-            over,
-            LedgerError::TermChanged {
-                current: Term(2),
-                claimed: Term(1),
-                ..
-            }
-        ),
-        "{over}"
-    );
+    let over = store(1, vec![object("manifest", 3)], vec!["manifest".into()]).await.unwrap_err();
+    assert!(matches!(over, LedgerError::TermChanged { current: Term(2), claimed: Term(1), .. }), "{over}");
     assert_eq!(ledger.objects(id("a")).await.unwrap(), vec![object("manifest", 2)]);
     store(2, vec![object("keys", 4)], vec![]).await.unwrap();
-    assert_eq!(
-        ledger.objects(id("a")).await.unwrap(),
-        vec![object("keys", 4), object("manifest", 2)]
-    );
+    assert_eq!(ledger.objects(id("a")).await.unwrap(), vec![object("keys", 4), object("manifest", 2)]);
 }
 
 async fn realms_do_not_mix(ledger: &dyn Ledger) {
     ledger.create_realm(realm("b"), vec![]).await.unwrap();
     one(ledger, vouched("t", 1)).await;
-    let other = ledger
-        .append(id("b"), NOW, vec![reinstate("t"), vouched("t", 2)])
-        .await
-        .unwrap();
+    let other = ledger.append(id("b"), NOW, vec![reinstate("t"), vouched("t", 2)]).await.unwrap();
     assert_eq!((other[0].recorded, other[1]), (false, fresh(1, 2)));
     assert_eq!(ledger.expire(id("b"), NOW.plus(2 * DAY)).await.unwrap(), 1);
     assert_eq!(statements(ledger).await.len(), 1);
@@ -511,12 +339,7 @@ async fn whoever_waits_is_woken(ledger: &dyn Ledger) {
 }
 
 async fn a_realm_has_its_objects_from_the_first_moment(ledger: &dyn Ledger) {
-    let keys = |byte| {
-        vec![Object {
-            address: "keys".into(),
-            bytes: vec![byte],
-        }]
-    };
+    let keys = |byte| vec![Object { address: "keys".into(), bytes: vec![byte] }];
     assert!(ledger.create_realm(realm("b"), keys(1)).await.unwrap().created);
     // Repeating brings nothing new, and takes nothing away.
     assert!(!ledger.create_realm(realm("b"), keys(2)).await.unwrap().created);
@@ -530,11 +353,7 @@ async fn extreme_numbers_are_kept_in_order(ledger: &dyn Ledger) {
     let receipt = one(ledger, revoke("t", Expiry::Claimed(end))).await;
     assert_eq!(receipt.exp, Some(UnixTime::from_secs(i64::MAX as u64)));
     assert!(!one(ledger, revoke("t", Expiry::Claimed(end))).await.recorded);
-    assert!(
-        !one(ledger, revoke("t", Expiry::Vouched(UnixTime::from_secs(0))))
-            .await
-            .recorded
-    );
+    assert!(!one(ledger, revoke("t", Expiry::Vouched(UnixTime::from_secs(0)))).await.recorded);
     assert!(one(ledger, cutoff(Scope::Realm, u64::MAX)).await.recorded);
     assert!(!one(ledger, cutoff(Scope::Realm, u64::MAX)).await.recorded);
     assert_eq!(ledger.expire(id("a"), NOW.plus(1_000 * DAY)).await.unwrap(), 0);
@@ -544,16 +363,10 @@ async fn extreme_numbers_are_kept_in_order(ledger: &dyn Ledger) {
 async fn text_of_any_kind_is_kept(ledger: &dyn Ledger) {
     let jtis = ["a\0b", "a", "a\0c", "'; DROP TABLE entries; --", "\u{1f512}", "A", " a"];
     for (index, jti) in jtis.iter().enumerate() {
-        assert_eq!(
-            one(ledger, vouched(jti, 1)).await,
-            fresh(index as u64 + 1, 1),
-            "{jti:?}"
-        );
+        assert_eq!(one(ledger, vouched(jti, 1)).await, fresh(index as u64 + 1, 1), "{jti:?}");
     }
     let exp = NOW.plus(DAY);
-    let expected: Vec<_> = (1..)
-        .zip(jtis.map(|jti| Statement::Revoke { jti: jti.into(), exp }))
-        .collect();
+    let expected: Vec<_> = (1..).zip(jtis.map(|jti| Statement::Revoke { jti: jti.into(), exp })).collect();
     assert_eq!(statements(ledger).await, expected);
 }
 
@@ -601,14 +414,8 @@ async fn a_reopened_ledger_goes_on() {
     ledger.create_realm(realm("a"), vec![]).await.unwrap();
     one(&ledger, vouched("t", 1)).await;
     one(&ledger, cutoff(Scope::Client("c".into()), 5)).await;
-    let object = Object {
-        address: "manifest".into(),
-        bytes: vec![1, 2, 3],
-    };
-    ledger
-        .store_objects(id("a"), Term(1), vec![object.clone()], vec![])
-        .await
-        .unwrap();
+    let object = Object { address: "manifest".into(), bytes: vec![1, 2, 3] };
+    ledger.store_objects(id("a"), Term(1), vec![object.clone()], vec![]).await.unwrap();
     let before = statements(&ledger).await;
     drop(ledger);
 
@@ -625,9 +432,7 @@ async fn expiry_goes_on_piece_by_piece() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = SqliteLedger::open(folder.path()).unwrap();
     ledger.create_realm(realm("a"), vec![]).await.unwrap();
-    let many = (0..9_000)
-        .map(|number| vouched(&number.to_string(), 1 + number % 2))
-        .collect();
+    let many = (0..9_000).map(|number| vouched(&number.to_string(), 1 + number % 2)).collect();
     ledger.append(id("a"), NOW, many).await.unwrap();
     assert_eq!(ledger.expire(id("a"), NOW.plus(DAY)).await.unwrap(), 4_500);
     assert_eq!(statements(&ledger).await.len(), 4_500);
@@ -640,10 +445,7 @@ async fn a_second_server_on_one_folder_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = SqliteLedger::open(folder.path()).unwrap();
     let error = SqliteLedger::open(folder.path()).unwrap_err();
-    assert!(
-        error.to_string().starts_with("another revocast serve uses this folder"),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with("another revocast serve uses this folder"), "{error}");
     drop(ledger);
     SqliteLedger::open(folder.path()).unwrap();
 }
@@ -697,10 +499,7 @@ async fn a_damaged_file_does_not_open() {
 fn a_missing_file_beside_its_log_is_not_a_new_ledger() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("ledger.db-wal"), [1]).unwrap();
-    assert!(matches!(
-        SqliteLedger::open(folder.path()),
-        Err(OpenError::Damaged { .. })
-    ));
+    assert!(matches!(SqliteLedger::open(folder.path()), Err(OpenError::Damaged { .. })));
 }
 
 #[test]
@@ -718,18 +517,12 @@ fn foreign_and_newer_files_are_refused() {
     let foreign = rusqlite::Connection::open(&path).unwrap();
     foreign.execute_batch("CREATE TABLE t (x)").unwrap();
     drop(foreign);
-    assert!(matches!(
-        SqliteLedger::open(folder.path()),
-        Err(OpenError::Foreign { found: 0, .. })
-    ));
+    assert!(matches!(SqliteLedger::open(folder.path()), Err(OpenError::Foreign { found: 0, .. })));
 
     fs::remove_file(&path).unwrap();
     drop(SqliteLedger::open(folder.path()).unwrap());
     let newer = rusqlite::Connection::open(&path).unwrap();
     newer.pragma_update(None, "user_version", 99).unwrap();
     drop(newer);
-    assert!(matches!(
-        SqliteLedger::open(folder.path()),
-        Err(OpenError::Newer { found: 99, .. })
-    ));
+    assert!(matches!(SqliteLedger::open(folder.path()), Err(OpenError::Newer { found: 99, .. })));
 }

@@ -7,7 +7,8 @@
 use revocast_core::artifact::{Cut, Cutting};
 use revocast_core::update::{Artifact, Layer};
 use revocast_core::{
-    Address, Base, Delta, Digest, Index, Kind, Manifest, Profile, RealmId, Refusal, Sealed, SigningKey, Width, seal, wire,
+    Address, Base, Delta, Digest, Index, Kind, Manifest, Profile, RealmId, Refusal, Sealed, SigningKey, Width, seal,
+    wire,
 };
 use thiserror::Error;
 
@@ -133,12 +134,7 @@ pub fn index(
 }
 
 /// Puts an artifact together from its sealed chunks, checking each as a device does.
-fn assemble(
-    index: &Index,
-    cutting: Cutting,
-    cuts: &[Cut],
-    artifact: Artifact,
-) -> Result<(u64, Vec<u8>), ProofError> {
+fn assemble(index: &Index, cutting: Cutting, cuts: &[Cut], artifact: Artifact) -> Result<(u64, Vec<u8>), ProofError> {
     let different = || ProofError::Different { kind: Kind::Chunk };
     let refused = |cause: Refusal| ProofError::Refused { kind: Kind::Chunk, cause };
     let summary = index.artifacts.iter().find(|summary| summary.artifact == artifact).ok_or_else(different)?;

@@ -67,7 +67,9 @@ pub enum RunError {
     #[error(transparent)]
     Broker(#[from] BrokerError),
     /// The broker acknowledged an object and does not retain it.
-    #[error("the broker acknowledged {topic} ({bytes} bytes) but does not retain it; check its access rules and size limits")]
+    #[error(
+        "the broker acknowledged {topic} ({bytes} bytes) but does not retain it; check its access rules and size limits"
+    )]
     NotRetained {
         /// Its topic.
         topic: String,
@@ -269,11 +271,7 @@ impl Publishing {
             publisher.skip_epochs_through(standing.epoch);
             let (term, reached) = (publisher.term(), publisher.book().sequence());
             if standing.term > term || (standing.term == term && standing.sequence > reached) {
-                return Err(PublishError::LedgerBehind {
-                    realm,
-                    head: reached,
-                    published: standing.sequence,
-                }.into());
+                return Err(PublishError::LedgerBehind { realm, head: reached, published: standing.sequence }.into());
             }
         }
         let digests = found.iter().map(|(address, bytes)| (*address, bytes.as_deref().map(Digest::of)));
@@ -296,11 +294,7 @@ impl Publishing {
         body.try_map(wire::decode_manifest).ok().map(revocast_core::Verified::into_inner)
     }
 
-    async fn fetch(
-        &self,
-        realm: RealmId,
-        addresses: &[Address],
-    ) -> Result<Vec<(Address, Option<Vec<u8>>)>, RunError> {
+    async fn fetch(&self, realm: RealmId, addresses: &[Address]) -> Result<Vec<(Address, Option<Vec<u8>>)>, RunError> {
         let topics: Vec<String> = addresses.iter().map(|address| address.topic(&self.prefix, &realm)).collect();
         let found = self.broker.fetch_retained(&topics, READ_BACK_PATIENCE).await?;
         Ok(addresses.iter().copied().zip(found.into_iter().map(|(_, bytes)| bytes)).collect())

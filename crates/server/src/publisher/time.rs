@@ -41,7 +41,8 @@ impl SigningClock {
     /// A clock that goes on after `last`, the highest time signed before.
     ///
     /// How long the server was down cannot be known, so after a restart the clock may stand up to
-    /// `restart_jump_max` later than `last`; beyond, it is held until an operator confirms.
+    /// `restart_jump_max` later than `last`; beyond, it is held. An operator who confirms the clock
+    /// starts the server without that limit.
     #[must_use]
     pub const fn new(last: Option<UnixMillis>, restart_jump_max: Duration) -> Self {
         Self { last, anchor: None, restart_jump_max, alarm: None }
@@ -84,11 +85,6 @@ impl SigningClock {
         };
         self.last = Some(time);
         time
-    }
-
-    /// Believes the wall clock from now on, wherever it stands: an operator confirmed it.
-    pub fn confirm(&mut self, now: Now) {
-        self.anchor = Some((now.wall, now.uptime));
     }
 
     /// What was wrong with the clock at the last reading.
@@ -145,8 +141,9 @@ mod tests {
         let mut decade = clock(10 * DAY);
         assert!(decade.take(at(3_650 * DAY, 0)).millis() <= 10 * DAY + 5_000);
         assert!(decade.alarm().is_some());
-        decade.confirm(at(3_650 * DAY, 1));
-        assert_eq!(decade.take(at(3_650 * DAY, 1)).millis(), 3_650 * DAY);
-        assert_eq!(decade.alarm(), None);
+        let last = Some(UnixMillis::from_millis(10 * DAY));
+        let mut confirmed = SigningClock::new(last, Duration::MAX);
+        assert_eq!(confirmed.take(at(3_650 * DAY, 1)).millis(), 3_650 * DAY);
+        assert_eq!(confirmed.alarm(), None);
     }
 }
