@@ -582,7 +582,7 @@ fn sealed_objects_are_read_as_they_say() {
         let need = vector["need"].as_u64().unwrap() as u8;
         match open(&unhex(&vector["bytes"]), &realm, kind, &trusted, need) {
             Ok(meaning) => {
-                assert_eq!((&meaning, &vector["flags"]), (&vector["result"], &json!([])), "{}", vector["id"])
+                assert_eq!((&meaning, &vector["flags"]), (&vector["result"], &json!([])), "{}", vector["id"]);
             }
             Err(refusal) => {
                 assert_eq!(

@@ -288,7 +288,7 @@ async fn log_changes(mut status: watch::Receiver<Status>, checker: Checker) {
                 match (now.connected, &now.last_loss) {
                     (true, _) => tracing::info!("connected to the broker"),
                     (false, Some(cause)) => {
-                        tracing::warn!(%cause, "no connection to the broker; answering from what is held")
+                        tracing::warn!(%cause, "no connection to the broker; answering from what is held");
                     }
                     (false, None) => tracing::info!("connecting to the broker"),
                 }
@@ -303,7 +303,7 @@ async fn log_changes(mut status: watch::Receiver<Status>, checker: Checker) {
                 match now.doubt {
                     None => tracing::info!("answers are current"),
                     Some(doubt) => {
-                        tracing::warn!(doubt = doubt.name(), "answers are \"unknown\" where nothing is revoked")
+                        tracing::warn!(doubt = doubt.name(), "answers are \"unknown\" where nothing is revoked");
                     }
                 }
             }

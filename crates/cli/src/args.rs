@@ -106,7 +106,7 @@ pub struct Serve {
     /// Address of the API [default: 127.0.0.1:8180]; port 0 takes any free one.
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
-    /// Broker to publish to: mqtt://host[:port] or mqtts://host[:port].
+    /// Broker to publish to: mqtt://host:1883 or mqtts://host:8883.
     #[arg(long, value_name = "URL", conflicts_with = "embedded_broker")]
     pub broker: Option<String>,
     /// Certificates that vouch for an mqtts broker, PEM.
@@ -217,7 +217,7 @@ pub struct Revoke {
 /// `agent`
 #[derive(Clone, Debug, Args)]
 pub struct Agent {
-    /// Broker to follow: mqtt://host[:port] or mqtts://host[:port].
+    /// Broker to follow: mqtt://host:1883 or mqtts://host:8883.
     #[arg(long, value_name = "URL")]
     pub broker: String,
     /// Certificates that vouch for an mqtts broker, PEM.

@@ -275,7 +275,7 @@ fn verify(findings: &mut Findings, sealed: &Sealed<'_>, trust: &Trust, keys: Opt
             findings.add("verified", "by the pinned roots");
         }
         (Kind::Chunk | Kind::Report, _) => {
-            findings.add("verified", "no: this kind is unsigned; an index names chunks by digest")
+            findings.add("verified", "no: this kind is unsigned; an index names chunks by digest");
         }
         (Kind::Manifest | Kind::Index | Kind::Delta, Some(keys)) => {
             let publishers: Vec<PublicKey> = keys.publishers.iter().map(|publisher| publisher.key).collect();

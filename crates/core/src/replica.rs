@@ -2,7 +2,7 @@
 //!
 //! `handle(now, event)` takes in, `poll_action()` gives out, `deadline()` says when to wake it; any
 //! order of calls is safe. What is wanted is never stored: it is derived, after every event, from
-//! what is held and what the manifest names ([`Replica::wanted`]), and compared with what has been
+//! what is held and what the manifest names (`wanted`), and compared with what has been
 //! asked for. So a lost answer, a lost connection or a restart needs no case of its own.
 //!
 //! The rules in the comments are those of `docs/architecture.md`, section "Rules".

@@ -782,7 +782,7 @@ impl Publisher {
             let bytes = shelved.bytes.len() as u64;
             match address {
                 Address::Chunk { epoch, artifact: Artifact::Filter, .. } if Some(*epoch) == newest => {
-                    sizes.filter += bytes
+                    sizes.filter += bytes;
                 }
                 Address::Chunk { epoch, .. } | Address::Index { epoch } if Some(*epoch) == newest => {
                     sizes.snapshot += bytes;

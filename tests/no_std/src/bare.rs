@@ -102,10 +102,7 @@ unsafe impl GlobalAlloc for Bump {
         let start = self.block.get().cast::<u8>();
         let mut offset = 0;
         let taken = self.used.try_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            let address = start
-                .addr()
-                .checked_add(used)?
-                .checked_next_multiple_of(layout.align())?;
+            let address = start.addr().checked_add(used)?.checked_next_multiple_of(layout.align())?;
             offset = address - start.addr();
             offset.checked_add(layout.size()).filter(|end| *end <= HEAP_BYTES)
         });
@@ -120,7 +117,4 @@ unsafe impl GlobalAlloc for Bump {
 }
 
 #[global_allocator]
-static HEAP: Bump = Bump {
-    block: UnsafeCell::new([0; HEAP_BYTES]),
-    used: AtomicUsize::new(0),
-};
+static HEAP: Bump = Bump { block: UnsafeCell::new([0; HEAP_BYTES]), used: AtomicUsize::new(0) };

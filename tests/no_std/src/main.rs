@@ -76,11 +76,7 @@ fn steps() -> Result<(), u8> {
         return Err(6);
     }
 
-    let trust = Trust {
-        roots: vec![root.public()],
-        threshold: 1,
-        not_before: TODAY,
-    };
+    let trust = Trust { roots: vec![root.public()], threshold: 1, not_before: TODAY };
     let mut replica = Replica::new(Config::exact(black_box(4)), realm, trust);
     let now = |seconds| {
         let uptime = Duration::from_secs(seconds);
