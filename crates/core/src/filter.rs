@@ -764,7 +764,6 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "asks 160 million questions; run with --release"]
     fn the_measured_rate_holds_at_one_in_ten_thousand() {
         for width in [Width::W40, Width::W48] {
             let mut mean = 0.0;
