@@ -69,7 +69,7 @@ mod recent;
 pub use recent::{Recent, Stamped, State};
 
 mod set;
-pub use set::{Base, Freshness, OWN_FILTER_RATE, Profile, RevocationSet};
+pub use set::{Base, Freshness, Profile, RevocationSet};
 
 pub mod state;
 
