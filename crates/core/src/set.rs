@@ -27,7 +27,7 @@ pub enum Profile {
     Filter = 1,
     /// The list alone: about 30 bits a revocation; exact, some hundred nanoseconds a question.
     List = 2,
-    /// The list and a filter built from it: about 40 bits a revocation; exact and fast.
+    /// The list and a filter built from it: about 43 bits a revocation; exact and fast.
     Exact = 3,
 }
 
@@ -125,7 +125,8 @@ impl Base {
             Profile::List => Lookup::List(exact_list(&decode_list(bytes, entries, width)?, width)?),
             Profile::Exact => {
                 let keys = decode_list(bytes, entries, width)?;
-                let params = own_filter(keys.len() as u64, index.filter.salt()).map_err(|_| Refusal::Malformed { what: "a base too large to filter" })?;
+                let params = own_filter(keys.len() as u64, index.filter.salt())
+                    .map_err(|_| Refusal::Malformed { what: "a base too large to filter" })?;
                 let filter = Arc::new(FilterBuf::build(params, keys.iter().copied()));
                 Lookup::Exact { filter, list: exact_list(&keys, width)? }
             }
