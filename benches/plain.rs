@@ -1,0 +1,54 @@
+//! One question in a plain loop, best of nine rounds: what `check` measures, without a harness around it.
+//!
+//! `cargo bench -p revocast-benches --bench plain`
+
+use std::collections::HashSet;
+use std::hint::black_box;
+use std::time::Instant;
+
+use bloomfilter::Bloom;
+use fastbloom::BloomFilter;
+use revocast_benches::{Asked, COUNTS, RATE, absent_keys, forge, present_keys, replica};
+
+/// The best of these counts: whatever else the machine does only adds.
+const ROUNDS: usize = 9;
+
+fn main() {
+    let absent = absent_keys();
+    let absent = absent.texts();
+    for (name, count) in COUNTS {
+        let present = present_keys(count);
+        let asked = Asked::new(&replica(&forge(), &present));
+        let mut bloomfilter = Bloom::<str>::new_for_fp_rate(count, RATE).expect("a rate within reach");
+        let mut fastbloom = BloomFilter::with_false_pos(RATE).expected_items(count);
+        for text in present.texts() {
+            bloomfilter.set(text);
+            fastbloom.insert(text);
+        }
+        let set: HashSet<String> = present.texts().into_iter().map(str::to_owned).collect();
+        let ours = time(&absent, |text| asked.is_revoked(text));
+        println!("{name}: Checker::check {ours:.1} ns");
+        for (opponent, theirs) in [
+            ("bloomfilter", time(&absent, |text| bloomfilter.check(text))),
+            ("fastbloom", time(&absent, |text| fastbloom.contains(text))),
+            ("HashSet<String>", time(&absent, |text| set.contains(text))),
+        ] {
+            println!("{name}: {opponent} {theirs:.1} ns, {:.2} times ours", theirs / ours);
+        }
+    }
+}
+
+/// Nanoseconds a question takes.
+fn time(keys: &[&str], question: impl Fn(&str) -> bool) -> f64 {
+    let mut best = f64::MAX;
+    for _ in 0..ROUNDS {
+        let mut found = 0_u64;
+        let started = Instant::now();
+        for key in keys {
+            found += u64::from(question(black_box(key)));
+        }
+        black_box(found);
+        best = best.min(started.elapsed().as_nanos() as f64 / keys.len() as f64);
+    }
+    best
+}
