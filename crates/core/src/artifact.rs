@@ -4,10 +4,11 @@
 //! can always tell whether it is the one that a signed index names: a device does so when it reads
 //! its own disk.
 
+use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::limits::ARTIFACT_BYTES_MAX;
+use crate::limits::{ARTIFACT_BYTES_MAX, FETCH_WINDOW};
 use crate::position::{Epoch, Term};
 use crate::refusal::Refusal;
 use crate::seal::{self, Digest, Kind, Sealed};
@@ -132,105 +133,120 @@ const fn slice_bytes(layer: Layer, chunk_bytes: u32) -> usize {
     }
 }
 
-/// An artifact on its way in. Nothing of it is consulted before all of it is there.
+/// An artifact on its way in: which of its chunks are missing, and which are the right ones. Where the content goes is
+/// said by whoever takes them.
 #[derive(Debug)]
 pub(crate) struct Assembly {
     cutting: Cutting,
     summary: ArtifactSummary,
-    digests: Part,
-    content: Part,
+    /// The digests of the chunks, one after the other.
+    digests: Vec<u8>,
+    pages: Missing,
+    chunks: Missing,
+    order: Option<Order>,
 }
 
-/// One layer on its way in.
+/// The numbers that have not come yet.
 #[derive(Debug)]
-struct Part {
-    bytes: Vec<u8>,
-    slice: usize,
-    missing: Vec<bool>,
+struct Missing {
+    flags: Vec<bool>,
     left: usize,
 }
 
-impl Part {
-    fn new(bytes: usize, slice: usize, count: usize) -> Self {
-        Self { bytes: vec![0; bytes], slice, missing: vec![true; count], left: count }
+/// Content that must be taken in order: what came early waits.
+#[derive(Debug)]
+struct Order {
+    next: u32,
+    /// Chunks from `next` on that are asked for.
+    window: u32,
+    waiting: BTreeMap<u32, Vec<u8>>,
+}
+
+/// Bytes that may wait for a chunk before them, beside an eighth of the artifact: a download takes little more memory
+/// than what it builds.
+const WAITING_BYTES: u64 = 32 * 1024;
+
+impl Missing {
+    fn new(count: u64) -> Self {
+        Self { flags: vec![true; count as usize], left: count as usize }
     }
 
-    fn is_missing(&self, number: u32) -> bool {
-        self.missing.get(number as usize).copied().unwrap_or(false)
+    fn has(&self, number: u32) -> bool {
+        self.flags.get(number as usize).copied().unwrap_or(false)
     }
 
-    fn fill(&mut self, number: u32, content: &[u8]) -> bool {
-        let begin = number as usize * self.slice;
-        let end = self.bytes.len().min(begin + self.slice);
-        let Some(place) = self.bytes.get_mut(begin..end) else {
-            return false;
-        };
-        let Some(missing) = self.missing.get_mut(number as usize) else {
-            return false;
-        };
-        if place.len() != content.len() {
-            return false;
-        }
-        place.copy_from_slice(content);
-        if core::mem::take(missing) {
+    fn came(&mut self, number: u32) {
+        if let Some(missing) = self.flags.get_mut(number as usize)
+            && core::mem::take(missing)
+        {
             self.left -= 1;
         }
-        true
     }
 
-    fn numbers_missing(&self) -> impl Iterator<Item = u32> {
-        self.missing.iter().enumerate().filter(|(_, missing)| **missing).map(|(number, _)| number as u32)
+    fn numbers(&self) -> impl Iterator<Item = u32> {
+        self.flags.iter().enumerate().filter(|(_, missing)| **missing).map(|(number, _)| number as u32)
     }
 }
 
 impl Assembly {
-    /// Makes room for an artifact; its size was checked against the device's budget before.
-    pub(crate) fn new(cutting: Cutting, summary: ArtifactSummary) -> Result<Self, Refusal> {
+    /// Prepares to take an artifact; its size was checked against the device's means before. `ordered` says whether
+    /// its content must be taken in order.
+    pub(crate) fn new(cutting: Cutting, summary: ArtifactSummary, ordered: bool) -> Result<Self, Refusal> {
         if summary.bytes > ARTIFACT_BYTES_MAX {
             return Err(Refusal::TooLarge { bytes: summary.bytes, max: ARTIFACT_BYTES_MAX });
         }
-        let chunks = summary.chunk_count(cutting.chunk_bytes) as usize;
-        let pages = summary.page_count(cutting.chunk_bytes) as usize;
+        let chunks = summary.chunk_count(cutting.chunk_bytes);
+        let waiting = (WAITING_BYTES + summary.bytes / 8) / u64::from(cutting.chunk_bytes.max(1));
+        let window = 1 + waiting.min(FETCH_WINDOW as u64 - 1) as u32;
         Ok(Self {
-            digests: Part::new(chunks * DIGEST_BYTES, slice_bytes(Layer::Pages, cutting.chunk_bytes), pages),
-            content: Part::new(summary.bytes as usize, slice_bytes(Layer::Content, cutting.chunk_bytes), chunks),
+            digests: vec![0; chunks as usize * DIGEST_BYTES],
+            pages: Missing::new(summary.page_count(cutting.chunk_bytes)),
+            chunks: Missing::new(chunks),
+            order: ordered.then_some(Order { next: 0, window, waiting: BTreeMap::new() }),
             cutting,
             summary,
         })
     }
 
-    /// What to ask for: pages, then the chunks whose digests are known.
+    /// Which artifact it is.
+    pub(crate) const fn artifact(&self) -> Artifact {
+        self.summary.artifact
+    }
+
+    /// What to ask for: pages, then the chunks whose digests are known and for which there is room.
     pub(crate) fn wanted(&self) -> impl Iterator<Item = Address> {
-        let per_page = digests_per_page(self.cutting.chunk_bytes).max(1) as u32;
+        let per_page = self.per_page();
         let address = |layer, number| Address::Chunk {
             epoch: self.cutting.epoch,
             artifact: self.summary.artifact,
             layer,
             number,
         };
-        let pages = self.digests.numbers_missing().map(move |number| address(Layer::Pages, number));
+        let end = self.order.as_ref().map_or(u32::MAX, |order| order.next.saturating_add(order.window));
+        let pages = self.pages.numbers().map(move |number| address(Layer::Pages, number));
         let chunks = self
-            .content
-            .numbers_missing()
-            .filter(move |number| !self.digests.is_missing(number / per_page))
+            .chunks
+            .numbers()
+            .take_while(move |number| *number < end)
+            .filter(move |number| !self.pages.has(number / per_page))
             .map(move |number| address(Layer::Content, number));
         pages.chain(chunks)
     }
 
-    /// Takes in a chunk or page, if it is the one that was named and still missing.
-    pub(crate) fn accept(&mut self, layer: Layer, number: u32, sealed: &[u8]) -> Result<(), Refusal> {
-        let (digest, what) = match layer {
-            Layer::Pages => (self.summary.pages.get(number as usize).copied(), "a page"),
-            Layer::Content => (self.digest(number), "a chunk"),
+    /// Takes in a chunk or page, if it is the one that was named and still missing; content goes to `deliver`, with
+    /// the offset at which it begins.
+    pub(crate) fn accept(
+        &mut self,
+        layer: Layer,
+        number: u32,
+        sealed: &[u8],
+        deliver: impl FnMut(u64, &[u8]) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let (digest, what, missing) = match layer {
+            Layer::Pages => (self.summary.pages.get(number as usize).copied(), "a page", self.pages.has(number)),
+            Layer::Content => (self.digest(number), "a chunk", self.chunks.has(number)),
         };
-        let Some(digest) = digest else { return Ok(()) };
-        let part = match layer {
-            Layer::Pages => &mut self.digests,
-            Layer::Content => &mut self.content,
-        };
-        if !part.is_missing(number) {
-            return Ok(());
-        }
+        let Some(digest) = digest.filter(|_| missing) else { return Ok(()) };
         let body = Sealed::expect(sealed, &self.cutting.realm, Kind::Chunk)?.by_digest(&digest, what)?;
         let chunk = body.try_map(wire::decode_chunk)?.into_inner();
         let belongs = chunk.term == self.cutting.term
@@ -238,25 +254,70 @@ impl Assembly {
             && chunk.artifact == self.summary.artifact
             && chunk.layer == layer
             && chunk.number == number;
-        if belongs && part.fill(number, chunk.content) { Ok(()) } else { Err(Refusal::MixAndMatch { what }) }
+        let whole = match layer {
+            Layer::Pages => self.digests.len() as u64,
+            Layer::Content => self.summary.bytes,
+        };
+        let slice = slice_bytes(layer, self.cutting.chunk_bytes) as u64;
+        let begin = u64::from(number) * slice;
+        if !belongs || chunk.content.len() as u64 != whole.saturating_sub(begin).min(slice) {
+            return Err(Refusal::MixAndMatch { what });
+        }
+        match layer {
+            Layer::Pages => {
+                for (to, from) in self.digests.iter_mut().skip(begin as usize).zip(chunk.content) {
+                    *to = *from;
+                }
+                self.pages.came(number);
+                Ok(())
+            }
+            Layer::Content => self.take(number, slice, chunk.content, deliver),
+        }
+    }
+
+    fn take(
+        &mut self,
+        number: u32,
+        slice: u64,
+        content: &[u8],
+        mut deliver: impl FnMut(u64, &[u8]) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let Some(order) = &mut self.order else {
+            self.chunks.came(number);
+            return deliver(u64::from(number) * slice, content);
+        };
+        // What nobody asked for finds no room; it will be asked for.
+        if number >= order.next.saturating_add(order.window) {
+            return Ok(());
+        }
+        self.chunks.came(number);
+        if number != order.next {
+            order.waiting.insert(number, content.to_vec());
+            return Ok(());
+        }
+        deliver(u64::from(number) * slice, content)?;
+        order.next += 1;
+        while let Some(content) = order.waiting.remove(&order.next) {
+            deliver(u64::from(order.next) * slice, &content)?;
+            order.next += 1;
+        }
+        Ok(())
     }
 
     /// Whether all of it is there.
     pub(crate) const fn is_complete(&self) -> bool {
-        self.content.left == 0
+        self.chunks.left == 0
     }
 
-    /// The artifact and how the index names it.
-    pub(crate) fn into_parts(self) -> (ArtifactSummary, Vec<u8>) {
-        (self.summary, self.content.bytes)
+    fn per_page(&self) -> u32 {
+        digests_per_page(self.cutting.chunk_bytes).max(1) as u32
     }
 
     fn digest(&self, number: u32) -> Option<Digest> {
-        let per_page = digests_per_page(self.cutting.chunk_bytes).max(1) as u32;
-        if self.digests.is_missing(number / per_page) {
+        if self.pages.has(number / self.per_page()) {
             return None;
         }
-        let (digests, _) = self.digests.bytes.as_chunks::<DIGEST_BYTES>();
+        let (digests, _) = self.digests.as_chunks::<DIGEST_BYTES>();
         digests.get(number as usize).copied().map(Digest)
     }
 }

@@ -136,6 +136,13 @@ impl Cutoffs {
         self.settle();
     }
 
+    /// Bytes they take.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        let cutoffs = (self.base.capacity() + self.live.capacity()) * size_of::<Cutoff>();
+        (cutoffs + self.recent.capacity() * size_of::<StampedCutoff>()) as u64
+    }
+
     /// How many statements are held, base and recent.
     #[must_use]
     pub fn statements(&self) -> usize {

@@ -107,6 +107,8 @@ impl Geometry {
 
 /// A sorted set of fingerprints, Elias-Fano coded: about log2(2^W / n) + 2.3 bits for each.
 ///
+/// Where fingerprints were cut, two may have become one; such an entry may stand in it twice.
+///
 /// `B` is whatever holds the bytes: a `Vec<u8>` for a list of one's own, a `&[u8]` for one read in place.
 ///
 /// # Shape
@@ -144,6 +146,12 @@ impl ExactList {
         builder.finish()
     }
 
+    /// Bytes that a list of `count` fingerprints takes; `None` beyond the limit.
+    #[must_use]
+    pub fn size_bytes_of(count: u64, width: Width) -> Option<u64> {
+        Geometry::new(count, width).ok().map(|geometry| geometry.size)
+    }
+
     /// An empty list: contains nothing.
     #[must_use]
     pub fn empty(width: Width) -> Self {
@@ -176,7 +184,7 @@ impl<B: AsRef<[u8]>> ExactList<B> {
         let Some((&[c0, c1, c2, c3, width, 0, 0, 0], _)) = all.split_first_chunk::<HEADER_BYTES>() else {
             return Err(ExactListError::Header);
         };
-        let width = Width::from_bits(width).ok_or(ExactListError::Header)?;
+        let width = Width::cut(width).ok_or(ExactListError::Header)?;
         let geometry = Geometry::new(u64::from(u32::from_le_bytes([c0, c1, c2, c3])), width)?;
         if all.len() as u64 != geometry.size {
             return Err(ExactListError::Length { expected: geometry.size, found: all.len() as u64 });
@@ -193,7 +201,7 @@ impl<B: AsRef<[u8]>> ExactList<B> {
     pub fn verify(&self) -> Result<(), ExactListError> {
         let mut builder = ExactListBuilder::new(self.geometry.count, self.geometry.width)?;
         for (index, fingerprint) in self.iter().enumerate() {
-            builder.push(fingerprint).map_err(|_| ExactListError::Damaged { index: index as u64 })?;
+            builder.push_cut(fingerprint).map_err(|_| ExactListError::Damaged { index: index as u64 })?;
         }
         let index = builder.pushed;
         match builder.finish() {
@@ -400,7 +408,7 @@ pub struct ExactListBuilder {
     bytes: Vec<u8>,
     geometry: Geometry,
     pushed: u64,
-    // The next fingerprint must be above this.
+    // The next fingerprint must be above this, or equal if it was cut.
     before: Option<u64>,
     // Buckets that have begun.
     begun: u64,
@@ -425,11 +433,20 @@ impl ExactListBuilder {
     /// Adds a fingerprint above all before it.
     #[inline]
     pub fn push(&mut self, fingerprint: Fingerprint) -> Result<(), ExactListError> {
+        if self.before == Some(fingerprint.bits()) {
+            return Err(ExactListError::Unsorted { index: self.pushed });
+        }
+        self.push_cut(fingerprint)
+    }
+
+    /// Adds a fingerprint that was cut, and so may equal the one before it.
+    #[inline]
+    pub fn push_cut(&mut self, fingerprint: Fingerprint) -> Result<(), ExactListError> {
         let bits = fingerprint.bits();
         if self.pushed >= self.geometry.count {
             return Err(ExactListError::Count { announced: self.geometry.count, found: self.pushed + 1 });
         }
-        if bits > largest(self.geometry.width) || self.before.is_some_and(|before| before >= bits) {
+        if bits > largest(self.geometry.width) || self.before.is_some_and(|before| before > bits) {
             return Err(ExactListError::Unsorted { index: self.pushed });
         }
         let bucket = bits >> self.geometry.low_bits;

@@ -375,6 +375,12 @@ impl FilterBuf {
         self.place(self.params.second(fingerprint));
     }
 
+    /// A filter of these lines, as [`FilterBuf::lines`] gave them: its own size, not the published one.
+    pub fn from_lines(params: FilterParams, bytes: &[u8]) -> Result<Self, GeometryError> {
+        let Filter { lines, .. } = Filter::new(params, bytes)?;
+        Ok(Self { params, lines: lines.iter().map(|line| AlignedLine(*line)).collect() })
+    }
+
     /// Takes a slice of a published filter as it streams in, folding it to this filter's size.
     ///
     /// Bits only add up, so a slice may come twice and slices in any order; once all have come, this filter equals the
@@ -426,6 +432,11 @@ impl FilterBuf {
     #[must_use]
     pub fn bits_set(&self) -> u64 {
         self.lines.iter().map(|line| u64::from(ones(&line.0))).sum()
+    }
+
+    /// The lines as they travel, one after the other.
+    pub fn lines(&self) -> impl Iterator<Item = &[u8; LINE_BYTES]> {
+        self.lines.iter().map(|line| &line.0)
     }
 
     /// The lines as they travel.
@@ -548,7 +559,7 @@ const fn probe_bit(word: u64, probe: u32) -> usize {
 
 /// Multiplies to 128 bits and folds the halves together, so that every bit of the input reaches every bit.
 #[inline]
-const fn fold_product(value: u64, multiplier: u64) -> u64 {
+pub(crate) const fn fold_product(value: u64, multiplier: u64) -> u64 {
     let product = value as u128 * multiplier as u128;
     product as u64 ^ (product >> 64) as u64
 }
@@ -562,7 +573,7 @@ const fn expand(salt: Salt) -> [u64; 4] {
 }
 
 /// One step of `SplitMix64` (Steele, Lea and Flood, 2014).
-const fn split_mix(state: u64) -> u64 {
+pub(crate) const fn split_mix(state: u64) -> u64 {
     let mut z = state.wrapping_add(GOLDEN);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

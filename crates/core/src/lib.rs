@@ -46,6 +46,9 @@ pub mod rice;
 mod exact;
 pub use exact::{ExactList, ExactListBuilder, ExactListError, ExactListIter};
 
+pub mod exceptions;
+pub use exceptions::{ExceptionCut, Exceptions};
+
 mod cutoff;
 pub use cutoff::{Cutoff, Cutoffs, Scope, ScopeKind, StampedCutoff};
 
@@ -56,7 +59,7 @@ mod refusal;
 pub use refusal::{Rank, Refusal};
 
 pub mod seal;
-pub use seal::{Digest, KeyId, Kind, PublicKey, Sealed, SigningKey, Verified, seal};
+pub use seal::{Digest, Digester, KeyId, Kind, PublicKey, Sealed, SigningKey, Verified, seal};
 
 pub mod update;
 pub use update::{Address, Delta, Index, Keys, Manifest, Trust};
@@ -68,10 +71,16 @@ pub mod artifact;
 mod recent;
 pub use recent::{Recent, Stamped, State};
 
+mod base;
+pub use base::{Base, BaseBuilder, Profile, Witness};
+
+mod hold;
+pub use hold::{BudgetTooSmall, Hold, smallest_budget};
+
 mod set;
-pub use set::{Base, Freshness, Profile, RevocationSet};
+pub use set::{Freshness, RevocationSet};
 
 pub mod state;
 
 pub mod replica;
-pub use replica::{Action, Config, Event, Replica};
+pub use replica::{Action, Config, Event, Holding, Replica};

@@ -49,6 +49,9 @@ pub const LADDER_PIECES_MAX: usize = 64;
 /// Keys that `recent` holds before it overflows. About 1 MiB; epochs change long before.
 pub const RECENT_ENTRIES_MAX: usize = 65_536;
 
+/// The smallest memory budget of a device: keys, manifest and bookkeeping, a few recent revocations, a small filter.
+pub const MEMORY_BUDGET_MIN: u64 = 8 * 1024;
+
 /// Live cutoffs of one realm. They are exact and looked at on every question.
 pub const CUTOFFS_MAX: usize = 4_096;
 

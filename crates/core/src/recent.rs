@@ -10,9 +10,12 @@ use alloc::vec::Vec;
 use crate::position::Sequence;
 use crate::token::{Fingerprint, Width};
 
-/// Pages by the top eight bits: at the limit of 65,536 entries a page holds 256 and is searched in
-/// eight steps; copying the directory costs 256 reference counts.
-const PAGE_BITS: u32 = 8;
+/// Most pages, as bits of a fingerprint that pick one: at the limit of 65,536 entries a page holds 256 and is searched
+/// in eight steps; copying the directory costs 256 reference counts.
+const PAGE_BITS_MAX: u32 = 8;
+
+/// Entries of a full page, from which on there are several: a small device has one page and little around it.
+const PAGE_ENTRIES: usize = 256;
 
 /// The state of one key as of some sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,11 +51,12 @@ pub struct Recent {
 }
 
 impl Recent {
-    /// An empty set for fingerprints of this width.
+    /// An empty set for fingerprints of this width, meant to hold up to `entries`.
     #[must_use]
-    pub fn new(width: Width) -> Self {
+    pub fn new(width: Width, entries: usize) -> Self {
         let empty = Arc::new(Vec::new());
-        Self { pages: alloc::vec![empty; 1 << PAGE_BITS], shift: width.bits() - PAGE_BITS, len: 0 }
+        let page_bits = (entries / PAGE_ENTRIES).max(1).ilog2().min(PAGE_BITS_MAX);
+        Self { pages: alloc::vec![empty; 1 << page_bits], shift: width.bits() - page_bits, len: 0 }
     }
 
     /// The latest statement about a key, if there is one.
@@ -114,16 +118,33 @@ impl Recent {
         self.len
     }
 
+    /// Bytes it takes, its directory included.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        let pages = self.pages.iter().map(|page| page.capacity() * size_of::<Stamped>()).sum::<usize>();
+        (pages + self.pages.len() * size_of::<Arc<Vec<Stamped>>>()) as u64
+    }
+
     /// Whether nothing is held.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
+    /// Takes out every revocation stamped at or below `sequence`, to be held elsewhere.
+    pub(crate) fn take_revoked_through(&mut self, sequence: Sequence) -> Vec<Fingerprint> {
+        let taken = |entry: &Stamped| entry.state == State::Revoked && entry.stamp <= sequence;
+        let fingerprints = self.iter().filter(|entry| taken(entry)).map(|entry| entry.fingerprint).collect();
+        self.retain(|entry| !taken(entry));
+        fingerprints
+    }
+
     fn retain(&mut self, keep: impl Fn(&Stamped) -> bool) {
         for page in &mut self.pages {
             if page.iter().any(|entry| !keep(entry)) {
-                Arc::make_mut(page).retain(&keep);
+                let page = Arc::make_mut(page);
+                page.retain(&keep);
+                page.shrink_to_fit();
             }
         }
         self.len = self.pages.iter().map(|page| page.len()).sum();
@@ -131,6 +152,7 @@ impl Recent {
 
     #[inline]
     fn page(&self, fingerprint: Fingerprint) -> usize {
-        (fingerprint.bits() >> self.shift) as usize
+        // With one page and 64 bits nothing is left to shift.
+        fingerprint.bits().checked_shr(self.shift).unwrap_or(0) as usize
     }
 }

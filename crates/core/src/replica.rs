@@ -13,18 +13,21 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use crate::artifact::Cutting;
+use crate::base::{Base, Profile};
 use crate::clock::{Now, UnixMillis, UnixTime};
 use crate::cutoff::{Cutoffs, StampedCutoff};
-use crate::limits::{CUTOFFS_MAX, EARLY_RANGES_MAX, FETCH_WINDOW, RECENT_ENTRIES_MAX, SEALED_BYTES_MAX};
+use crate::hold::{BudgetTooSmall, Hold, smallest_budget};
+use crate::limits::{CUTOFFS_MAX, EARLY_RANGES_MAX, FETCH_WINDOW, MEMORY_BUDGET_MIN, SEALED_BYTES_MAX};
 use crate::position::{Epoch, Position, Sequence, Term};
 use crate::recent::{Recent, Stamped, State};
 use crate::refusal::{Rank, Refusal};
 use crate::seal::{Digest, Kind, Sealed, Verified};
-use crate::set::{Base, Freshness, Profile, RevocationSet};
-use crate::state::{BaseImage, EarlyRange, Head, Image};
-use crate::token::{RealmId, Width};
-use crate::update::{Address, Artifact, Delta, Keys, Layer, Manifest, Report, Role, Trust};
+use crate::set::{Freshness, RevocationSet};
+use crate::state::{BaseImage, EarlyRange, Head, Image, StoredImage};
+use crate::token::{Fingerprint, FingerprintFunction, RealmId, Width};
+use crate::update::{
+    Address, Artifact, ArtifactSummary, Delta, Index, Keys, Layer, Manifest, Report, Role, Trust,
+};
 use crate::wire;
 
 mod download;
@@ -34,7 +37,7 @@ use download::{Download, Finished};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// What to hold of a base.
-    pub profile: Profile,
+    pub hold: Hold,
     /// The largest artifact to fetch, in bytes; a base beyond it is refused and the old one stays.
     pub artifact_bytes_max: u64,
     /// Proofs of currency older than this leave the set in doubt.
@@ -64,7 +67,7 @@ impl Config {
     #[must_use]
     pub const fn exact(seed: u64) -> Self {
         Self {
-            profile: Profile::Exact,
+            hold: Hold::Profile(Profile::Exact),
             artifact_bytes_max: 64 * 1024 * 1024,
             staleness_max: Duration::from_hours(24),
             clock_skew: Duration::from_mins(1),
@@ -76,6 +79,42 @@ impl Config {
             seed,
         }
     }
+
+    /// The best profile that fits into `memory_budget` bytes, with the numbers of [`Config::exact`].
+    pub const fn within(memory_budget: u64, seed: u64) -> Result<Self, BudgetTooSmall> {
+        if memory_budget < MEMORY_BUDGET_MIN {
+            return Err(BudgetTooSmall { budget: memory_budget, needed: MEMORY_BUDGET_MIN });
+        }
+        Ok(Self { hold: Hold::Budget(memory_budget), ..Self::exact(seed) })
+    }
+
+    /// What to hold of this index, if all that must be fetched for it may be.
+    fn choose(&self, index: &Index, width: Width) -> Result<Profile, Refusal> {
+        let profile = self.hold.choose(index, width)?;
+        let fetched = |summary: &&ArtifactSummary| {
+            summary.artifact == Artifact::Cutoffs || profile.artifacts().contains(&summary.artifact)
+        };
+        let largest = index.artifacts.iter().filter(fetched).map(|summary| summary.bytes).max().unwrap_or(0);
+        if largest > self.artifact_bytes_max {
+            return Err(Refusal::TooLarge { bytes: largest, max: self.artifact_bytes_max });
+        }
+        Ok(profile)
+    }
+}
+
+/// What a replica holds, what it may, and what else it could.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// The profile of the base; `None` before the first.
+    pub profile: Option<Profile>,
+    /// Bytes of base, recent and cutoffs.
+    pub bytes: u64,
+    /// The budget, if there is one.
+    pub budget: Option<u64>,
+    /// Bytes of it that a base may take.
+    pub base_bytes_max: u64,
+    /// What each profile of this base would take, the one that answers best first: the first that fits is held.
+    pub offers: Vec<(Profile, u64)>,
 }
 
 /// What the driver tells a replica.
@@ -198,7 +237,10 @@ pub struct Replica {
     early: Vec<EarlyRange>,
     overflow: Option<Sequence>,
     set: RevocationSet,
-    base_digest: Option<Digest>,
+    /// The base as it is written down.
+    base_image: Option<BaseImage>,
+    held_index: Arc<[u8]>,
+    held_cutoffs: Arc<[u8]>,
     seen: VecDeque<(EarlyRange, Digest)>,
 
     connected: bool,
@@ -219,7 +261,8 @@ pub struct Replica {
     last_persist: Option<Duration>,
     persisted: Option<(Term, Position)>,
     in_flight_position: (Term, Position),
-    base_image: Option<(u64, Arc<Vec<u8>>)>,
+    /// The revision from which on the base is unwritten.
+    base_unwritten: Option<u64>,
 
     last_report: Option<Duration>,
     refusals: [u64; Refusal::COUNT],
@@ -250,7 +293,7 @@ impl Replica {
             set: RevocationSet {
                 fingerprinter: None,
                 base: None,
-                recent: Recent::new(Width::W64),
+                recent: Recent::new(Width::W64, config.hold.recent_entries_max()),
                 cutoffs: Cutoffs::default(),
                 horizon: UnixTime::default(),
                 sequence: Sequence::default(),
@@ -260,7 +303,9 @@ impl Replica {
                 issuer: None,
                 leeway: 0,
             },
-            base_digest: None,
+            base_image: None,
+            held_index: Arc::default(),
+            held_cutoffs: Arc::default(),
             seen: VecDeque::new(),
             connected: false,
             asks: BTreeMap::new(),
@@ -275,7 +320,7 @@ impl Replica {
             last_persist: None,
             persisted: None,
             in_flight_position: Default::default(),
-            base_image: None,
+            base_unwritten: None,
             last_report: None,
             refusals: [0; Refusal::COUNT],
             last_refusal: None,
@@ -315,7 +360,7 @@ impl Replica {
         let head = Head::decode(head)?;
         let keys = stored(&head.keys, &head.realm, Kind::Keys)?.try_map(wire::decode_keys)?.into_inner();
         let trust = Trust { roots: keys.roots, threshold: keys.threshold, not_before: UnixTime::default() };
-        config.profile = head.profile;
+        config.hold = Hold::Profile(head.profile);
         Self::rebuild(config, head.realm, trust, now, head, base)
     }
 
@@ -327,10 +372,10 @@ impl Replica {
         head: Head,
         base: Option<&[u8]>,
     ) -> Result<Self, Refusal> {
-        let same_profile = head.profile == config.profile;
+        let serves = config.hold.accepts(head.profile);
         match (head.base, base) {
             // A base for another profile is of no use; what else is known stays in force.
-            (Some(_), _) if !same_profile => Self::go_on(config, realm, trust, now, head, None),
+            (Some(_), _) if !serves => Self::go_on(config, realm, trust, now, head, None),
             (Some(digest), Some(bytes)) if Digest::of(bytes) == digest => {
                 Self::go_on(config, realm, trust, now, head, Some(bytes))
             }
@@ -378,16 +423,13 @@ impl Replica {
         replica.set.overflow = head.overflow.is_some();
         replica.early = head.early;
         for entry in head.recent {
-            if crate::token::Fingerprint::from_bits(entry.fingerprint.bits(), width).is_none() {
+            if Fingerprint::from_bits(entry.fingerprint.bits(), width).is_none() {
                 return Err(Refusal::DamagedState { what: "a fingerprint wider than the realm's" });
             }
             replica.set.recent.record(entry);
         }
         match base {
-            Some(bytes) => {
-                replica.restore_base(bytes)?;
-                replica.base_digest = head.base;
-            }
+            Some(bytes) => replica.restore_base(bytes)?,
             None if head.base.is_some() => {
                 // A position says that everything up to it is known, and a proof that it is current:
                 // neither is true without the base.
@@ -420,22 +462,24 @@ impl Replica {
     }
 
     fn restore_base(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
-        let image = BaseImage::decode(bytes)?;
+        let image = StoredImage::decode(bytes)?;
         let index = stored(image.index, &self.realm, Kind::Index)?.try_map(wire::decode_index)?.into_inner();
-        let cutting = Cutting::of(self.realm, &index);
-        let named = |artifact: Artifact, bytes: &[u8]| {
-            let summary = index.artifacts.iter().find(|summary| summary.artifact == artifact)?;
-            cutting.is_named_by(summary, bytes).then_some(summary.entries)
-        };
-        let entries = named(self.config.profile.artifact(), image.artifact)
-            .ok_or(Refusal::DamagedState { what: "the stored artifact is not the one its index names" })?;
-        named(Artifact::Cutoffs, image.cutoffs)
-            .ok_or(Refusal::DamagedState { what: "the stored cutoffs are not the ones their index names" })?;
-        let base = Base::build(self.config.profile, &index, self.width(), entries, image.artifact)?;
+        let StoredImage { profile, filter, list, draw, folded_through, .. } = image;
+        let base = Base::restore(profile, &index, self.width(), filter, list, (draw, folded_through))?;
         self.set.cutoffs.rebase(wire::decode_cutoffs(image.cutoffs)?, index.sequence);
         self.set.horizon = self.set.horizon.max(index.horizon);
-        self.set.base = Some(Arc::new(base));
+        self.hold_base(base, image.index.into(), image.cutoffs.into());
         Ok(())
+    }
+
+    /// Puts a base in force.
+    fn hold_base(&mut self, base: Base, index: Arc<[u8]>, cutoffs: Arc<[u8]>) {
+        let base = Arc::new(base);
+        self.held_index = index;
+        self.held_cutoffs = cutoffs;
+        let (index, cutoffs) = (Arc::clone(&self.held_index), Arc::clone(&self.held_cutoffs));
+        self.base_image = Some(BaseImage::new(index, Arc::clone(&base), cutoffs));
+        self.set.base = Some(base);
     }
 
     /// Takes in what happened.
@@ -520,6 +564,43 @@ impl Replica {
         self.manifest.as_ref().map(|held| &held.manifest)
     }
 
+    /// What is held, and what else could be.
+    ///
+    /// # Complexity
+    ///
+    /// Decodes the index.
+    #[must_use]
+    pub fn holding(&self) -> Holding {
+        let offers = self.offered();
+        let width = self.width();
+        let sizes = |index: &Index| {
+            let sized = |profile: Profile| Some((profile, profile.size_bytes(index, width)?));
+            Profile::BEST_FIRST.into_iter().filter_map(sized).collect()
+        };
+        Holding {
+            profile: self.set.base().map(Base::profile),
+            bytes: self.set.size_bytes(),
+            budget: match self.config.hold {
+                Hold::Profile(_) => None,
+                Hold::Budget(bytes) => Some(bytes),
+            },
+            base_bytes_max: self.config.hold.base_bytes_max(),
+            offers: offers.as_ref().map(sizes).unwrap_or_default(),
+        }
+    }
+
+    /// The smallest budget that can hold something of the held base; `None` before the first.
+    #[must_use]
+    pub fn smallest_budget(&self) -> Option<u64> {
+        self.offered().map(|index| smallest_budget(&index, self.width()))
+    }
+
+    /// The index of the held base.
+    fn offered(&self) -> Option<Index> {
+        let body = stored(&self.held_index, &self.realm, Kind::Index).ok()?;
+        body.try_map(wire::decode_index).ok().map(Verified::into_inner)
+    }
+
     /// Term of the held position; zero before the first base.
     #[must_use]
     pub fn term(&self) -> Term {
@@ -590,7 +671,7 @@ impl Replica {
             return Err(Refusal::KeysExpired { not_after: keys.not_after });
         }
         if self.set.fingerprinter.is_none() {
-            self.set.recent = Recent::new(keys.fingerprinter.width());
+            self.set.recent = Recent::new(keys.fingerprinter.width(), self.config.hold.recent_entries_max());
         }
         self.set.fingerprinter = Some(keys.fingerprinter);
         self.set.issuer = Some(Arc::from(&*keys.issuer));
@@ -703,17 +784,21 @@ impl Replica {
         self.dirty.content = true;
         self.dirty.set = true;
         let stamp = delta.to;
-        let fresh_keys = |set: &RevocationSet, keys: &[crate::token::Fingerprint]| {
+        let fresh_keys = |set: &RevocationSet, keys: &[Fingerprint]| {
             keys.iter().filter(|key| !set.recent.holds(**key)).count()
         };
+        let most = self.config.hold.recent_entries_max();
         let needed = fresh_keys(&self.set, &delta.revoked) + fresh_keys(&self.set, &delta.reinstated);
-        let tight = self.set.recent.len() + needed > RECENT_ENTRIES_MAX
+        let tight = self.set.recent.len() + needed > most
             || self.set.cutoffs.recent().len() + delta.cutoffs.len() + delta.lifts.len() > CUTOFFS_MAX;
         let mut held = true;
         if tight {
-            // Rule 8: what only softens goes first.
+            // Rule 8: what only softens goes first, then what can be is folded into the filter.
             self.set.recent.drop_reinstated();
             self.set.cutoffs.drop_lifts();
+            if self.set.recent.len() + fresh_keys(&self.set, &delta.revoked) > most {
+                self.fold_recent();
+            }
         } else {
             for fingerprint in delta.reinstated {
                 self.set.recent.record(Stamped { fingerprint, stamp, state: State::Reinstated });
@@ -723,7 +808,7 @@ impl Replica {
             }
         }
         for fingerprint in delta.revoked {
-            if self.set.recent.len() < RECENT_ENTRIES_MAX || self.set.recent.holds(fingerprint) {
+            if self.set.recent.len() < most || self.set.recent.holds(fingerprint) {
                 self.set.recent.record(Stamped { fingerprint, stamp, state: State::Revoked });
             } else {
                 held = false;
@@ -746,6 +831,25 @@ impl Replica {
             self.set.overflow = true;
         }
         held
+    }
+
+    /// Rule 7: moves revocations into this device's copy of the filter, where the issuer mints the `jti`s: somebody
+    /// who may choose them could fill it. Nothing above the position: a later base may lie below it.
+    fn fold_recent(&mut self) {
+        let minted = self.keys().is_some_and(|keys| keys.fingerprinter.function() == FingerprintFunction::Xxh3);
+        let (Some((_, sequence)), Some(base)) = (self.position, self.set.base.as_ref()) else { return };
+        if !minted || !base.can_fold() {
+            return;
+        }
+        let base = Arc::clone(base);
+        let folded = self.set.recent.take_revoked_through(sequence);
+        if folded.is_empty() {
+            return;
+        }
+        if let Some(base) = base.with_folded(folded.into_iter(), sequence) {
+            self.hold_base(base, Arc::clone(&self.held_index), Arc::clone(&self.held_cutoffs));
+            self.base_unwritten = Some(self.revision + 1);
+        }
     }
 
     /// Remembers that everything in a range is held.
@@ -784,10 +888,11 @@ impl Replica {
         if index.term != download.term() || index.epoch != epoch {
             return Err(Refusal::MixAndMatch { what: "the index" });
         }
+        let width = self.width();
         let refused = self
             .download
             .as_mut()
-            .and_then(|download| download.accept_index(&self.config, self.realm, index, bytes).err());
+            .and_then(|download| download.accept_index(&self.config, self.realm, width, index, bytes).err());
         match refused {
             None => Ok(()),
             Some(refusal) => {
@@ -805,10 +910,14 @@ impl Replica {
         number: u32,
         bytes: &[u8],
     ) -> Result<(), Refusal> {
-        match &mut self.download {
-            Some(download) if download.epoch() == epoch => download.accept_chunk(artifact, layer, number, bytes),
-            _ => Ok(()),
+        let Some(download) = self.download.as_mut().filter(|download| download.epoch() == epoch) else {
+            return Ok(());
+        };
+        let outcome = download.accept_chunk(artifact, layer, number, bytes);
+        if download.is_broken() {
+            self.give_up();
         }
+        outcome
     }
 
     // ---- trust -------------------------------------------------------------------------------
@@ -873,7 +982,7 @@ impl Replica {
 
     /// Draws every conclusion from what is held.
     fn settle(&mut self, now: Now) {
-        self.install_finished(now);
+        self.install_finished();
         self.absorb_early();
         self.renew_proof();
         self.plan_base(now);
@@ -940,8 +1049,10 @@ impl Replica {
         if self.download.as_ref().is_some_and(|download| download.term() < term) {
             self.download = None;
         }
-        // Nothing to stand on, or no other way up: at once. Otherwise at a time of one's own.
-        let urgent = held.is_none() || self.overflow.is_some() || !self.ladder_reaches();
+        // Nothing to stand on, no other way up, or a filter that matches too much: at once. Otherwise at a time of
+        // one's own.
+        let worn = self.set.base.as_ref().is_some_and(|base| base.is_worn());
+        let urgent = held.is_none() || worn || self.overflow.is_some() || !self.ladder_reaches();
         let move_at = match self.move_at {
             Some(at) if !urgent => at,
             _ if urgent => now.uptime,
@@ -954,12 +1065,11 @@ impl Replica {
     }
 
     /// Rule 4: moves to a base that has arrived whole.
-    fn install_finished(&mut self, _now: Now) {
-        let width = self.width();
+    fn install_finished(&mut self) {
         let Some(download) = self.download.take_if(|download| download.is_complete()) else {
             return;
         };
-        let Finished { index, image, base, cutoffs } = match download.finish(self.config.profile, width) {
+        let Finished { index, sealed_index, base, cutoffs } = match download.finish() {
             Ok(finished) => finished,
             Err(refusal) => {
                 self.refuse(refusal);
@@ -967,6 +1077,22 @@ impl Replica {
                 return;
             }
         };
+        let cutoffs_meant = match wire::decode_cutoffs(&cutoffs) {
+            Ok(cutoffs) => cutoffs,
+            Err(error) => {
+                self.refuse(error.into());
+                self.give_up();
+                return;
+            }
+        };
+        // What was folded into the old filter stands nowhere else; a base below it would lose it (rules 4 and 7).
+        if let Some(held) = &self.set.base
+            && held.term() == index.term
+            && held.folded_through().is_some_and(|folded| folded > index.sequence)
+        {
+            self.give_up();
+            return;
+        }
         if let Some(held) = &self.set.base
             && (held.term(), held.sequence()) > (index.term, index.sequence)
         {
@@ -994,15 +1120,14 @@ impl Replica {
             }
         }
         self.set.recent.drop_through(base_sequence);
-        self.set.cutoffs.rebase(cutoffs, base_sequence);
+        self.set.cutoffs.rebase(cutoffs_meant, base_sequence);
         self.raise_horizon(index.horizon);
-        self.set.base = Some(Arc::new(base));
+        self.hold_base(base, sealed_index.into(), cutoffs.into());
         if self.overflow.is_some_and(|overflow| overflow <= base_sequence) {
             self.overflow = None;
             self.set.overflow = false;
         }
-        self.base_digest = Some(Digest::of(&image));
-        self.base_image = Some((self.revision + 1, Arc::new(image)));
+        self.base_unwritten = Some(self.revision + 1);
         self.move_at = None;
         self.dirty.content = true;
         self.dirty.set = true;
@@ -1192,7 +1317,7 @@ impl Replica {
             realm: self.realm,
             trust: trust_digest(&self.trust),
             revision: self.revision + 1,
-            profile: self.config.profile,
+            profile: self.set.base().map_or(Profile::Exact, Base::profile),
             position: self.position,
             horizon: self.set.horizon,
             floor: self.set.freshness.floor,
@@ -1200,7 +1325,7 @@ impl Replica {
             overflow: self.overflow,
             keys: held.sealed.clone(),
             manifest: self.manifest.as_ref().map(|held| held.sealed.clone()).unwrap_or_default(),
-            base: self.base_digest,
+            base: self.base_image.as_ref().map(BaseImage::digest),
             early: self.early.clone(),
             recent: self.set.recent.iter().copied().collect(),
             cutoffs: self.set.cutoffs.recent().to_vec(),
@@ -1213,7 +1338,7 @@ impl Replica {
         self.last_persist = Some(now.uptime);
         self.persist_in_flight = Some(self.revision);
         self.in_flight_position = (self.term(), self.set.position());
-        let base = self.base_image.as_ref().map(|(_, image)| Arc::clone(image));
+        let base = self.base_image.as_ref().filter(|_| self.base_unwritten.is_some()).cloned();
         self.actions.push_back(Action::Persist(Image { revision: self.revision, head: bytes, base }));
     }
 
@@ -1223,8 +1348,8 @@ impl Replica {
         }
         self.persist_in_flight = None;
         self.persisted = Some(self.in_flight_position);
-        if self.base_image.as_ref().is_some_and(|(since, _)| *since <= revision) {
-            self.base_image = None;
+        if self.base_unwritten.is_some_and(|since| since <= revision) {
+            self.base_unwritten = None;
         }
         let due = self.last_report.is_none_or(|last| last + self.config.report_every <= now.uptime);
         if due && let Some((term, position)) = self.persisted {
@@ -1233,7 +1358,7 @@ impl Replica {
                 term,
                 position,
                 age: self.set.freshness.age(now),
-                profile: self.config.profile as u8,
+                profile: self.set.base().map_or(0, |base| base.profile() as u8),
                 memory_bytes: self.set.size_bytes(),
                 refusals: self.refusals.iter().sum(),
                 last_refusal: self.last_refusal,

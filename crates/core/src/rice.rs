@@ -203,24 +203,6 @@ impl<'a> Decoder<'a> {
         self.left
     }
 
-    /// The fast way: everything of one fingerprint in one word. `None` where that is not so.
-    #[inline]
-    fn gap_in_word(&mut self) -> Option<u64> {
-        let start = (self.at >> 3) as usize;
-        let (bytes, _) = self.bytes.get(start..)?.split_first_chunk::<8>()?;
-        let shift = (self.at & 7) as u32;
-        let word = u64::from_le_bytes(*bytes) >> shift;
-        let quotient = word.trailing_zeros();
-        let taken = quotient + 1 + self.k;
-        // With this many bits both shifts below stay within the word.
-        if taken > u64::BITS - shift || taken >= u64::BITS {
-            return None;
-        }
-        let remainder = (word >> (quotient + 1)) & low_mask(self.k);
-        self.at += u64::from(taken);
-        Some((u64::from(quotient) << self.k) | remainder)
-    }
-
     /// The general way: long runs, wide remainders, the last bytes.
     #[cold]
     fn gap_bit_by_bit(&mut self, index: u64) -> Result<u64, RiceError> {
@@ -251,16 +233,8 @@ impl<'a> Decoder<'a> {
         Ok(quotient.checked_shl(self.k).unwrap_or(0) | remainder)
     }
 
-    /// The bits from here on, at most 64, and how many there are; `None` at the end.
     fn window(&self) -> Option<(u64, u32)> {
-        let rest = self.bytes.get((self.at >> 3) as usize..)?;
-        let mut word = [0; 8];
-        for (to, from) in word.iter_mut().zip(rest) {
-            *to = *from;
-        }
-        let shift = (self.at & 7) as u32;
-        let bits = (rest.len().min(8) as u32 * 8).checked_sub(shift).filter(|&bits| bits > 0)?;
-        Some((u64::from_le_bytes(word) >> shift, bits))
+        window(self.bytes, self.at)
     }
 
     /// The bytes behind the last fingerprint that was given. A code that should fill its bytes leaves none.
@@ -277,8 +251,11 @@ impl<'a> Decoder<'a> {
 
     #[inline]
     fn step(&mut self) -> Result<Fingerprint, RiceError> {
-        let gap = match self.gap_in_word() {
-            Some(gap) => gap,
+        let gap = match gap_in_word(self.bytes, self.at, self.k) {
+            Some((gap, taken)) => {
+                self.at += u64::from(taken);
+                gap
+            }
             None => self.gap_bit_by_bit(self.count - self.left)?,
         };
         let bits = self.next.checked_add(gap).filter(|&bits| bits <= largest(self.width) && !self.exhausted);
@@ -313,6 +290,150 @@ impl Iterator for Decoder<'_> {
     fn size_hint(&self) -> (usize, Option<usize>) {
         // An error ends it early.
         (0, Some(self.left as usize))
+    }
+}
+
+/// The fast way: the gap that lies wholly in the word at bit `at`, and the bits it takes. `None` where it does not.
+#[inline]
+fn gap_in_word(bytes: &[u8], at: u64, k: u32) -> Option<(u64, u32)> {
+    let (bytes, _) = bytes.get((at >> 3) as usize..)?.split_first_chunk::<8>()?;
+    let shift = (at & 7) as u32;
+    let word = u64::from_le_bytes(*bytes) >> shift;
+    let quotient = word.trailing_zeros();
+    let taken = quotient + 1 + k;
+    // With this many bits both shifts below stay within the word.
+    if taken > u64::BITS - shift || taken >= u64::BITS {
+        return None;
+    }
+    let remainder = (word >> (quotient + 1)) & low_mask(k);
+    Some(((u64::from(quotient) << k) | remainder, taken))
+}
+
+/// The bits from bit `at` on, at most 64, and how many there are; `None` at the end.
+fn window(bytes: &[u8], at: u64) -> Option<(u64, u32)> {
+    let rest = bytes.get((at >> 3) as usize..)?;
+    let mut word = [0; 8];
+    for (to, from) in word.iter_mut().zip(rest) {
+        *to = *from;
+    }
+    let shift = (at & 7) as u32;
+    let bits = (rest.len().min(8) as u32 * 8).checked_sub(shift).filter(|&bits| bits > 0)?;
+    Some((u64::from_le_bytes(word) >> shift, bits))
+}
+
+/// Decodes a code that comes in pieces, for whoever has no room for all of it. Accepts what [`decode`] accepts.
+///
+/// What came before an error is not to be used.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    count: u64,
+    left: u64,
+    k: u32,
+    width: Width,
+    next: u64,
+    exhausted: bool,
+    // What the last piece broke off: its zero bits, whether its one bit has come, its low bits and their number.
+    quotient: u64,
+    ended: bool,
+    remainder: u64,
+    filled: u32,
+}
+
+impl Stream {
+    /// Checks the count against the length that the whole code will have.
+    pub fn new(count: u64, bytes: u64, width: Width) -> Result<Self, RiceError> {
+        if count > BASE_ENTRIES_MAX {
+            return Err(RiceError::TooMany { count });
+        }
+        let k = remainder_bits(count, width);
+        let needed = (count * u64::from(k + 1)).div_ceil(8);
+        if bytes < needed {
+            return Err(RiceError::TooShort { count, needed, found: bytes });
+        }
+        let (quotient, ended, remainder, filled) = (0, false, 0, 0);
+        Ok(Self { count, left: count, k, width, next: 0, exhausted: false, quotient, ended, remainder, filled })
+    }
+
+    /// Takes the next piece and gives every fingerprint that ends in it.
+    ///
+    /// # Complexity
+    ///
+    /// Linear in the piece; takes no memory.
+    pub fn push(&mut self, piece: &[u8], mut each: impl FnMut(Fingerprint)) -> Result<(), RiceError> {
+        let bits_all = piece.len() as u64 * 8;
+        let mut at = 0;
+        while self.left > 0 && at < bits_all {
+            let gap = if self.quotient == 0
+                && !self.ended
+                && let Some((gap, taken)) = gap_in_word(piece, at, self.k)
+            {
+                at += u64::from(taken);
+                gap
+            } else {
+                match self.gap_across(piece, &mut at)? {
+                    Some(gap) => gap,
+                    None => break,
+                }
+            };
+            each(self.admit(gap)?);
+        }
+        // Nothing follows the last but the zero bits that fill its byte.
+        if self.left == 0 && at < bits_all {
+            let unread = bits_all - at;
+            if unread >= 8 {
+                return Err(RiceError::Trailing { bytes: unread / 8 });
+            }
+            if window(piece, at).is_some_and(|(word, _)| word != 0) {
+                return Err(RiceError::Padding);
+            }
+        }
+        Ok(())
+    }
+
+    /// All that was announced must have come.
+    pub const fn finish(&self) -> Result<(), RiceError> {
+        if self.left == 0 { Ok(()) } else { Err(RiceError::Truncated { index: self.count - self.left }) }
+    }
+
+    /// One gap bit by bit, remembering where a piece ends within it; `None` if this one does.
+    #[cold]
+    fn gap_across(&mut self, piece: &[u8], at: &mut u64) -> Result<Option<u64>, RiceError> {
+        while !self.ended {
+            let Some((word, bits)) = window(piece, *at) else { return Ok(None) };
+            let zeros = word.trailing_zeros().min(bits);
+            self.quotient += u64::from(zeros);
+            *at += u64::from(zeros);
+            if self.quotient > shift_down(largest(self.width), self.k) {
+                return Err(RiceError::Overflow { index: self.count - self.left });
+            }
+            if zeros < bits {
+                *at += 1;
+                self.ended = true;
+            }
+        }
+        while self.filled < self.k {
+            let Some((word, bits)) = window(piece, *at) else { return Ok(None) };
+            let taken = bits.min(self.k - self.filled);
+            self.remainder |= (word & low_mask(taken)) << self.filled;
+            self.filled += taken;
+            *at += u64::from(taken);
+        }
+        // With k = 64 the quotient is zero: the check above saw to it.
+        let gap = self.quotient.checked_shl(self.k).unwrap_or(0) | self.remainder;
+        (self.quotient, self.ended, self.remainder, self.filled) = (0, false, 0, 0);
+        Ok(Some(gap))
+    }
+
+    #[inline]
+    fn admit(&mut self, gap: u64) -> Result<Fingerprint, RiceError> {
+        let bits = self.next.checked_add(gap).filter(|&bits| bits <= largest(self.width) && !self.exhausted);
+        let Some(fingerprint) = bits.and_then(|bits| Fingerprint::from_bits(bits, self.width)) else {
+            return Err(RiceError::Overflow { index: self.count - self.left });
+        };
+        self.left -= 1;
+        self.exhausted = fingerprint.bits() == u64::MAX;
+        self.next = fingerprint.bits().wrapping_add(1);
+        Ok(fingerprint)
     }
 }
 
@@ -371,6 +492,47 @@ mod tests {
         all.sort_unstable();
         all.dedup();
         all
+    }
+
+    /// Decodes in pieces of these sizes, one after the other, then in one piece.
+    fn in_pieces(bytes: &[u8], count: u64, width: Width, sizes: &[usize]) -> Result<Vec<Fingerprint>, RiceError> {
+        let mut stream = Stream::new(count, bytes.len() as u64, width)?;
+        let (mut found, mut rest) = (Vec::new(), bytes);
+        for &size in sizes {
+            let (piece, behind) = rest.split_at(size.min(rest.len()));
+            stream.push(piece, |fingerprint| found.push(fingerprint))?;
+            rest = behind;
+        }
+        stream.push(rest, |fingerprint| found.push(fingerprint))?;
+        stream.finish().map(|()| found)
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_give_what_the_whole_gives(
+            numbers in prop::collection::btree_set(any::<u64>(), 0..200),
+            bits in 1_u8..=64,
+            sizes in prop::collection::vec(0_usize..40, 0..40),
+            damage in prop::option::of((any::<prop::sample::Index>(), 0_u8..8)),
+        ) {
+            let width = Width::cut(bits).expect("1 to 64");
+            let mut keys: Vec<_> = numbers.iter().map(|&number| Fingerprint::from_hash(number, width)).collect();
+            keys.dedup();
+            let mut bytes = encode(&keys, width).expect("sorted");
+            if let Some((place, bit)) = damage && !bytes.is_empty() {
+                let place = place.index(bytes.len());
+                bytes[place] ^= 1 << bit;
+            }
+            let whole = decode(&bytes, keys.len() as u64, width);
+            let pieces = in_pieces(&bytes, keys.len() as u64, width, &sizes);
+            match (&whole, &pieces) {
+                (Ok(whole), Ok(pieces)) => prop_assert_eq!(whole, pieces),
+                (Err(_), Err(_)) => {}
+                _ => prop_assert!(false, "{:?} and {:?}", whole, pieces),
+            }
+            bytes.push(0);
+            prop_assert!(in_pieces(&bytes, keys.len() as u64, width, &sizes).is_err());
+        }
     }
 
     #[test]

@@ -1,216 +1,19 @@
 //! The revocation set: what a checker sees, immutable, at one position.
 //!
-//! A question walks one path (design rule 15): horizon, cutoffs, recent, freshness, list, filter.
+//! A question walks one path (design rule 15): horizon, cutoffs, recent, freshness, list, exceptions, filter.
 //! How a set comes to be is the replica's business.
 
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::time::Duration;
 
+use crate::base::{Base, InBase, Witness};
 use crate::clock::{Now, UnixMillis, UnixTime};
 use crate::cutoff::Cutoffs;
-use crate::exact::ExactList;
-use crate::filter::{FilterBuf, FilterParams, GeometryError, LINE_BYTES, Membership, Salt};
-use crate::position::{Epoch, Position, Sequence, Term};
+use crate::filter::{FilterBuf, Membership};
+use crate::position::{Position, Sequence};
 use crate::recent::{Recent, State};
-use crate::refusal::Refusal;
-use crate::rice;
-use crate::token::{Claims, Fingerprint, Fingerprinter, Width};
-use crate::update::{Artifact, Index};
+use crate::token::{Claims, Fingerprinter};
 use crate::verdict::{Doubt, Verdict, Why};
-
-/// What a device holds of a base, by its memory budget.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Profile {
-    /// The published filter alone: about 10 bits a revocation at 1e-2; a match is [`Verdict::Suspect`].
-    Filter = 1,
-    /// The list alone: about 30 bits a revocation; exact, some hundred nanoseconds a question.
-    List = 2,
-    /// The list and a filter built from it: about 43 bits a revocation; exact and fast.
-    Exact = 3,
-}
-
-impl Profile {
-    /// Reads the number used on the wire and on disk.
-    #[must_use]
-    pub const fn from_number(number: u8) -> Option<Self> {
-        match number {
-            1 => Some(Self::Filter),
-            2 => Some(Self::List),
-            3 => Some(Self::Exact),
-            _ => None,
-        }
-    }
-
-    /// The name used on command lines and in JSON.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Filter => "filter",
-            Self::List => "list",
-            Self::Exact => "exact",
-        }
-    }
-
-    /// The artifact this profile fetches, beside the cutoffs.
-    #[must_use]
-    pub const fn artifact(self) -> Artifact {
-        match self {
-            Self::Filter => Artifact::Filter,
-            Self::List | Self::Exact => Artifact::List,
-        }
-    }
-}
-
-/// Bits a revocation of the filter that the exact profile builds for itself: a third more than a rate
-/// of 1e-2 takes. Half as many questions pass the first line and a quarter as many both, and what
-/// passes costs several times what does not.
-const OWN_FILTER_BITS: u64 = 13;
-
-/// Probes in each line of that filter.
-const OWN_FILTER_PROBES: u8 = 3;
-
-/// Salt and geometry of that filter.
-fn own_filter(entries: u64, salt: Salt) -> Result<FilterParams, GeometryError> {
-    let blocks = (entries * OWN_FILTER_BITS).div_ceil(4 * 8 * LINE_BYTES as u64).max(1) * 4;
-    FilterParams::new(salt, u32::try_from(blocks).unwrap_or(u32::MAX), OWN_FILTER_PROBES)
-}
-
-/// What an epoch was built with, immutable.
-#[derive(Debug)]
-pub struct Base {
-    term: Term,
-    epoch: Epoch,
-    sequence: Sequence,
-    lookup: Lookup,
-}
-
-/// How a base answers.
-#[derive(Debug)]
-enum Lookup {
-    Filter { filter: FilterBuf, rate: f64 },
-    List(ExactList),
-    Exact { filter: Arc<FilterBuf>, list: ExactList },
-}
-
-/// What a base says about one key.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum InBase {
-    Absent,
-    Certain,
-    Possible { false_positive_rate: f64 },
-}
-
-impl Base {
-    /// Builds what `profile` holds from the artifact that it fetches.
-    ///
-    /// `bytes` were verified against `index` before.
-    ///
-    /// # Complexity
-    ///
-    /// Linear in the number of entries.
-    pub fn build(profile: Profile, index: &Index, width: Width, entries: u64, bytes: &[u8]) -> Result<Self, Refusal> {
-        let lookup = match profile {
-            Profile::Filter => {
-                // Before memory is taken: the geometry must be the one of the bytes at hand.
-                if bytes.len() as u64 != index.filter.size_bytes() {
-                    return Err(Refusal::MixAndMatch { what: "the filter" });
-                }
-                let mut filter = FilterBuf::new(index.filter);
-                filter.absorb(0, bytes).map_err(|_| Refusal::Malformed { what: "the filter's bytes" })?;
-                let rate = filter.false_positive_rate();
-                Lookup::Filter { filter, rate }
-            }
-            Profile::List => Lookup::List(exact_list(&decode_list(bytes, entries, width)?, width)?),
-            Profile::Exact => {
-                let keys = decode_list(bytes, entries, width)?;
-                let params = own_filter(keys.len() as u64, index.filter.salt())
-                    .map_err(|_| Refusal::Malformed { what: "a base too large to filter" })?;
-                let filter = Arc::new(FilterBuf::build(params, keys.iter().copied()));
-                Lookup::Exact { filter, list: exact_list(&keys, width)? }
-            }
-        };
-        Ok(Self { term: index.term, epoch: index.epoch, sequence: index.sequence, lookup })
-    }
-
-    /// Reign of the ledger it was built in.
-    #[must_use]
-    pub const fn term(&self) -> Term {
-        self.term
-    }
-
-    /// Which epoch it is.
-    #[must_use]
-    pub const fn epoch(&self) -> Epoch {
-        self.epoch
-    }
-
-    /// It holds everything up to here.
-    #[must_use]
-    pub const fn sequence(&self) -> Sequence {
-        self.sequence
-    }
-
-    /// Whether it may hold a key: `false` is certain. For whoever checks a base before publishing it.
-    #[must_use]
-    pub fn may_hold(&self, fingerprint: Fingerprint, width: Width) -> bool {
-        self.query(fingerprint, width) != InBase::Absent
-    }
-
-    /// The rate of false positives by the filter's measured fill; `None` without a published filter.
-    #[must_use]
-    pub const fn false_positive_rate(&self) -> Option<f64> {
-        match &self.lookup {
-            Lookup::Filter { rate, .. } => Some(*rate),
-            Lookup::List(_) | Lookup::Exact { .. } => None,
-        }
-    }
-
-    /// Bytes it takes.
-    #[must_use]
-    pub fn size_bytes(&self) -> u64 {
-        match &self.lookup {
-            Lookup::Filter { filter, .. } => filter.params().size_bytes(),
-            Lookup::List(list) => list.size_bytes(),
-            Lookup::Exact { filter, list } => filter.params().size_bytes() + list.size_bytes(),
-        }
-    }
-
-    #[inline]
-    fn query(&self, fingerprint: Fingerprint, width: Width) -> InBase {
-        match &self.lookup {
-            Lookup::Exact { filter, list } => match filter.query(fingerprint) {
-                Membership::Absent => InBase::Absent,
-                Membership::Possible => Self::listed(list, fingerprint, width),
-            },
-            Lookup::List(list) => Self::listed(list, fingerprint, width),
-            Lookup::Filter { filter, rate } => match filter.query(fingerprint) {
-                Membership::Absent => InBase::Absent,
-                Membership::Possible => InBase::Possible { false_positive_rate: *rate },
-            },
-        }
-    }
-
-    /// A match in a list of fewer than 48 bits is too often wrong to be called certain.
-    fn listed(list: &ExactList, fingerprint: Fingerprint, width: Width) -> InBase {
-        if !list.contains(fingerprint) {
-            InBase::Absent
-        } else if width.is_exact() {
-            InBase::Certain
-        } else {
-            InBase::Possible { false_positive_rate: list.len() as f64 / (1_u64 << width.bits()) as f64 }
-        }
-    }
-}
-
-fn exact_list(keys: &[Fingerprint], width: Width) -> Result<ExactList, Refusal> {
-    ExactList::from_sorted(keys, width).map_err(|_| Refusal::Malformed { what: "a list that cannot be held" })
-}
-
-fn decode_list(bytes: &[u8], entries: u64, width: Width) -> Result<Vec<Fingerprint>, Refusal> {
-    rice::decode(bytes, entries, width).map_err(|_| Refusal::Malformed { what: "the list's bytes" })
-}
 
 /// How current a set is, and what its device's clock may claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -349,42 +152,48 @@ impl RevocationSet {
                 return Verdict::NotRevoked { at: short.position };
             }
         }
+        self.weigh(now, claims).0
+    }
+
+    /// The same answer, and what gave it.
+    pub fn explain(&self, now: Now, claims: &Claims<'_>) -> (Verdict, Witness) {
         self.weigh(now, claims)
     }
 
     /// The long way, in the order of design rule 15.
     #[inline(never)]
-    fn weigh(&self, now: Now, claims: &Claims<'_>) -> Verdict {
+    fn weigh(&self, now: Now, claims: &Claims<'_>) -> (Verdict, Witness) {
         if claims.exp <= self.horizon {
-            return Verdict::Revoked { why: Why::Expired { horizon: self.horizon } };
+            return (Verdict::Revoked { why: Why::Expired { horizon: self.horizon } }, Witness::Horizon);
         }
         let Some(fingerprinter) = &self.fingerprinter else {
-            return Verdict::Unknown { doubt: Doubt::NoState };
+            return (Verdict::Unknown { doubt: Doubt::NoState }, Witness::Nothing);
         };
         if let Some(cutoff) = self.cutoffs.matching(fingerprinter, claims) {
-            return Verdict::Revoked { why: Why::Cutoff { scope: cutoff.scope.kind, not_before: cutoff.not_before } };
+            let why = Why::Cutoff { scope: cutoff.scope.kind, not_before: cutoff.not_before };
+            return (Verdict::Revoked { why }, Witness::Cutoffs);
         }
         let fingerprint = fingerprinter.fingerprint(claims.jti);
         let recent = self.recent.get(fingerprint);
         if recent == Some(State::Revoked) {
-            return Verdict::Revoked { why: Why::Token };
+            return (Verdict::Revoked { why: Why::Token }, Witness::Recent);
         }
         let Some(base) = &self.base else {
-            return Verdict::Unknown { doubt: Doubt::NoState };
+            return (Verdict::Unknown { doubt: Doubt::NoState }, Witness::Nothing);
         };
         let in_base = match recent {
-            Some(State::Reinstated) => InBase::Absent,
-            Some(State::Revoked) | None => base.query(fingerprint, fingerprinter.width()),
+            Some(State::Reinstated) => InBase::Absent { by: Witness::Recent },
+            Some(State::Revoked) | None => base.query(fingerprint, fingerprinter.width(), claims.iat),
         };
-        if in_base == InBase::Certain {
-            return Verdict::Revoked { why: Why::Token };
+        if let InBase::Certain { by } = in_base {
+            return (Verdict::Revoked { why: Why::Token }, by);
         }
         if let Some(doubt) = self.doubt(now) {
-            return Verdict::Unknown { doubt };
+            return (Verdict::Unknown { doubt }, Witness::Nothing);
         }
         match in_base {
-            InBase::Possible { false_positive_rate } => Verdict::Suspect { false_positive_rate },
-            InBase::Absent | InBase::Certain => Verdict::NotRevoked { at: self.position() },
+            InBase::Possible { false_positive_rate, by } => (Verdict::Suspect { false_positive_rate }, by),
+            InBase::Absent { by } | InBase::Certain { by } => (Verdict::NotRevoked { at: self.position() }, by),
         }
     }
 
@@ -394,7 +203,8 @@ impl RevocationSet {
     }
 
     fn short_way(&self) -> Option<Short> {
-        let Lookup::Exact { filter, .. } = &self.base.as_ref()?.lookup else { return None };
+        // A list alone has no filter to ask, and no short way.
+        let filter = self.base.as_ref()?.filter()?;
         let believed = Believed::new(&self.freshness)?;
         let plain = !self.overflow && self.cutoffs.live().is_empty();
         plain.then_some(Short {
@@ -448,11 +258,23 @@ impl RevocationSet {
         self.recent.len()
     }
 
-    /// Bytes it takes, to within the pages of `recent`.
+    /// Bytes it takes: base, `recent` and cutoffs.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         let base = self.base.as_ref().map_or(0, |base| base.size_bytes());
-        base + (self.recent.len() * size_of::<crate::recent::Stamped>()) as u64
+        base + self.recent.size_bytes() + self.cutoffs.size_bytes()
+    }
+
+    /// What is held of a base; `None` before the first.
+    #[must_use]
+    pub fn base(&self) -> Option<&Base> {
+        self.base.as_deref()
+    }
+
+    /// How old the last proof of currency is; `None` without one.
+    #[must_use]
+    pub fn age(&self, now: Now) -> Option<Duration> {
+        self.freshness.age(now)
     }
 }
 

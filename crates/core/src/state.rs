@@ -9,14 +9,14 @@ use alloc::vec::Vec;
 
 use bincode::{Decode, Encode};
 
+use crate::base::{Base, Profile};
 use crate::clock::{UnixMillis, UnixTime};
 use crate::cutoff::{Scope, ScopeKind, StampedCutoff};
 use crate::limits::{CUTOFFS_MAX, EARLY_RANGES_MAX, RECENT_ENTRIES_MAX, SEALED_BYTES_MAX, STATE_BYTES_MAX};
 use crate::position::{Sequence, Term};
 use crate::recent::{Stamped, State};
 use crate::refusal::Refusal;
-use crate::seal::Digest;
-use crate::set::Profile;
+use crate::seal::{Digest, Digester};
 use crate::token::{Fingerprint, RealmId};
 use crate::wire::{Sink, WireError, take};
 
@@ -24,20 +24,20 @@ use crate::wire::{Sink, WireError, take};
 const HEAD_MAGIC: [u8; 4] = *b"RVS1";
 
 /// First bytes of a base image.
-const BASE_MAGIC: [u8; 4] = *b"RVB1";
+const BASE_MAGIC: [u8; 4] = *b"RVB2";
 
 /// Bytes of the digest at the end of a head.
 const DIGEST_BYTES: usize = 32;
 
 /// What a replica asks its store to keep.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Image {
     /// Rises with every image; of two good heads the one with the higher revision counts.
     pub revision: u64,
     /// The head.
     pub head: Vec<u8>,
     /// The base image that the head names, unless the store already confirmed it.
-    pub base: Option<Arc<Vec<u8>>>,
+    pub base: Option<BaseImage>,
 }
 
 /// A range of sequences (from, to] whose statements are held ahead of a gap.
@@ -91,7 +91,7 @@ pub struct Head {
 /// offset  size  head
 /// 0       4     magic "RVS1"
 /// 4       8     revision
-/// 12      1     profile: 1 filter, 2 list, 3 exact
+/// 12      1     profile of the base image: 1 filter, 2 list, 3 exact, 4 covered, 5 folded, 6 folded twice
 /// 13      1     flags: 1 position, 2 proof, 4 overflow, 8 base
 /// 14      4     term
 /// 18      8     sequence
@@ -276,50 +276,158 @@ impl Head {
     }
 }
 
-/// A base as it travelled: the sealed index and the artifacts it names.
+/// A base as it is held, ready to be written down. Cheap to clone: nothing is copied before it is written.
 ///
 /// ```text
 /// offset  size  base image
-/// 0       4     magic "RVB1"
-/// 4       4     I, bytes of the sealed index
-/// 8       8     A, bytes of the profile's artifact (filter or list)
-/// 16      8     C, bytes of the cutoffs artifact
-/// 24      I     sealed index
-///         A     artifact
+/// 0       4     magic "RVB2"
+/// 4       1     profile: 1 filter, 2 list, 3 exact, 4 covered, 5 folded, 6 folded twice
+/// 5       1     1 if later revocations were folded into the filter, else 0
+/// 6       8     sequence up to which they were; 0 if none were
+/// 14      4     draw of the exceptions; 0 without
+/// 18      4     I, bytes of the sealed index
+/// 22      8     F, bytes of the filter as held; 0 where it is built again from the list
+/// 30      8     L, bytes of the list or the exceptions, as an exact list stands in memory; 0 without
+/// 38      8     C, bytes of the cutoffs artifact
+/// 46      I     sealed index
+///         F     filter
+///         L     list or exceptions
 ///         C     cutoffs
 /// ```
+#[derive(Clone, Debug)]
+pub struct BaseImage {
+    digest: Digest,
+    source: Source,
+}
+
+/// Where the bytes of a base image come from.
+#[derive(Clone, Debug)]
+enum Source {
+    Held { index: Arc<[u8]>, base: Arc<Base>, cutoffs: Arc<[u8]> },
+    Bytes(Arc<[u8]>),
+}
+
+/// Bytes of a base image before its parts.
+const BASE_HEAD_BYTES: usize = 46;
+
+impl BaseImage {
+    /// The image of a base that is held.
+    ///
+    /// # Complexity
+    ///
+    /// One SHA-256 over all of it.
+    pub(crate) fn new(index: Arc<[u8]>, base: Arc<Base>, cutoffs: Arc<[u8]>) -> Self {
+        Self::digested(Source::Held { index, base, cutoffs })
+    }
+
+    /// An image that was written down before, for tools that copy state.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        Self::digested(Source::Bytes(bytes.into()))
+    }
+
+    fn digested(source: Source) -> Self {
+        let mut digester = Digester::default();
+        source.visit(&mut |bytes| digester.update(bytes));
+        Self { digest: digester.finish(), source }
+    }
+
+    /// What a head names it by: the SHA-256 of its bytes.
+    #[must_use]
+    pub const fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Gives its bytes, one piece after the other.
+    pub fn visit(&self, each: &mut dyn FnMut(&[u8])) {
+        self.source.visit(each);
+    }
+
+    /// Its bytes in one piece.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.visit(&mut |piece| bytes.extend_from_slice(piece));
+        bytes
+    }
+}
+
+impl Source {
+    fn visit(&self, each: &mut dyn FnMut(&[u8])) {
+        match self {
+            Self::Bytes(bytes) => each(bytes),
+            Self::Held { index, base, cutoffs } => {
+                let stored = base.stored();
+                let mut head = Sink::default();
+                let filter = stored.filter.map_or(0, |filter| filter.params().size_bytes());
+                // Fixed-size numbers are never refused.
+                let _ = head.put((
+                    BASE_MAGIC,
+                    base.profile() as u8,
+                    u8::from(stored.folded_through.is_some()),
+                    stored.folded_through.unwrap_or_default().0,
+                    stored.draw,
+                    index.len() as u32,
+                    filter,
+                    stored.list.len() as u64,
+                    cutoffs.len() as u64,
+                ));
+                each(head.bytes());
+                each(index);
+                if let Some(filter) = stored.filter {
+                    filter.lines().for_each(|line| each(line));
+                }
+                each(stored.list);
+                each(cutoffs);
+            }
+        }
+    }
+}
+
+/// The parts of a base image that was written down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BaseImage<'a> {
+pub struct StoredImage<'a> {
+    /// What it holds.
+    pub profile: Profile,
+    /// Later revocations up to here were folded in.
+    pub folded_through: Option<Sequence>,
+    /// Draw of the exceptions.
+    pub draw: u32,
     /// The sealed index.
     pub index: &'a [u8],
-    /// The artifact that the profile fetches.
-    pub artifact: &'a [u8],
+    /// The filter as held.
+    pub filter: &'a [u8],
+    /// The list or the exceptions.
+    pub list: &'a [u8],
     /// The cutoffs artifact.
     pub cutoffs: &'a [u8],
 }
 
-impl<'a> BaseImage<'a> {
-    /// Writes the image.
-    pub fn encode(&self) -> Result<Vec<u8>, WireError> {
-        let mut out = Sink::default();
-        out.put((BASE_MAGIC, self.index.len() as u32, self.artifact.len() as u64, self.cutoffs.len() as u64))?;
-        out.extend(self.index);
-        out.extend(self.artifact);
-        out.extend(self.cutoffs);
-        Ok(out.into_bytes())
-    }
-
-    /// Finds the parts of an image; what they say is verified against the index by the replica.
-    pub fn decode(mut bytes: &'a [u8]) -> Result<Self, Refusal> {
-        let damaged = Refusal::DamagedState { what: "a base image whose lengths make no sense" };
-        let bytes = &mut bytes;
-        let (magic, index, artifact, cutoffs): ([u8; 4], u32, u64, u64) = take(bytes).map_err(|_| damaged.clone())?;
+impl<'a> StoredImage<'a> {
+    /// Finds the parts; what they say is checked by whoever builds a base of them.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, Refusal> {
+        let damaged = || Refusal::DamagedState { what: "a base image whose lengths make no sense" };
+        let (head, mut rest) = bytes.split_at_checked(BASE_HEAD_BYTES).ok_or_else(damaged)?;
+        type Numbers = ([u8; 4], u8, u8, u64, u32, u32, u64, u64, u64);
+        let (magic, profile, folded, through, draw, index, filter, list, cutoffs): Numbers =
+            take(&mut &*head).map_err(|_| damaged())?;
+        if magic != BASE_MAGIC {
+            return Err(Refusal::DamagedState { what: "a base image of another format" });
+        }
         let mut part = |length: u64| {
-            let length = usize::try_from(length).map_err(|_| damaged.clone())?;
-            slice(bytes, length).map_err(|_| damaged.clone())
+            let length = usize::try_from(length).map_err(|_| damaged())?;
+            slice(&mut rest, length).map_err(|_| damaged())
         };
-        let image = Self { index: part(index.into())?, artifact: part(artifact)?, cutoffs: part(cutoffs)? };
-        if magic != BASE_MAGIC || !bytes.is_empty() { Err(damaged) } else { Ok(image) }
+        let image = Self {
+            profile: Profile::from_number(profile).ok_or_else(damaged)?,
+            folded_through: (folded != 0).then_some(Sequence(through)),
+            draw,
+            index: part(index.into())?,
+            filter: part(filter)?,
+            list: part(list)?,
+            cutoffs: part(cutoffs)?,
+        };
+        if rest.is_empty() { Ok(image) } else { Err(damaged()) }
     }
 }
 

@@ -197,26 +197,32 @@ impl<'a> Claims<'a> {
     }
 }
 
-/// How many of a fingerprint's 64 bits a realm uses.
+/// How many bits a fingerprint has: 40, 48 or 64 in a realm, fewer where it was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum Width {
-    /// One wrong match in 2^20 at a million entries: too coarse to be called exact.
-    W40 = 40,
-    /// The default: one wrong match in 2^28 at a million entries.
-    W48 = 48,
-    /// All of them.
-    W64 = 64,
-}
+pub struct Width(u8);
 
 impl Width {
-    /// Reads 40, 48 or 64.
+    /// One wrong match in 2^20 at a million entries: too coarse to be called exact.
+    pub const W40: Self = Self(40);
+    /// The default of a realm: one wrong match in 2^28 at a million entries.
+    pub const W48: Self = Self(48);
+    /// All of them.
+    pub const W64: Self = Self(64);
+
+    /// Reads the width of a realm: 40, 48 or 64.
     #[must_use]
     pub const fn from_bits(bits: u8) -> Option<Self> {
         match bits {
-            40 => Some(Self::W40),
-            48 => Some(Self::W48),
-            64 => Some(Self::W64),
+            40 | 48 | 64 => Some(Self(bits)),
+            _ => None,
+        }
+    }
+
+    /// Any width from 1 to 64: for lists whose entries were cut.
+    #[must_use]
+    pub const fn cut(bits: u8) -> Option<Self> {
+        match bits {
+            1..=64 => Some(Self(bits)),
             _ => None,
         }
     }
@@ -224,13 +230,13 @@ impl Width {
     /// The number of bits.
     #[must_use]
     pub const fn bits(self) -> u32 {
-        self as u32
+        self.0 as u32
     }
 
     /// Whether a match in a list of this width may be called "revoked" (design rule 15).
     #[must_use]
     pub const fn is_exact(self) -> bool {
-        matches!(self, Self::W48 | Self::W64)
+        self.0 >= Self::W48.0
     }
 }
 
@@ -255,6 +261,12 @@ impl Fingerprint {
     #[must_use]
     pub const fn bits(self) -> u64 {
         self.0
+    }
+
+    /// The top bits alone: a fingerprint of `from` bits becomes one of `to`, if that is fewer.
+    #[must_use]
+    pub const fn cut(self, from: Width, to: Width) -> Self {
+        Self(self.0 >> from.bits().saturating_sub(to.bits()))
     }
 }
 

@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use crate::clock::{UnixMillis, UnixTime};
 use crate::cutoff::{Cutoff, Scope, ScopeKind};
+use crate::exceptions::ExceptionCut;
 use crate::filter::{FilterParams, Salt};
 use crate::limits::{
     ARTIFACT_BYTES_MAX, BASE_ENTRIES_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CUTOFFS_MAX, ISSUER_BYTES_MAX,
@@ -640,13 +641,41 @@ pub fn decode_cutoffs(mut bytes: &[u8]) -> Result<Vec<Cutoff>, WireError> {
     Ok(cutoffs)
 }
 
+/// Bytes of the exceptions artifact before its keys.
+///
+/// ```text
+/// offset  size  exceptions
+/// 0       32    SHA-256 of the filter artifact that they belong to
+/// 32      4     draw, which with the epoch's salt says how fingerprints are cut
+/// 36      1     width of the keys, 1 to 64
+/// 37            the keys, Rice coded (see `rice`), padded to a byte
+/// ```
+pub const EXCEPTIONS_HEAD_BYTES: usize = 37;
+
+/// Encodes the head of the exceptions artifact.
+pub fn encode_exceptions_head(filter: &Digest, cut: &ExceptionCut) -> Result<Vec<u8>, WireError> {
+    let mut out = Sink::default();
+    out.put((filter.0, cut.draw(), cut.width().bits() as u8))?;
+    Ok(out.into_bytes())
+}
+
+/// Decodes the head of the exceptions artifact: the filter they belong to, and how they were cut.
+pub fn decode_exceptions_head(
+    salt: Salt,
+    head: &[u8; EXCEPTIONS_HEAD_BYTES],
+) -> Result<(Digest, ExceptionCut), WireError> {
+    let (filter, draw, width) = take(&mut head.as_slice())?;
+    let width = Width::cut(width).ok_or(WireError::Range { field: "width of the exceptions" })?;
+    Ok((Digest(filter), ExceptionCut::new(salt, draw, width)))
+}
+
 /// ```text
 /// offset  size  report
 /// 0       4     term
 /// 4       8     epoch
 /// 12      8     sequence
 /// 20      8     age, milliseconds; all ones without a proof of currency
-/// 28      1     profile: 1 filter, 2 list, 3 exact
+/// 28      1     profile: 1 filter, 2 list, 3 exact, 4 covered, 5 folded, 6 folded twice
 /// 29      8     bytes of memory
 /// 37      8     refusals since the start
 /// 45      1     last refusal; 255 for none

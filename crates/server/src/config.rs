@@ -29,7 +29,6 @@ const HEARTBEAT_MAX: Duration = Duration::from_hours(1);
 
 const GRACE_DEFAULT: Duration = Duration::from_mins(10);
 const GRACE_MAX: Duration = Duration::from_hours(30 * 24);
-const FALSE_POSITIVE_RATE_DEFAULT: f64 = 0.01;
 
 /// A server that was down for longer is started by somebody who can confirm its clock.
 const RESTART_JUMP_MAX: Duration = Duration::from_hours(7 * 24);
@@ -146,7 +145,7 @@ pub struct PublishingConfig {
     /// How long superseded objects stay retained.
     pub grace: Duration,
     /// Rate of the published filter.
-    pub false_positive_rate: f64,
+    pub false_positive_rate: Option<f64>,
     /// After a restart, how much later than the last signed time the clock may stand. Beyond it the
     /// operator confirms the clock, on the command line.
     pub restart_jump_max: Duration,
@@ -159,7 +158,7 @@ impl Default for PublishingConfig {
             chunk_bytes: CHUNK_BYTES_DEFAULT,
             heartbeat: HEARTBEAT_DEFAULT,
             grace: GRACE_DEFAULT,
-            false_positive_rate: FALSE_POSITIVE_RATE_DEFAULT,
+            false_positive_rate: None,
             restart_jump_max: RESTART_JUMP_MAX,
         }
     }
@@ -220,12 +219,10 @@ impl ConfigFile {
                 Duration::ZERO,
                 GRACE_MAX,
             )?,
-            false_positive_rate: within(
-                "false_positive_rate",
-                self.false_positive_rate.unwrap_or(FALSE_POSITIVE_RATE_DEFAULT),
-                FALSE_POSITIVE_RATE_MIN,
-                FALSE_POSITIVE_RATE_MAX,
-            )?,
+            false_positive_rate: self
+                .false_positive_rate
+                .map(|rate| within("false_positive_rate", rate, FALSE_POSITIVE_RATE_MIN, FALSE_POSITIVE_RATE_MAX))
+                .transpose()?,
             restart_jump_max: RESTART_JUMP_MAX,
         };
         let limits = self.limits.unwrap_or_default();

@@ -15,32 +15,39 @@ pub use book::{Book, NetChange};
 
 pub mod proof;
 
+mod choice;
+pub use choice::{Because, Choice};
+
+mod epoch;
+pub use epoch::{Built, Draft, Filtered};
+
 mod run;
 pub use run::{Publishing, RunError, run};
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proof::ProofError;
-use revocast_core::artifact::{Cut, Cutting};
+use revocast_core::exceptions::ExceptionsError;
 use revocast_core::limits::{CHUNK_BYTES_DEFAULT, LADDER_PIECES_MAX, RECENT_ENTRIES_MAX};
-use revocast_core::update::{Artifact, Piece};
+use revocast_core::update::{Artifact, Layer, Piece};
 use revocast_core::wire::{self, WireError};
 use revocast_core::{
-    Address, Delta, Digest, Epoch, FilterBuf, FilterParams, GeometryError, Index, Kind, Manifest, Now, Position,
-    Refusal, Salt, Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, rice,
+    Address, Delta, Digest, Epoch, FilterBuf, GeometryError, Index, Kind, Manifest, Now, Position, Refusal, Salt,
+    Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, rice,
 };
 use thiserror::Error;
 
-use crate::ledger::{Entry, Object, Realm};
+use crate::ledger::{Coverage, Entry, Object, Realm};
 
 /// How a realm is published.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Bytes of content in a chunk; every retained payload fits it, envelope aside.
     pub chunk_bytes: u32,
-    /// Rate of false positives of the published filter.
-    pub false_positive_rate: f64,
+    /// Rate of false positives of the published filter, if the operator pins it; else the best is chosen.
+    pub false_positive_rate: Option<f64>,
     /// A manifest is sealed again after this, even without news.
     pub heartbeat: Duration,
     /// Ladder and manifest follow live deltas at most this often.
@@ -49,21 +56,24 @@ pub struct Settings {
     pub grace: Duration,
     /// An epoch older than this is rebuilt, if anything in it has expired.
     pub epoch_age_max: Duration,
+    /// An epoch at least this old is rebuilt once more tokens are covered; a much larger registry does not wait.
+    pub coverage_every: Duration,
     /// After a restart, how much later than the last signed time the clock may stand.
     pub restart_jump_max: Duration,
 }
 
 impl Default for Settings {
-    /// Chunks of 32 KiB, a filter at 1e-2, heartbeats every 30 s, manifests at most once a second, ten
-    /// minutes of grace, epochs of at most a day, a week of downtime.
+    /// Chunks of 32 KiB, the best filter, heartbeats every 30 s, manifests at most once a second, ten
+    /// minutes of grace, epochs of at most a day and an hour for new coverage, a week of downtime.
     fn default() -> Self {
         Self {
             chunk_bytes: CHUNK_BYTES_DEFAULT as u32,
-            false_positive_rate: 0.01,
+            false_positive_rate: None,
             heartbeat: Duration::from_secs(30),
             manifest_every: Duration::from_secs(1),
             grace: Duration::from_mins(10),
             epoch_age_max: Duration::from_hours(24),
+            coverage_every: Duration::from_hours(1),
             restart_jump_max: Duration::from_hours(7 * 24),
         }
     }
@@ -91,6 +101,9 @@ pub enum PublishError {
     /// Too many entries for any filter.
     #[error("no filter can be built")]
     Geometry(#[from] GeometryError),
+    /// A fingerprint that is both good and revoked, or too many of them; a bug.
+    #[error("the exceptions cannot be coded")]
+    Exceptions(#[from] ExceptionsError),
     /// Too many or unsorted fingerprints; a bug.
     #[error("the list cannot be coded")]
     List(#[from] rice::RiceError),
@@ -181,7 +194,7 @@ struct Rung {
 }
 
 /// An epoch that devices may still stand on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Generation {
     term: Term,
     epoch: Epoch,
@@ -191,6 +204,12 @@ struct Generation {
     snapshot_bytes: usize,
     built: Duration,
     superseded: Option<Duration>,
+    covered_until: UnixTime,
+    /// Registered tokens when it was built.
+    registered: u64,
+    filter: Arc<FilterBuf>,
+    /// Known of what was built since the start.
+    choice: Option<Choice>,
 }
 
 /// Signs what a realm publishes.
@@ -214,6 +233,11 @@ pub struct Publisher {
     /// Oldest first; the last is the one new devices fetch.
     generations: Vec<Generation>,
     highest_epoch: Epoch,
+    coverage: Coverage,
+    /// An epoch is being built.
+    drafting: bool,
+    /// Salts that had to be drawn again since the start.
+    salts_refused: usize,
     shelf: BTreeMap<Address, Shelved>,
     live: Vec<Vec<u8>>,
     last_delta_bytes: u64,
@@ -246,6 +270,9 @@ impl Publisher {
             ladder: Vec::new(),
             generations: Vec::new(),
             highest_epoch: Epoch(0),
+            coverage: Coverage::default(),
+            drafting: false,
+            salts_refused: 0,
             shelf: BTreeMap::new(),
             live: Vec::new(),
             last_delta_bytes: 0,
@@ -305,6 +332,10 @@ impl Publisher {
                     snapshot_bytes: snapshot_bytes(&index),
                     built: now.uptime,
                     superseded: (index.epoch < manifest.epoch).then_some(now.uptime),
+                    covered_until: index.covered_until,
+                    registered: 0,
+                    filter: Arc::new(self.shelved_filter(address, &index)?),
+                    choice: None,
                 });
             }
         }
@@ -329,6 +360,29 @@ impl Publisher {
         self.cut_to = reached;
         self.manifest = Some((manifest, now.uptime));
         Ok(())
+    }
+
+    /// The filter of an epoch, from its chunks.
+    fn shelved_filter(&self, address: Address, index: &Index) -> Result<FilterBuf, PublishError> {
+        let damaged = |what| PublishError::DamagedObject {
+            address: address.to_string(),
+            cause: Refusal::DamagedState { what },
+        };
+        let mut filter = FilterBuf::new(index.filter);
+        for number in 0.. {
+            let begin = u64::from(number) * u64::from(index.chunk_bytes);
+            if begin >= index.filter.size_bytes() {
+                break;
+            }
+            let (artifact, layer) = (Artifact::Filter, Layer::Content);
+            let address = Address::Chunk { epoch: index.epoch, artifact, layer, number };
+            let shelved = self.shelf.get(&address).ok_or_else(|| damaged("a chunk of its filter is missing"))?;
+            let content = decode(address, &shelved.bytes, self.realm.id, Kind::Chunk, |body| {
+                wire::decode_chunk(body).map(|chunk| chunk.content.to_vec())
+            })?;
+            filter.absorb(begin, &content).map_err(|_| damaged("its filter is longer than it should be"))?;
+        }
+        Ok(filter)
     }
 
     fn load_rung(&mut self, from: Sequence, to: Sequence) -> Result<(), PublishError> {
@@ -435,23 +489,30 @@ impl Publisher {
         Ok(Plan { puts: self.take_unstored(), deletes: Vec::new(), steps })
     }
 
-    /// Brings what is retained up to date, if that is due: base, ladder, manifest. `salt` is drawn
-    /// from the operating system, after the entries of an epoch are fixed (attacks, section 6).
+    /// Brings what is retained up to date, if that is due: base, ladder, manifest. Builds the base at once, for whoever
+    /// can wait for it and registers no tokens. `salt` is drawn from the operating system, after the entries of an
+    /// epoch are fixed (attacks, section 6).
     ///
     /// After an error the publisher must be loaded anew.
-    pub fn plan_catalog(&mut self, now: Now, salt: impl FnOnce() -> Salt) -> Result<Plan, PublishError> {
-        if !self.catalog_due(now) {
+    pub fn plan_catalog(&mut self, now: Now, salt: impl FnMut() -> Salt) -> Result<Plan, PublishError> {
+        if let Some(draft) = self.draft(now)? {
+            let coverage = Coverage::default();
+            let built = draft.filter(&coverage, salt)?.build(&coverage, Vec::new())?;
+            self.install(now, built);
+        }
+        self.plan_standing(now)
+    }
+
+    /// Brings ladder and manifest up to date, and what was installed, if that is due.
+    ///
+    /// After an error the publisher must be loaded anew.
+    pub fn plan_standing(&mut self, now: Now) -> Result<Plan, PublishError> {
+        let installed = self.generations.last().is_some_and(|current| current.term == self.book.term());
+        if !installed || !self.catalog_due(now) {
             return Ok(Plan::default());
         }
-        // What is not in a delta yet would be missing from the ladder for good.
-        if self.book.sequence() > self.cut_to {
-            let time = self.clock.take(now);
-            self.cut(time)?;
-        }
+        self.cut_now(now)?;
         self.merge_ladder(now)?;
-        if self.epoch_due(now) {
-            self.build_epoch(now, salt)?;
-        }
         self.retire(now);
         self.seal_manifest(now)?;
         self.mark_superseded(now);
@@ -459,6 +520,15 @@ impl Publisher {
         let deletes: Vec<Address> = self.expired_objects(now).collect();
         let steps = self.publication(&deletes);
         Ok(Plan { puts: self.take_unstored(), deletes: deletes.iter().map(ToString::to_string).collect(), steps })
+    }
+
+    /// What is not in a delta yet would be missing from the ladder for good.
+    fn cut_now(&mut self, now: Now) -> Result<(), PublishError> {
+        if self.book.sequence() > self.cut_to {
+            let time = self.clock.take(now);
+            self.cut(time)?;
+        }
+        Ok(())
     }
 
     fn take_unstored(&mut self) -> Vec<Object> {
@@ -500,6 +570,11 @@ impl Publisher {
         Ok(())
     }
 
+    /// Tells what is known of the issued tokens now.
+    pub const fn cover(&mut self, coverage: Coverage) {
+        self.coverage = coverage;
+    }
+
     fn epoch_due(&mut self, now: Now) -> bool {
         let horizon = self.realm.horizon(self.clock.read(now).floor());
         let Some(current) = self.generations.last() else { return true };
@@ -511,8 +586,14 @@ impl Publisher {
             since.fold((0, 0), |(bytes, n), rung| (bytes + rung.bytes as usize, n + rung.delta.statements()));
         let room =
             (current.snapshot_bytes / LADDER_SHARE).max(LADDER_BYTES_MIN.min(self.settings.chunk_bytes as usize));
-        let old = now.uptime.saturating_sub(current.built) >= self.settings.epoch_age_max;
+        let age = now.uptime.saturating_sub(current.built);
+        let old = age >= self.settings.epoch_age_max;
+        let covers_more = self.coverage.covered_until.is_some_and(|until| until > current.covered_until);
+        // Each new epoch is fetched by every device: an eighth more tokens are worth it, or an hour of them.
+        let grown = self.coverage.registered / 8 * 7 >= current.registered;
+        let coverage_due = covers_more && (grown || age >= self.settings.coverage_every);
         bytes > room
+            || coverage_due
             || statements > RECENT_ENTRIES_MAX / 2
             || self.ladder.len() > self.pieces_max() / 2
             || (old && self.book.forgettable(horizon) > 0)
@@ -524,63 +605,97 @@ impl Publisher {
         LADDER_PIECES_MAX.min(room / wire::PIECE_BYTES)
     }
 
-    /// Builds a base at the current sequence, proves it and puts it on the shelf.
-    fn build_epoch(&mut self, now: Now, salt: impl FnOnce() -> Salt) -> Result<(), PublishError> {
+    /// Freezes what a new epoch is to be built from, if one is due and none is on its way.
+    ///
+    /// Until [`Publisher::install`] or [`Publisher::abandon`] deltas go on being cut; the new epoch is based where the
+    /// book stands now.
+    pub fn draft(&mut self, now: Now) -> Result<Option<Draft>, PublishError> {
+        if self.drafting || !self.catalog_due(now) {
+            return Ok(None);
+        }
+        self.cut_now(now)?;
+        // A ladder that merging makes short enough calls for no epoch.
+        self.merge_ladder(now)?;
+        if !self.epoch_due(now) {
+            return Ok(None);
+        }
         let issued_at = self.clock.take(now);
         let horizon = self.realm.horizon(issued_at.floor());
         self.book.forget(horizon);
         self.book.settle();
-        self.cut_to = self.book.sequence();
-        let revoked = self.book.revoked();
-        let cutoffs = self.book.cutoffs();
-        let width = self.realm.fingerprinter.width();
-        let rate = self.settings.false_positive_rate;
-        let params = FilterParams::for_target(revoked.len() as u64, rate, salt())?;
-        let filter = FilterBuf::build(params, revoked.iter().copied()).to_bytes();
-        let list = rice::encode(&revoked, width)?;
-        let epoch = Epoch(self.highest_epoch.0 + 1);
-        let cutting =
-            Cutting { realm: self.realm.id, term: self.book.term(), epoch, chunk_bytes: self.settings.chunk_bytes };
-        let entries = revoked.len() as u64;
-        let cuts = [
-            cutting.cut(Artifact::Filter, entries, &filter)?,
-            cutting.cut(Artifact::List, entries, &list)?,
-            cutting.cut(Artifact::Cutoffs, cutoffs.len() as u64, &wire::encode_cutoffs(&cutoffs)?)?,
-        ];
-        let index = Index {
+        if self.generations.is_empty() {
+            // Nobody listens yet: what comes from here on is the first that is cut.
+            self.cut_to = self.book.sequence();
+        }
+        self.drafting = true;
+        Ok(Some(Draft {
+            realm: self.realm.clone(),
+            signer: self.signer.clone(),
             term: self.book.term(),
-            epoch,
+            epoch: Epoch(self.highest_epoch.0 + 1),
             sequence: self.book.sequence(),
             issued_at,
             horizon,
-            covered_until: UnixTime::default(),
-            filter: params,
             chunk_bytes: self.settings.chunk_bytes,
-            artifacts: cuts.iter().map(|cut| cut.summary.clone()).collect(),
-        };
-        let body = wire::encode_index(&index)?;
-        let proven = proof::index(body, &index, self.realm.id, &cuts, &self.book, width, rate)?;
-        let sealed = proven.seal(&self.realm.id, &[&self.signer.content]);
+            rate_pinned: self.settings.false_positive_rate,
+            revoked: self.book.revoked(),
+            cutoffs: self.book.cutoffs(),
+        }))
+    }
+
+    /// Puts an epoch that was built on the shelf, to be published with the next plan. One of an older term, or one
+    /// that another copy of this ledger has published meanwhile, is thrown away.
+    pub fn install(&mut self, now: Now, built: Built) {
+        self.drafting = false;
+        self.stale = true;
+        if built.term != self.book.term() || built.epoch <= self.highest_epoch {
+            return;
+        }
         for generation in &mut self.generations {
             generation.superseded.get_or_insert(now.uptime);
         }
+        self.salts_refused += built.salts_refused;
         self.generations.push(Generation {
-            term: index.term,
-            epoch,
-            sequence: index.sequence,
-            index: Digest::of(&sealed),
-            snapshot_bytes: snapshot_bytes(&index),
+            term: built.term,
+            epoch: built.epoch,
+            sequence: built.index.sequence,
+            index: Digest::of(&built.sealed),
+            snapshot_bytes: snapshot_bytes(&built.index),
             built: now.uptime,
             superseded: None,
+            covered_until: built.index.covered_until,
+            registered: built.registered,
+            filter: built.filter,
+            choice: Some(built.choice),
         });
-        for Cut { objects, .. } in cuts {
-            for (address, bytes) in objects {
-                self.put(address, bytes);
-            }
+        for (address, bytes) in built.objects {
+            self.put(address, bytes);
         }
-        self.put(Address::Index { epoch }, sealed);
-        self.highest_epoch = epoch;
-        Ok(())
+        self.put(Address::Index { epoch: built.epoch }, built.sealed);
+        self.highest_epoch = built.epoch;
+    }
+
+    /// A draft came to nothing; another may be made.
+    pub const fn abandon(&mut self) {
+        self.drafting = false;
+    }
+
+    /// The filters of all epochs not retired: what a new `jti` must not match.
+    #[must_use]
+    pub fn filters(&self) -> Vec<Arc<FilterBuf>> {
+        self.generations.iter().map(|generation| Arc::clone(&generation.filter)).collect()
+    }
+
+    /// Why the newest epoch has the filter it has; `None` if it was built before the start.
+    #[must_use]
+    pub fn choice(&self) -> Option<Choice> {
+        self.generations.last().and_then(|generation| generation.choice)
+    }
+
+    /// Filters since the start that matched twice as often as was meant and were thrown away: a reason for alarm.
+    #[must_use]
+    pub const fn salts_refused(&self) -> usize {
+        self.salts_refused
     }
 
     /// Retires epochs after their grace period, and the rungs that only they needed (rule 11). When
@@ -604,7 +719,7 @@ impl Publisher {
     }
 
     fn seal_manifest(&mut self, now: Now) -> Result<(), PublishError> {
-        let Some(current) = self.generations.last() else { return Ok(()) };
+        let Some(current) = self.generations.last().cloned() else { return Ok(()) };
         let issued_at = self.clock.take(now);
         let manifest = Manifest {
             term: self.book.term(),
@@ -784,6 +899,9 @@ impl Publisher {
                 Address::Chunk { epoch, artifact: Artifact::Filter, .. } if Some(*epoch) == newest => {
                     sizes.filter += bytes;
                 }
+                Address::Chunk { epoch, artifact: Artifact::Exceptions, .. } if Some(*epoch) == newest => {
+                    sizes.exceptions += bytes;
+                }
                 Address::Chunk { epoch, .. } | Address::Index { epoch } if Some(*epoch) == newest => {
                     sizes.snapshot += bytes;
                 }
@@ -807,6 +925,8 @@ pub struct Sizes {
     pub snapshot: u64,
     /// The filter of the newest epoch.
     pub filter: u64,
+    /// The exceptions of the newest epoch.
+    pub exceptions: u64,
     /// The catch-up deltas.
     pub ladder: u64,
     /// The manifest.
@@ -843,10 +963,12 @@ pub fn merge(first: &Delta, second: &Delta) -> Delta {
     }
 }
 
-/// Bytes of the list and the cutoffs: what most devices fetch.
+/// Bytes that a device with exact answers fetches: the cutoffs, and the list or, if smaller, filter and exceptions.
 fn snapshot_bytes(index: &Index) -> usize {
-    let fetched = index.artifacts.iter().filter(|summary| summary.artifact != Artifact::Filter);
-    fetched.map(|summary| summary.bytes as usize).sum()
+    let bytes = |artifact| index.artifacts.iter().find(|summary| summary.artifact == artifact).map(|summary| summary.bytes);
+    let list = bytes(Artifact::List).unwrap_or(0);
+    let covered = bytes(Artifact::Exceptions).map(|exceptions| exceptions + bytes(Artifact::Filter).unwrap_or(0));
+    (bytes(Artifact::Cutoffs).unwrap_or(0) + covered.map_or(list, |covered| covered.min(list))) as usize
 }
 
 /// Opens an object of our own that was stored with the ledger.

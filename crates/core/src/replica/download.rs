@@ -4,15 +4,12 @@ use alloc::vec::Vec;
 
 use super::Config;
 use crate::artifact::{Assembly, Cutting};
-use crate::cutoff::Cutoff;
+use crate::base::{Base, BaseBuilder};
 use crate::position::{Epoch, Term};
 use crate::refusal::Refusal;
 use crate::seal::Digest;
-use crate::set::{Base, Profile};
-use crate::state::BaseImage;
 use crate::token::{RealmId, Width};
 use crate::update::{Address, Artifact, Index, Layer};
-use crate::wire;
 
 /// What has arrived of one epoch's base.
 #[derive(Debug)]
@@ -21,28 +18,31 @@ pub(super) struct Download {
     epoch: Epoch,
     index_digest: Digest,
     parts: Option<Parts>,
+    /// Bytes that were named, came, and cannot be used: they would come again.
+    broken: bool,
 }
 
 #[derive(Debug)]
 struct Parts {
     index: Index,
     sealed_index: Vec<u8>,
-    artifact: Assembly,
-    cutoffs: Assembly,
+    builder: BaseBuilder,
+    artifacts: Vec<Assembly>,
+    cutoffs: Vec<u8>,
 }
 
-/// A base that arrived whole, and the image of it.
+/// A base that arrived whole.
 #[derive(Debug)]
 pub(super) struct Finished {
     pub(super) index: Index,
-    pub(super) image: Vec<u8>,
+    pub(super) sealed_index: Vec<u8>,
     pub(super) base: Base,
-    pub(super) cutoffs: Vec<Cutoff>,
+    pub(super) cutoffs: Vec<u8>,
 }
 
 impl Download {
     pub(super) const fn new(term: Term, epoch: Epoch, index_digest: Digest) -> Self {
-        Self { term, epoch, index_digest, parts: None }
+        Self { term, epoch, index_digest, parts: None, broken: false }
     }
 
     pub(super) const fn term(&self) -> Term {
@@ -57,33 +57,37 @@ impl Download {
         self.index_digest
     }
 
-    pub(super) fn awaits_index(&self, epoch: Epoch) -> bool {
-        self.epoch == epoch && self.parts.is_none()
+    pub(super) const fn awaits_index(&self, epoch: Epoch) -> bool {
+        self.epoch.0 == epoch.0 && self.parts.is_none()
     }
 
-    /// Takes in the index, if the device can afford what it names. No memory is taken before.
+    pub(super) const fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Takes in the index and decides what to hold of it. No memory is taken for what the device cannot afford.
     pub(super) fn accept_index(
         &mut self,
         config: &Config,
         realm: RealmId,
+        width: Width,
         index: Index,
         sealed: &[u8],
     ) -> Result<(), Refusal> {
         let cutting = Cutting::of(realm, &index);
-        let assembly = |artifact: Artifact| {
+        let profile = config.choose(&index, width)?;
+        let artifacts = [Artifact::Cutoffs].iter().chain(profile.artifacts()).map(|&artifact| {
             let summary = index
                 .artifacts
                 .iter()
                 .find(|summary| summary.artifact == artifact)
                 .ok_or(Refusal::Malformed { what: "an index without an artifact that every device needs" })?;
-            if summary.bytes > config.artifact_bytes_max {
-                return Err(Refusal::TooLarge { bytes: summary.bytes, max: config.artifact_bytes_max });
-            }
-            Assembly::new(cutting, summary.clone())
-        };
-        let artifact = assembly(config.profile.artifact())?;
-        let cutoffs = assembly(Artifact::Cutoffs)?;
-        self.parts = Some(Parts { index, sealed_index: sealed.to_vec(), artifact, cutoffs });
+            Assembly::new(cutting, summary.clone(), BaseBuilder::is_ordered(artifact))
+        });
+        let artifacts = artifacts.collect::<Result<_, _>>()?;
+        let builder = BaseBuilder::new(profile, &index, width)?;
+        let sealed_index = sealed.to_vec();
+        self.parts = Some(Parts { index, sealed_index, builder, artifacts, cutoffs: Vec::new() });
         Ok(())
     }
 
@@ -94,34 +98,41 @@ impl Download {
         number: u32,
         sealed: &[u8],
     ) -> Result<(), Refusal> {
-        let Some(parts) = &mut self.parts else { return Ok(()) };
-        match artifact {
-            Artifact::Cutoffs => parts.cutoffs.accept(layer, number, sealed),
-            Artifact::Filter | Artifact::List | Artifact::Exceptions => parts.artifact.accept(layer, number, sealed),
-        }
+        let Some(Parts { builder, artifacts, cutoffs, .. }) = &mut self.parts else { return Ok(()) };
+        let Some(assembly) = artifacts.iter_mut().find(|assembly| assembly.artifact() == artifact) else {
+            return Ok(());
+        };
+        let broken = &mut self.broken;
+        assembly.accept(layer, number, sealed, |offset, content| {
+            let taken = match artifact {
+                Artifact::Cutoffs => {
+                    cutoffs.extend_from_slice(content);
+                    Ok(())
+                }
+                Artifact::Filter | Artifact::List | Artifact::Exceptions => builder.absorb(artifact, offset, content),
+            };
+            *broken |= taken.is_err();
+            taken
+        })
     }
 
     /// What to ask for next, in order.
     pub(super) fn wanted(&self) -> impl Iterator<Item = Address> {
         let index = self.parts.is_none().then_some(Address::Index { epoch: self.epoch });
-        let parts = self.parts.iter().flat_map(|parts| parts.cutoffs.wanted().chain(parts.artifact.wanted()));
+        let parts = self.parts.iter().flat_map(|parts| parts.artifacts.iter().flat_map(Assembly::wanted));
         // A window's worth is all that is ever asked for at a time.
         index.into_iter().chain(parts).take(crate::limits::FETCH_WINDOW)
     }
 
     pub(super) fn is_complete(&self) -> bool {
-        self.parts.as_ref().is_some_and(|parts| parts.artifact.is_complete() && parts.cutoffs.is_complete())
+        self.parts.as_ref().is_some_and(|parts| parts.artifacts.iter().all(Assembly::is_complete))
     }
 
-    /// Decodes what arrived. Every byte was verified against the index before.
-    pub(super) fn finish(self, profile: Profile, width: Width) -> Result<Finished, Refusal> {
-        let Some(Parts { index, sealed_index, artifact, cutoffs }) = self.parts else {
+    /// Ends the base. Every byte was verified against the index before.
+    pub(super) fn finish(self) -> Result<Finished, Refusal> {
+        let Some(Parts { index, sealed_index, builder, cutoffs, .. }) = self.parts else {
             return Err(Refusal::Malformed { what: "a base without its index" });
         };
-        let (summary, artifact) = artifact.into_parts();
-        let (_, cutoffs) = cutoffs.into_parts();
-        let image = BaseImage { index: &sealed_index, artifact: &artifact, cutoffs: &cutoffs }.encode()?;
-        let base = Base::build(profile, &index, width, summary.entries, &artifact)?;
-        Ok(Finished { base, cutoffs: wire::decode_cutoffs(&cutoffs)?, image, index })
+        Ok(Finished { base: builder.finish()?, cutoffs, sealed_index, index })
     }
 }

@@ -7,8 +7,8 @@
 use revocast_core::artifact::{Cut, Cutting};
 use revocast_core::update::{Artifact, Layer};
 use revocast_core::{
-    Address, Base, Delta, Digest, Index, Kind, Manifest, Profile, RealmId, Refusal, Sealed, SigningKey, Width, seal,
-    wire,
+    Address, Base, Cutoff, Delta, Digest, Fingerprint, Index, Kind, Manifest, Profile, RealmId, Refusal, Sealed,
+    SigningKey, Width, seal, wire,
 };
 use thiserror::Error;
 
@@ -53,6 +53,9 @@ pub enum ProofError {
         /// By which profile.
         profile: Profile,
     },
+    /// A good token that the filter flags would not have been found among the exceptions.
+    #[error("a device with profile covered would take a good token for a revoked one")]
+    NotExcepted,
     /// The filter would flag far more tokens than it should.
     #[error("the filter flags {measured:.6} of all tokens where {target:.6} was asked for")]
     Polluted {
@@ -89,45 +92,61 @@ pub fn manifest(body: Vec<u8>, meant: &Manifest) -> Result<Proven, ProofError> {
     if read == *meant { Ok(Proven { kind, body }) } else { Err(ProofError::Different { kind }) }
 }
 
-/// Proves an index and everything it names: the chunks are put together again, and every live
-/// revocation is looked up in what each profile would build from them.
-pub fn index(
-    body: Vec<u8>,
-    meant: &Index,
-    realm: RealmId,
-    cuts: &[Cut],
-    book: &Book,
-    width: Width,
-    target: f64,
-) -> Result<Proven, ProofError> {
+/// What an epoch was built from: what a device must find in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Meant<'a> {
+    /// Which realm.
+    pub realm: RealmId,
+    /// Width of its fingerprints.
+    pub width: Width,
+    /// Every live revocation, sorted.
+    pub revoked: &'a [Fingerprint],
+    /// Every registered good token that the filter matches.
+    pub excepted: &'a [Fingerprint],
+    /// Every cutoff in force, sorted by scope.
+    pub cutoffs: &'a [Cutoff],
+}
+
+/// Proves an index and everything it names: the chunks are put together again, every live revocation is looked up in
+/// what each profile would build from them, and so is every excepted token where there are exceptions.
+pub fn index(body: Vec<u8>, index: &Index, cuts: &[Cut], meant: &Meant<'_>) -> Result<Proven, ProofError> {
     let kind = Kind::Index;
     let refused = |cause: Refusal| ProofError::Refused { kind, cause };
     let read = wire::decode_index(&body).map_err(|error| refused(error.into()))?;
-    if read != *meant {
+    if read != *index {
         return Err(ProofError::Different { kind });
     }
-    let cutting = Cutting::of(realm, &read);
-    for profile in [Profile::Exact, Profile::List, Profile::Filter] {
-        let (entries, bytes) = assemble(&read, cutting, cuts, profile.artifact())?;
-        let base = Base::build(profile, &read, width, entries, &bytes).map_err(refused)?;
-        if !book.revoked().into_iter().all(|key| base.may_hold(key, width)) {
-            return Err(ProofError::Missing { profile });
+    let cutting = Cutting::of(meant.realm, &read);
+    let mut artifacts = Vec::new();
+    for summary in &read.artifacts {
+        artifacts.push((summary.artifact, assemble(&read, cutting, cuts, summary.artifact)?));
+    }
+    for profile in Profile::BEST_FIRST {
+        let held = |artifact: &Artifact| artifacts.iter().any(|(offered, _)| offered == artifact);
+        if profile == Profile::Covered && !profile.artifacts().iter().all(held) {
+            continue;
         }
-        // The list is exact both ways; a filter may flag more, at its rate.
-        if profile == Profile::List && entries != book.revoked_len() as u64 {
+        let needed = artifacts.iter().filter(|(artifact, _)| profile.artifacts().contains(artifact));
+        let needed: Vec<(Artifact, &[u8])> = needed.map(|(artifact, (_, bytes))| (*artifact, &bytes[..])).collect();
+        let base = Base::build(profile, &read, meant.width, &needed).map_err(refused)?;
+        if base.profile() != profile {
             return Err(ProofError::Different { kind });
         }
-        if let Some(measured) = base.false_positive_rate()
-            && profile == Profile::Filter
-            && measured > 2.0 * target
-            && book.revoked_len() > 64
-        {
-            return Err(ProofError::Polluted { measured, target });
+        if !meant.revoked.iter().all(|key| base.may_hold(*key, meant.width)) {
+            return Err(ProofError::Missing { profile });
         }
+        if profile == Profile::Covered && meant.excepted.iter().any(|key| base.may_hold(*key, meant.width)) {
+            return Err(ProofError::NotExcepted);
+        }
+    }
+    let entries = |artifact| artifacts.iter().find(|(named, _)| *named == artifact).map(|(_, (entries, _))| *entries);
+    // The list is exact both ways; a filter may flag more, at its rate.
+    if entries(Artifact::List) != Some(meant.revoked.len() as u64) {
+        return Err(ProofError::Different { kind });
     }
     let (_, cutoffs) = assemble(&read, cutting, cuts, Artifact::Cutoffs)?;
     let cutoffs = wire::decode_cutoffs(&cutoffs).map_err(|error| refused(error.into()))?;
-    if cutoffs != book.cutoffs() {
+    if cutoffs != meant.cutoffs {
         return Err(ProofError::Different { kind });
     }
     Ok(Proven { kind, body })

@@ -127,6 +127,9 @@ async fn keep_publishing(publishing: Publishing, realm: RealmId) {
     }
 }
 
+/// An epoch on its way. It may take seconds, in which revocations go on.
+type Building<'a> = Pin<Box<dyn Future<Output = Result<Built, RunError>> + Send + 'a>>;
+
 type Catalog<'a> = Pin<Box<dyn Future<Output = (Plan, Result<(), RunError>)> + Send + 'a>>;
 
 async fn publish(publishing: &Publishing, realm: RealmId) -> Result<Infallible, RunError> {
@@ -135,6 +138,7 @@ async fn publish(publishing: &Publishing, realm: RealmId) -> Result<Infallible, 
     let mut publisher = publishing.load(realm).await?;
     let mut reconciled = None;
     let mut catalog: Option<Catalog<'_>> = None;
+    let mut building: Option<Building<'_>> = None;
     let mut audit_at = Duration::ZERO;
     loop {
         wakes.mark_unchanged();
@@ -178,8 +182,12 @@ async fn publish(publishing: &Publishing, realm: RealmId) -> Result<Infallible, 
             }
         }
         if catalog.is_none() {
-            let entropy = draw_salt()?;
-            let plan = publisher.plan_catalog(publishing.clock.now(), || entropy)?;
+            let coverage = publishing.ledger.coverage(realm).await?;
+            publisher.cover(coverage);
+            if let Some(draft) = publisher.draft(publishing.clock.now())? {
+                building = Some(Box::pin(publishing.build(realm, draft)));
+            }
+            let plan = publisher.plan_standing(publishing.clock.now())?;
             if !plan.is_empty() {
                 let term = publisher.term();
                 catalog = Some(Box::pin(async move {
@@ -188,10 +196,15 @@ async fn publish(publishing: &Publishing, realm: RealmId) -> Result<Infallible, 
                 }));
             }
         }
-        // While a catalog is on its way its end is awaited, not the next deadline.
+        // While a catalog is on its way its end is awaited, not the next deadline; before the first epoch, that.
         let until = publisher.deadline().min(audit_at).saturating_sub(publishing.clock.now().uptime);
-        let waiting = catalog.is_none();
+        let waiting = catalog.is_none() && (building.is_none() || publisher.position().is_some());
         tokio::select! {
+            built = finish_building(&mut building) => {
+                building = None;
+                publisher.install(publishing.clock.now(), built?);
+                publishing.minted.set(realm, publisher.filters());
+            }
             (plan, outcome) = finish(&mut catalog) => {
                 catalog = None;
                 match outcome {
@@ -222,7 +235,24 @@ async fn finish(catalog: &mut Option<Catalog<'_>>) -> (Plan, Result<(), RunError
     }
 }
 
+async fn finish_building(building: &mut Option<Building<'_>>) -> Result<Built, RunError> {
+    match building {
+        Some(running) => running.await,
+        None => pending().await,
+    }
+}
+
 impl Publishing {
+    /// Builds an epoch beside everything else: filter, then the registry, then the rest (design rule 18).
+    async fn build(&self, realm: RealmId, draft: Draft) -> Result<Built, RunError> {
+        let coverage = self.ledger.coverage(realm).await?;
+        // Drawn here, after the entries were frozen.
+        let salts = (0..SALTS_DRAWN).map(|_| draw_salt()).collect::<Result<Vec<_>, _>>()?;
+        let mut salts = salts.into_iter();
+        let filtered = blocking(move || draft.filter(&coverage, || salts.next().unwrap_or(Salt([0; 16])))).await??;
+        blocking(move || filtered.build(&coverage, Vec::new())).await?.map_err(RunError::from)
+    }
+
     async fn load(&self, id: RealmId) -> Result<Publisher, RunError> {
         let realm = self.ledger.realm(id).await?;
         let head = self.ledger.head(id).await?;

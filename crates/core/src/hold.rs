@@ -1,0 +1,103 @@
+//! How much memory a device gives to a realm, and what it holds for it.
+//!
+//! A budget is split once: a fixed part for keys, manifest and bookkeeping, an eighth for what comes after a base, and
+//! the rest for the base, of which the best profile is chosen that fits.
+
+use thiserror::Error;
+
+use crate::base::Profile;
+use crate::limits::{MEMORY_BUDGET_MIN, RECENT_ENTRIES_MAX};
+use crate::recent::Stamped;
+use crate::refusal::Refusal;
+use crate::token::Width;
+use crate::update::Index;
+
+/// What a device wants to hold of a realm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// This profile, whatever it takes. Where there are no exceptions, [`Profile::Covered`] is held as a filter.
+    Profile(Profile),
+    /// The best profile that fits into this many bytes, chosen anew with each epoch. Make one with
+    /// [`Config::within`](crate::Config::within), which refuses what nothing fits into.
+    ///
+    /// It bounds what is held. While a new epoch is on its way the old one goes on answering, so for that time both
+    /// are in memory.
+    Budget(u64),
+}
+
+/// Bytes of a budget that neither base nor recent may take: keys, manifest, bookkeeping.
+const FIXED_BYTES: u64 = 5 * 1024;
+
+/// The share of a budget that is kept for what comes after a base.
+const RECENT_SHARE: u64 = 8;
+
+/// Entries that even the smallest device holds beside its base.
+const RECENT_ENTRIES_MIN: u64 = 32;
+
+const ENTRY_BYTES: u64 = size_of::<Stamped>() as u64;
+
+impl Hold {
+    /// Entries that may be held beside a base.
+    #[must_use]
+    pub fn recent_entries_max(self) -> usize {
+        match self {
+            Self::Profile(_) => RECENT_ENTRIES_MAX,
+            Self::Budget(bytes) => {
+                (bytes / RECENT_SHARE / ENTRY_BYTES).clamp(RECENT_ENTRIES_MIN, RECENT_ENTRIES_MAX as u64) as usize
+            }
+        }
+    }
+
+    /// Bytes that a base may take.
+    #[must_use]
+    pub fn base_bytes_max(self) -> u64 {
+        match self {
+            Self::Profile(_) => u64::MAX,
+            Self::Budget(bytes) => bytes.saturating_sub(FIXED_BYTES + self.recent_entries_max() as u64 * ENTRY_BYTES),
+        }
+    }
+
+    /// What to hold of this index.
+    pub(crate) fn choose(self, index: &Index, width: Width) -> Result<Profile, Refusal> {
+        match self {
+            Self::Profile(Profile::Covered) if Profile::Covered.size_bytes(index, width).is_none() => {
+                Ok(Profile::Filter)
+            }
+            Self::Profile(profile) => Ok(profile),
+            Self::Budget(budget) => Profile::BEST_FIRST
+                .into_iter()
+                .find(|profile| profile.size_bytes(index, width).is_some_and(|bytes| bytes <= self.base_bytes_max()))
+                .ok_or_else(|| Refusal::TooLarge { bytes: smallest_budget(index, width), max: budget }),
+        }
+    }
+
+    /// Whether a base that was stored in this profile still serves.
+    pub(crate) fn accepts(self, stored: Profile) -> bool {
+        match self {
+            // Without exceptions, or with later revocations folded in, a covered base is a filter.
+            Self::Profile(Profile::Covered) => matches!(stored, Profile::Covered | Profile::Filter),
+            Self::Profile(profile) => profile == stored,
+            Self::Budget(_) => true,
+        }
+    }
+}
+
+/// The smallest budget that can hold something of this index.
+#[must_use]
+pub fn smallest_budget(index: &Index, width: Width) -> u64 {
+    let sizes = Profile::BEST_FIRST.into_iter().filter_map(|profile| profile.size_bytes(index, width));
+    let base = sizes.min().unwrap_or(0) + FIXED_BYTES;
+    // An eighth goes to what is recent, and at least its least.
+    let shared = base.saturating_mul(RECENT_SHARE).div_ceil(RECENT_SHARE - 1);
+    shared.max(base + RECENT_ENTRIES_MIN * ENTRY_BYTES).max(MEMORY_BUDGET_MIN)
+}
+
+/// A budget that not even the smallest profile of an empty realm fits into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a memory budget of {budget} bytes holds nothing; {needed} bytes would do")]
+pub struct BudgetTooSmall {
+    /// What was given.
+    pub budget: u64,
+    /// What would do.
+    pub needed: u64,
+}
