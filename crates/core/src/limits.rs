@@ -78,3 +78,18 @@ pub const BATCH_REQUESTS_MAX: usize = 10_000;
 
 /// Bytes of the body of one HTTP request: a full batch with UUIDs takes about 1 MB.
 pub const BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Issued tokens that one call registers: at some 10 µs each, an append that waits behind it waits 30 ms at most.
+pub const ISSUED_BATCH_MAX: usize = 2_000;
+
+/// Bytes of one line of a report of issued tokens: the longest `jti` and `sub` fit, with some escapes.
+pub const ISSUED_LINE_BYTES_MAX: usize = 4 * 1024;
+
+/// Lines of one report whose refusal is told in words; the rest are only counted.
+pub const ISSUED_PROBLEMS_MAX: usize = 100;
+
+/// Parts of a registry that are visited at a time, each on a thread and a connection of its own.
+pub const REGISTRY_PARTS_MAX: usize = 16;
+
+/// Clean `jti`s drawn in one request.
+pub const CLEAN_JTIS_MAX: usize = 1_000;

@@ -5,6 +5,9 @@
 
 mod rules;
 
+mod registry;
+pub use registry::{Coverage, Issued, IssuedError, Registration, Visitor};
+
 mod memory;
 pub use memory::MemoryLedger;
 
@@ -17,7 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use revocast_core::limits::{
-    ACTOR_BYTES_MAX, BASE_ENTRIES_MAX, BATCH_REQUESTS_MAX, CUTOFFS_MAX, REASON_BYTES_MAX, SCOPE_BYTES_MAX,
+    ACTOR_BYTES_MAX, BASE_ENTRIES_MAX, BATCH_REQUESTS_MAX, CUTOFFS_MAX, ISSUED_BATCH_MAX, REASON_BYTES_MAX,
+    REGISTRY_PARTS_MAX, SCOPE_BYTES_MAX,
 };
 use revocast_core::{Fingerprinter, IssuerError, JtiError, RealmId, Sequence, Term, UnixTime};
 use thiserror::Error;
@@ -64,9 +68,30 @@ pub trait Ledger: Send + Sync {
     /// The term, and the highest sequence ever assigned.
     fn head(&self, realm: RealmId) -> LedgerFuture<'_, (Term, Sequence)>;
 
+    /// Registers issued tokens, all of them or none; repeating it changes nothing.
+    ///
+    /// Of two `exp`s for one token the later is kept. A revoke that would be forgotten before the token
+    /// expires is recorded again with the later `exp`, in the same transaction.
+    fn register(&self, realm: RealmId, now: UnixTime, issued: Vec<Issued>) -> LedgerFuture<'_, Registration>;
+
+    /// Records the claim that every token with `iat` before `until` is registered. It never goes back.
+    fn cover(&self, realm: RealmId, now: UnixTime, until: UnixTime) -> LedgerFuture<'_, Coverage>;
+
+    /// How many tokens are registered, and up to when that is all of them. Cheap.
+    fn coverage(&self, realm: RealmId) -> LedgerFuture<'_, Coverage>;
+
+    /// Freezes the registry and shows it: every fingerprint to one visitor, and to each an equal part of the
+    /// fingerprints, in order and at the same time. One visitor sees all.
+    ///
+    /// Returns the coverage as of the freeze, which no write was under way across: what was registered before it is
+    /// shown, if it is not expired; what came later may be (design rule 18). Neither writes nor
+    /// other reads wait. Dropping this future ends the visit.
+    fn visit_registered(&self, realm: RealmId, visitors: Vec<Visitor>) -> LedgerFuture<'_, Coverage>;
+
     /// Forgets revokes and reinstates with `exp` at or below `horizon`; returns how many.
     ///
-    /// Sequences are not reused, even when nothing is left.
+    /// Sequences are not reused, even when nothing is left. Registered tokens with such an `exp` go too, but only
+    /// now and then: each time that the horizon has moved by an hour, and perhaps over several calls.
     fn expire(&self, realm: RealmId, horizon: UnixTime) -> LedgerFuture<'_, usize>;
 
     /// Begins a new term beyond `beyond`, the highest sequence known to have been published.
@@ -126,6 +151,12 @@ impl Realm {
     #[must_use]
     pub fn latest_exp(&self, now: UnixTime) -> UnixTime {
         now.plus(self.max_token_lifetime.as_secs())
+    }
+
+    /// The latest `iat` that a token seen by now can have.
+    #[must_use]
+    pub fn latest_iat(&self, now: UnixTime) -> UnixTime {
+        now.plus(self.leeway.as_secs())
     }
 
     /// The `gc_horizon` at `now`: a token with `exp` up to it is expired for everybody (design rule 13).
@@ -379,6 +410,47 @@ pub enum LedgerError {
     BatchTooLarge {
         /// How many.
         requests: usize,
+    },
+    /// A token cannot be registered.
+    #[error("token {index} cannot be registered")]
+    Issued {
+        /// Which of the tokens, counted from 0.
+        index: usize,
+        /// Why.
+        #[source]
+        source: IssuedError,
+    },
+    /// More issued tokens than one transaction takes; split them.
+    #[error("{tokens} issued tokens in one call, more than {ISSUED_BATCH_MAX}")]
+    IssuedTooMany {
+        /// How many.
+        tokens: usize,
+    },
+    /// Somebody said already that the registry is complete up to a later time, and exceptions rest on it.
+    #[error("the registry of realm {realm} is complete up to {held}, which does not go back to {offered}")]
+    CoverageBack {
+        /// Which realm.
+        realm: RealmId,
+        /// Up to when it is.
+        held: UnixTime,
+        /// What was said now.
+        offered: UnixTime,
+    },
+    /// Nobody knows which tokens will be issued. One of the two clocks is wrong.
+    #[error("the registry of realm {realm} cannot be complete up to {offered}: it is {now}")]
+    CoverageAhead {
+        /// Which realm.
+        realm: RealmId,
+        /// What was said.
+        offered: UnixTime,
+        /// The server's time.
+        now: UnixTime,
+    },
+    /// More visitors than threads are worth; our own mistake.
+    #[error("{visitors} visitors at a time, more than {REGISTRY_PARTS_MAX}")]
+    TooManyVisitors {
+        /// How many.
+        visitors: usize,
     },
     /// The realm holds as many cutoffs as devices accept; lift some.
     #[error("realm {realm} has {CUTOFFS_MAX} live cutoffs, which is the limit")]

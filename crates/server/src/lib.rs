@@ -10,6 +10,8 @@ pub mod broker;
 
 pub mod config;
 
+pub mod minting;
+
 pub mod service;
 
 pub mod publisher;

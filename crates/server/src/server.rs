@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::config::{BrokerChoice, RemoteBroker, ServerConfig};
 use crate::keys::{KeyError, Keys};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
+use crate::minting::LiveFilters;
 use crate::publisher::{self, Publishing, Settings, Signer};
 use crate::service::{PublishedRealms, Service};
 
@@ -85,6 +86,7 @@ impl Server {
             Arc::clone(&clock),
             broker.state(),
             published.subscribe(),
+            Arc::new(LiveFilters::new()),
         ));
         let api = tokio::spawn(api::serve(listener, api::router(Arc::clone(&service), limits), stop));
         let settings = Settings {

@@ -17,9 +17,10 @@ use crate::broker::LinkState;
 use crate::clock::Clock;
 use crate::keys::{KeyError, Keys};
 use crate::ledger::{
-    Action, Expiry, Founding, LEEWAY_DEFAULT, Ledger, LedgerError, MAX_TOKEN_LIFETIME_DEFAULT, Object, Realm, Receipt,
-    Request,
+    Action, Coverage, Expiry, Founding, Issued, LEEWAY_DEFAULT, Ledger, LedgerError, MAX_TOKEN_LIFETIME_DEFAULT,
+    Object, Realm, Receipt, Registration, Request, Scope, Statement,
 };
+use crate::minting::LiveFilters;
 
 /// Largest leeway of a realm: clocks that differ by more than a day are not clocks.
 pub const LEEWAY_MAX: Duration = Duration::from_hours(24);
@@ -74,6 +75,17 @@ pub struct Revocation {
     pub reason: Option<String>,
 }
 
+/// What became of a cutoff that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CutoffReceipt {
+    /// The entry that holds.
+    pub sequence: Sequence,
+    /// What it says: a larger live one is never lowered.
+    pub not_before: UnixTime,
+    /// Whether it is new.
+    pub recorded: bool,
+}
+
 /// What of a realm is on the broker; told by the publisher.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Published {
@@ -105,6 +117,8 @@ pub struct RealmStatus {
     pub term: Term,
     /// The ledger's highest sequence.
     pub head: Sequence,
+    /// What its registry knows.
+    pub coverage: Coverage,
     /// What is on the broker, if anything yet.
     pub published: Option<Published>,
 }
@@ -127,6 +141,7 @@ pub struct Service {
     clock: Arc<dyn Clock>,
     broker: watch::Receiver<LinkState>,
     published: watch::Receiver<PublishedRealms>,
+    filters: Arc<LiveFilters>,
     // Parameters of a realm never change, so what was read once holds.
     known: RwLock<BTreeMap<RealmId, Realm>>,
 }
@@ -140,8 +155,9 @@ impl Service {
         clock: Arc<dyn Clock>,
         broker: watch::Receiver<LinkState>,
         published: watch::Receiver<PublishedRealms>,
+        filters: Arc<LiveFilters>,
     ) -> Self {
-        Self { ledger, keys, clock, broker, published, known: RwLock::default() }
+        Self { ledger, keys, clock, broker, published, filters, known: RwLock::default() }
     }
 
     /// The keys in use.
@@ -235,9 +251,84 @@ impl Service {
         actor: &str,
     ) -> Result<Receipt, ServiceError> {
         let request = Request { action: Action::Reinstate { jti }, reason, actor: actor.to_owned() };
-        let receipts = self.ledger.append(realm, self.clock.unix_time(), vec![request]).await?;
+        self.append_one(realm, self.clock.unix_time(), request).await
+    }
+
+    /// Revokes every token in a scope issued before a time, by default every one up to now (design rule 16);
+    /// durable when this returns.
+    pub async fn cut_off(
+        &self,
+        realm: RealmId,
+        scope: Scope,
+        not_before: Option<UnixTime>,
+        reason: Option<String>,
+        actor: &str,
+    ) -> Result<CutoffReceipt, ServiceError> {
+        let now = self.clock.unix_time();
+        let latest = self.realm(realm).await?.latest_exp(now);
+        let not_before = not_before.unwrap_or_else(|| now.plus(1));
+        if not_before > latest {
+            return Err(ServiceError::CutoffAhead { not_before, now, latest });
+        }
+        let request = Request { action: Action::Cutoff { scope, not_before }, reason, actor: actor.to_owned() };
+        let Receipt { sequence, recorded, .. } = self.append_one(realm, now, request).await?;
+        if recorded {
+            return Ok(CutoffReceipt { sequence, not_before, recorded });
+        }
+        // A live one was larger, or the same. Entries of cutoffs stay, so it can still be read.
+        let held = self.ledger.scan(realm, Sequence(sequence.0.saturating_sub(1)), 1).await?;
+        match held.first() {
+            Some(entry) if entry.sequence == sequence => match entry.statement {
+                Statement::Cutoff { not_before, .. } => Ok(CutoffReceipt { sequence, not_before, recorded }),
+                _ => Err(LedgerError::Damaged { what: format!("entry {sequence} should be a cutoff") }.into()),
+            },
+            Some(_) | None => Err(LedgerError::Damaged { what: format!("entry {sequence} is missing") }.into()),
+        }
+    }
+
+    /// Ends a cutoff; durable when this returns.
+    pub async fn lift(
+        &self,
+        realm: RealmId,
+        scope: Scope,
+        reason: Option<String>,
+        actor: &str,
+    ) -> Result<Receipt, ServiceError> {
+        let request = Request { action: Action::Lift { scope }, reason, actor: actor.to_owned() };
+        self.append_one(realm, self.clock.unix_time(), request).await
+    }
+
+    async fn append_one(&self, realm: RealmId, now: UnixTime, request: Request) -> Result<Receipt, ServiceError> {
+        let receipts = self.ledger.append(realm, now, vec![request]).await?;
         // One request, one receipt.
         receipts.first().copied().ok_or(ServiceError::Ledger(LedgerError::Closed))
+    }
+
+    /// Registers issued tokens, all of them or none; durable when this returns.
+    pub async fn register(&self, realm: RealmId, issued: Vec<Issued>) -> Result<Registration, ServiceError> {
+        Ok(self.ledger.register(realm, self.clock.unix_time(), issued).await?)
+    }
+
+    /// Records that every token issued before `until` is registered; durable when this returns.
+    pub async fn cover(&self, realm: RealmId, until: UnixTime) -> Result<Coverage, ServiceError> {
+        Ok(self.ledger.cover(realm, self.clock.unix_time(), until).await?)
+    }
+
+    /// What the registry of a realm knows.
+    pub async fn coverage(&self, realm: RealmId) -> Result<Coverage, ServiceError> {
+        Ok(self.ledger.coverage(realm).await?)
+    }
+
+    /// Draws `jti`s that no filter in force flags.
+    pub async fn clean_jtis(&self, realm: RealmId, count: usize) -> Result<Vec<String>, ServiceError> {
+        let realm = self.realm(realm).await?;
+        (0..count).map(|_| self.filters.clean_jti(&realm)).collect()
+    }
+
+    /// The server's time.
+    #[must_use]
+    pub fn now(&self) -> UnixTime {
+        self.clock.unix_time()
     }
 
     /// How the server is.
@@ -246,7 +337,8 @@ impl Service {
         let mut realms = Vec::new();
         for realm in self.ledger.realms().await? {
             let (term, head) = self.ledger.head(realm.id).await?;
-            realms.push(RealmStatus { published: published.get(&realm.id).cloned(), realm, term, head });
+            let coverage = self.ledger.coverage(realm.id).await?;
+            realms.push(RealmStatus { published: published.get(&realm.id).cloned(), realm, term, head, coverage });
         }
         Ok(Status { realms, broker: self.broker.borrow().clone(), ledger_writable: self.ledger.is_writable() })
     }
@@ -264,7 +356,8 @@ impl Service {
         }
     }
 
-    async fn realm(&self, id: RealmId) -> Result<Realm, LedgerError> {
+    /// The parameters of a realm.
+    pub async fn realm(&self, id: RealmId) -> Result<Realm, LedgerError> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
         if let Some(realm) = known {
             return Ok(realm);
@@ -319,6 +412,25 @@ pub enum ServiceError {
         now: UnixTime,
         /// The realm's leeway.
         leeway: Duration,
+    },
+    /// A cutoff that no token of today could outlive; milliseconds instead of seconds, most often. It would
+    /// revoke every token yet to be issued.
+    #[error("not_before {not_before} lies beyond {latest}, when every token issued by now is expired: it is {now}")]
+    CutoffAhead {
+        /// What was asked for.
+        not_before: UnixTime,
+        /// The server's time.
+        now: UnixTime,
+        /// The latest that is possible.
+        latest: UnixTime,
+    },
+    /// The filters in force flag nearly everything. A new epoch ends it.
+    #[error("{rolls} jtis were drawn for realm {realm}, and its filters flag each of them")]
+    NoCleanJti {
+        /// Which realm.
+        realm: RealmId,
+        /// How many were drawn.
+        rolls: u32,
     },
     /// A leeway that no validator should have.
     #[error("a leeway of {} s is more than {} s", .found.as_secs(), LEEWAY_MAX.as_secs())]

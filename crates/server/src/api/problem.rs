@@ -6,6 +6,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use revocast_core::JtiError;
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::keys::KeyError;
 use crate::ledger::LedgerError;
@@ -21,13 +22,20 @@ pub(super) struct Problem {
     kind: &'static str,
     title: &'static str,
     detail: Option<String>,
+    members: Map<String, Value>,
     retry: bool,
 }
 
 impl Problem {
     /// One kind has one title and one status; `detail` is about the occurrence.
-    pub(super) const fn new(status: StatusCode, kind: &'static str, title: &'static str) -> Self {
-        Self { status, kind, title, detail: None, retry: false }
+    pub(super) fn new(status: StatusCode, kind: &'static str, title: &'static str) -> Self {
+        Self { status, kind, title, detail: None, members: Map::new(), retry: false }
+    }
+
+    /// Adds members for programs (RFC 9457 section 3.2).
+    pub(super) fn members(mut self, members: Map<String, Value>) -> Self {
+        self.members.extend(members);
+        self
     }
 
     pub(super) fn detail(mut self, detail: impl Into<String>) -> Self {
@@ -62,6 +70,8 @@ impl IntoResponse for Problem {
             status: u16,
             #[serde(skip_serializing_if = "Option::is_none")]
             detail: Option<String>,
+            #[serde(flatten)]
+            members: Map<String, Value>,
         }
 
         let document = Document {
@@ -69,8 +79,9 @@ impl IntoResponse for Problem {
             title: self.title,
             status: self.status.as_u16(),
             detail: self.detail,
+            members: self.members,
         };
-        // Strings and a number always serialize; the default is never taken.
+        // Strings and numbers always serialize; the default is never taken.
         let body = serde_json::to_vec(&document).unwrap_or_default();
         let kind = HeaderValue::from_static("application/problem+json");
         let mut response = (self.status, [(header::CONTENT_TYPE, kind)], body).into_response();
@@ -96,6 +107,12 @@ impl From<ServiceError> for Problem {
                 Self::new(StatusCode::CONFLICT, "root-not-trusted", "devices do not trust the root key that is here")
             }
             ServiceError::Expired { .. } => unprocessable("token-expired", "the token is expired already"),
+            ServiceError::CutoffAhead { .. } => unprocessable("cutoff-ahead", "the cutoff lies too far in the future"),
+            ServiceError::NoCleanJti { .. } => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no-clean-jti",
+                "no jti is clean against the filters in force",
+            ),
             ServiceError::Leeway { .. } => unprocessable("leeway", "the leeway cannot be used"),
             ServiceError::MaxTokenLifetime { .. } => {
                 unprocessable("max-token-lifetime", "the max_token_lifetime cannot be used")
@@ -125,6 +142,14 @@ fn of_ledger(error: &LedgerError) -> Problem {
         LedgerError::Jti { source: JtiError::TooLong { .. }, .. } => {
             unprocessable("jti-too-long", "the jti is too long")
         }
+        LedgerError::Issued { .. } => unprocessable("issued", "the token cannot be registered"),
+        LedgerError::IssuedTooMany { .. } => {
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "batch-too-large", "the batch is too large")
+        }
+        LedgerError::CoverageBack { .. } => {
+            Problem::new(StatusCode::CONFLICT, "coverage-back", "the coverage does not go back")
+        }
+        LedgerError::CoverageAhead { .. } => unprocessable("coverage-ahead", "the coverage lies in the future"),
         LedgerError::ScopeLength { .. } => unprocessable("scope-length", "the scope cannot be used"),
         LedgerError::ReasonTooLong { .. } => unprocessable("reason-too-long", "the reason is too long"),
         LedgerError::ActorTooLong { .. } => unprocessable("actor-too-long", "the actor's name is too long"),
@@ -139,15 +164,17 @@ fn of_ledger(error: &LedgerError) -> Problem {
         LedgerError::Storage(_) => stopped("ledger-failed", "the ledger's storage failed; it may be recorded or not"),
         LedgerError::Poisoned => stopped("ledger-stopped", "the ledger takes no entries until a restart"),
         LedgerError::Closed => stopped("stopping", "the server is stopping"),
-        LedgerError::TermChanged { .. } | LedgerError::Damaged { .. } => internal(),
+        LedgerError::TermChanged { .. } | LedgerError::Damaged { .. } | LedgerError::TooManyVisitors { .. } => {
+            internal()
+        }
     }
 }
 
-const fn full(kind: &'static str, title: &'static str) -> Problem {
+fn full(kind: &'static str, title: &'static str) -> Problem {
     Problem::new(StatusCode::INSUFFICIENT_STORAGE, kind, title)
 }
 
-const fn internal() -> Problem {
+fn internal() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the server made a mistake")
 }
 

@@ -12,6 +12,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::keys::Keys;
 use crate::ledger::{Ledger, MemoryLedger, Statement};
+use crate::minting::LiveFilters;
 use crate::service::PublishedRealms;
 
 const NOW: u64 = 1_800_000_000;
@@ -33,6 +34,7 @@ struct Site {
     token: String,
     clock: Arc<SetClock>,
     link: tokio::sync::watch::Sender<LinkState>,
+    filters: Arc<LiveFilters>,
     keys: tempfile::TempDir,
 }
 
@@ -66,8 +68,10 @@ impl Site {
         let link = tokio::sync::watch::Sender::new(LinkState::Up { connection: 1 });
         let published = tokio::sync::watch::Sender::new(PublishedRealms::new());
         let token = keys.admin().as_str().to_owned();
-        let service = Service::new(ledger.clone(), keys, clock.clone(), link.subscribe(), published.subscribe());
-        Self { router: router(Arc::new(service), limits), ledger, token, clock, link, keys: folder }
+        let filters = Arc::new(LiveFilters::new());
+        let (link_state, published) = (link.subscribe(), published.subscribe());
+        let service = Service::new(ledger.clone(), keys, clock.clone(), link_state, published, Arc::clone(&filters));
+        Self { router: router(Arc::new(service), limits), ledger, token, clock, link, filters, keys: folder }
     }
 
     async fn send(&self, request: axum::http::Request<HttpBody>) -> Answer {

@@ -7,11 +7,16 @@ use std::convert::Infallible;
 use std::future::ready;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use revocast_core::{RealmId, Sequence, Term, UnixTime};
+use revocast_core::limits::ISSUED_BATCH_MAX;
+use revocast_core::{Fingerprint, Jti, RealmId, Sequence, Term, UnixTime};
 use tokio::sync::watch;
 
+use super::registry::{self, Coverage, Issued, Key, Register, Registration, Visitor};
 use super::rules::{self, Counters, Halt, Last, Shelf, Standing, Subject};
 use super::{Entry, Founding, Ledger, LedgerError, LedgerFuture, Object, Realm, Receipt, Request, Scope, Statement};
+
+/// Tokens shown to a visitor at a time. Few, so that tests see several of them.
+const VISIT_BATCH: usize = 100;
 
 /// Keeps histories until it is dropped.
 #[derive(Debug)]
@@ -90,8 +95,7 @@ impl Ledger for MemoryLedger {
         let result = rules::check(&requests).and_then(|()| {
             self.with(realm, |keeping| {
                 let mut counters = keeping.counters;
-                let mut draft =
-                    Draft { keeping, entries: Vec::new(), tokens: BTreeMap::new(), scopes: BTreeMap::new() };
+                let mut draft = Draft::of(keeping);
                 match rules::append(&mut draft, &keeping.realm, &mut counters, now, requests) {
                     Ok(receipts) => {
                         let entries = draft.entries;
@@ -125,6 +129,67 @@ impl Ledger for MemoryLedger {
 
     fn head(&self, realm: RealmId) -> LedgerFuture<'_, (Term, Sequence)> {
         Box::pin(ready(self.with(realm, |keeping| Ok((keeping.counters.term, keeping.counters.head)))))
+    }
+
+    fn register(&self, realm: RealmId, now: UnixTime, issued: Vec<Issued>) -> LedgerFuture<'_, Registration> {
+        let result = self.with(realm, |keeping| {
+            if issued.len() > ISSUED_BATCH_MAX {
+                return Err(LedgerError::IssuedTooMany { tokens: issued.len() });
+            }
+            let (mut counters, mut coverage) = (keeping.counters, keeping.coverage);
+            let mut draft = Draft::of(keeping);
+            match registry::register(&mut draft, &keeping.realm, &mut counters, &mut coverage, now, issued) {
+                Ok(registration) => {
+                    let Draft { entries, issued, .. } = draft;
+                    let recorded = !entries.is_empty();
+                    keeping.counters = counters;
+                    keeping.coverage = coverage;
+                    keeping.keep(entries);
+                    keeping.issued.extend(issued);
+                    Ok((registration, recorded))
+                }
+                Err(Halt::Refused(error)) => Err(error),
+                Err(Halt::Storage(never)) => match never {},
+            }
+        });
+        Box::pin(ready(match result {
+            Ok((registration, true)) => self.woken(Ok(registration)),
+            Ok((registration, false)) => Ok(registration),
+            Err(error) => Err(error),
+        }))
+    }
+
+    fn cover(&self, realm: RealmId, now: UnixTime, until: UnixTime) -> LedgerFuture<'_, Coverage> {
+        Box::pin(ready(self.with(realm, |keeping| {
+            keeping.coverage = keeping.coverage.moved(&keeping.realm, now, until)?;
+            Ok(keeping.coverage)
+        })))
+    }
+
+    fn coverage(&self, realm: RealmId) -> LedgerFuture<'_, Coverage> {
+        Box::pin(ready(self.with(realm, |keeping| Ok(keeping.coverage))))
+    }
+
+    fn visit_registered(&self, realm: RealmId, visitors: Vec<Visitor>) -> LedgerFuture<'_, Coverage> {
+        // Copied first: a visitor may come back to this ledger.
+        let frozen = registry::check_visitors(&visitors).and_then(|()| {
+            self.with(realm, |keeping| {
+                let rows: Vec<_> = keeping.issued.iter().map(|(key, kept)| (key.fingerprint, kept.exp)).collect();
+                Ok((rows, keeping.realm.fingerprinter.width(), keeping.coverage))
+            })
+        });
+        Box::pin(ready(frozen.map(|(rows, width, coverage)| {
+            let parts = visitors.len();
+            for (index, mut visitor) in visitors.into_iter().enumerate() {
+                let (low, high) = registry::part(width, index, parts);
+                let begin = rows.partition_point(|(fingerprint, _)| fingerprint.bits() < low);
+                let end = rows.partition_point(|(fingerprint, _)| fingerprint.bits() <= high);
+                let part: &[(Fingerprint, UnixTime)] = rows.get(begin..end).unwrap_or_default();
+                // It says itself whether it has seen enough.
+                let _ = part.chunks(VISIT_BATCH).all(|batch| visitor(batch));
+            }
+            coverage
+        })))
     }
 
     fn expire(&self, realm: RealmId, horizon: UnixTime) -> LedgerFuture<'_, usize> {
@@ -188,6 +253,10 @@ struct Keeping {
     tokens: BTreeMap<String, Last>,
     scopes: BTreeMap<Scope, Last>,
     objects: BTreeMap<String, Vec<u8>>,
+    issued: BTreeMap<Key, Issued>,
+    coverage: Coverage,
+    /// The horizon when expired tokens were last looked for.
+    swept: Option<UnixTime>,
 }
 
 impl Keeping {
@@ -199,6 +268,9 @@ impl Keeping {
             tokens: BTreeMap::new(),
             scopes: BTreeMap::new(),
             objects: BTreeMap::new(),
+            issued: BTreeMap::new(),
+            coverage: Coverage::default(),
+            swept: None,
         }
     }
 
@@ -226,6 +298,11 @@ impl Keeping {
         });
         let dropped = before - self.entries.len();
         self.counters.stored = self.counters.stored.saturating_sub(dropped as u64);
+        if registry::sweep_is_due(self.swept, horizon) {
+            self.swept = Some(horizon);
+            self.issued.retain(|_, issued| issued.exp > horizon);
+            self.coverage.registered = self.issued.len() as u64;
+        }
         dropped
     }
 }
@@ -236,6 +313,34 @@ struct Draft<'a> {
     entries: Vec<Entry>,
     tokens: BTreeMap<String, Last>,
     scopes: BTreeMap<Scope, Last>,
+    issued: BTreeMap<Key, Issued>,
+}
+
+impl<'a> Draft<'a> {
+    const fn of(keeping: &'a Keeping) -> Self {
+        Self { keeping, entries: Vec::new(), tokens: BTreeMap::new(), scopes: BTreeMap::new(), issued: BTreeMap::new() }
+    }
+
+    fn kept(&self, key: Key) -> Option<&Issued> {
+        self.issued.get(&key).or_else(|| self.keeping.issued.get(&key))
+    }
+}
+
+impl Register for Draft<'_> {
+    fn enroll(&mut self, key: Key, issued: &Issued) -> Result<Option<UnixTime>, Infallible> {
+        let held = self.kept(key).map(|kept| kept.exp);
+        if held.is_none() {
+            self.issued.insert(key, issued.clone());
+        }
+        Ok(held)
+    }
+
+    fn prolong(&mut self, key: Key, exp: UnixTime) -> Result<(), Infallible> {
+        if let Some(kept) = self.kept(key).cloned() {
+            self.issued.insert(key, Issued { exp, ..kept });
+        }
+        Ok(())
+    }
 }
 
 impl Shelf for Draft<'_> {
@@ -247,6 +352,12 @@ impl Shelf for Draft<'_> {
             Subject::Scope(scope) => self.scopes.get(scope).or_else(|| self.keeping.scopes.get(scope)),
         }
         .copied())
+    }
+
+    fn registered(&mut self, jti: &str) -> Result<Option<UnixTime>, Infallible> {
+        // What is no `jti` was refused before.
+        let key = Jti::new(jti).ok().map(|jti| Key::of(&self.keeping.realm.fingerprinter, jti));
+        Ok(key.and_then(|key| self.kept(key)).map(|kept| kept.exp))
     }
 
     fn put(&mut self, entry: &Entry) -> Result<(), Infallible> {

@@ -71,6 +71,9 @@ pub(super) trait Shelf {
     /// The entry that holds for `subject`, those of this transaction included.
     fn last(&mut self, subject: Subject<'_>) -> Result<Option<Last>, Self::Error>;
 
+    /// The `exp` under which a token is registered, if it is.
+    fn registered(&mut self, jti: &str) -> Result<Option<UnixTime>, Self::Error>;
+
     /// Keeps an entry.
     fn put(&mut self, entry: &Entry) -> Result<(), Self::Error>;
 }
@@ -146,6 +149,13 @@ pub(super) fn append<S: Shelf>(
             Action::Cutoff { scope, .. } | Action::Lift { scope } => shelf.last(Subject::Scope(scope)),
         }
         .map_err(Halt::Storage)?;
+        let action = match action {
+            Action::Revoke { jti, exp } => {
+                let registered = shelf.registered(&jti).map_err(Halt::Storage)?;
+                Action::Revoke { exp: vouch(realm, now, exp, registered), jti }
+            }
+            other @ (Action::Reinstate { .. } | Action::Cutoff { .. } | Action::Lift { .. }) => other,
+        };
         let receipt = match decide(realm, now, action, last) {
             Decision::Held { sequence, exp } => Receipt { sequence, recorded: false, exp },
             Decision::NothingToUndo => Receipt { sequence: counters.head, recorded: false, exp: None },
@@ -179,7 +189,7 @@ pub(super) fn resume(
         at: now,
         statement: Statement::Resume { term },
         reason: None,
-        actor: "revocast".into(),
+        actor: super::registry::OURSELVES.into(),
     })
 }
 
@@ -230,6 +240,17 @@ fn decide(realm: &Realm, now: UnixTime, action: Action, last: Option<Last>) -> D
     }
 }
 
+/// What the registry makes of an `exp`: of two the later wins, and a registered token needs no raising.
+///
+/// One that is expired for everybody vouches for nothing: it may be swept at any moment, and what an append
+/// does shall not depend on when.
+fn vouch(realm: &Realm, now: UnixTime, exp: Expiry, registered: Option<UnixTime>) -> Expiry {
+    match registered {
+        Some(known) if known > realm.horizon(now) => Expiry::Vouched(exp.time().max(known)),
+        Some(_) | None => exp,
+    }
+}
+
 fn revoke(realm: &Realm, now: UnixTime, jti: String, exp: Expiry, last: Option<Last>) -> Decision {
     let asked = storable(exp.time());
     let raised = match exp {
@@ -253,7 +274,7 @@ fn revoke(realm: &Realm, now: UnixTime, jti: String, exp: Expiry, last: Option<L
 }
 
 /// The number of a new entry; moves `counters` to it.
-fn number(
+pub(super) fn number(
     realm: RealmId,
     counters: &mut Counters,
     statement: &Statement,

@@ -6,13 +6,15 @@
 //! power cut. After a failed write that is not plainly "disk full" nothing is written any more,
 //! since memory and disk may then differ; a restart reads what the disk really holds.
 
+mod registry;
+
 use std::collections::{BTreeMap, btree_map};
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use revocast_core::{FingerprintFunction, Fingerprinter, RealmId, RealmKey, Sequence, Term, UnixTime, Width};
@@ -20,16 +22,18 @@ use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtens
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
+use self::registry::Sweep;
 use super::rules::{self, Counters, Halt, Last, Shelf, Standing, Subject};
 use super::{
-    Cause, Entry, Founding, Ledger, LedgerError, LedgerFuture, Object, Realm, Receipt, Request, Scope, Statement,
+    Cause, Coverage, Entry, Founding, Issued, Ledger, LedgerError, LedgerFuture, Object, Realm, Receipt, Registration,
+    Request, Scope, Statement, Visitor,
 };
 
 /// Marks a file as ours: "RVCL".
 const APPLICATION_ID: i32 = 0x5256_434c;
 
-/// Layout of the tables. A newer one is refused, never guessed at.
-const LAYOUT: i32 = 1;
+/// Layout of the tables. A newer one is refused, never guessed at; layout 1, without a registry, is brought up to it.
+const LAYOUT: i32 = 2;
 
 const DATABASE_FILE: &str = "ledger.db";
 const LOCK_FILE: &str = "revocast.lock";
@@ -58,7 +62,9 @@ CREATE TABLE realms (
     term INTEGER NOT NULL,
     head INTEGER NOT NULL,
     stored INTEGER NOT NULL,
-    cutoffs INTEGER NOT NULL
+    cutoffs INTEGER NOT NULL,
+    registered INTEGER NOT NULL DEFAULT 0,
+    covered_until INTEGER
 ) STRICT;
 
 -- kind: 1 revoke, 2 reinstate, 3 cutoff, 4 lift, 5 resume.
@@ -96,6 +102,12 @@ pub struct SqliteLedger {
     commits: watch::Sender<u64>,
     poisoned: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
+    /// The file, for visits: each has a connection of its own.
+    path: PathBuf,
+    visits: Mutex<Vec<JoinHandle<()>>>,
+    /// Tells visits to end.
+    closing: Arc<AtomicBool>,
+    sweeps: Mutex<BTreeMap<RealmId, Sweep>>,
     // Held open, for the lock on it. Released by the system even after SIGKILL.
     _lock: File,
 }
@@ -123,7 +135,18 @@ impl SqliteLedger {
             spawn("ledger-writer", move || state.run(&write_queue))?,
             spawn("ledger-reader", move || read_all(&reading, &read_queue))?,
         ];
-        Ok(Self { writes: Some(writes), reads: Some(reads), commits, poisoned, threads, _lock: lock })
+        Ok(Self {
+            writes: Some(writes),
+            reads: Some(reads),
+            commits,
+            poisoned,
+            threads,
+            path,
+            visits: Mutex::default(),
+            closing: Arc::default(),
+            sweeps: Mutex::default(),
+            _lock: lock,
+        })
     }
 
     fn write(&self, write: Write) -> Result<(), LedgerError> {
@@ -154,10 +177,7 @@ impl SqliteLedger {
         let sent = send(
             self.reads.as_ref(),
             Box::new(move |connection: &Connection| {
-                let _ = reply.send(work(connection).map_err(|halt| match halt {
-                    Halt::Refused(error) => error,
-                    Halt::Storage(error) => LedgerError::Storage(Arc::new(error)),
-                }));
+                let _ = reply.send(work(connection).map_err(LedgerError::from));
             }) as Read,
         );
         Box::pin(async move {
@@ -236,6 +256,22 @@ impl Ledger for SqliteLedger {
         })
     }
 
+    fn register(&self, realm: RealmId, now: UnixTime, issued: Vec<Issued>) -> LedgerFuture<'_, Registration> {
+        Box::pin(self.registered(realm, now, issued))
+    }
+
+    fn cover(&self, realm: RealmId, now: UnixTime, until: UnixTime) -> LedgerFuture<'_, Coverage> {
+        Box::pin(self.covered(realm, now, until))
+    }
+
+    fn coverage(&self, realm: RealmId) -> LedgerFuture<'_, Coverage> {
+        self.read(move |connection| Ok(known_realm(connection, realm)?.coverage))
+    }
+
+    fn visit_registered(&self, realm: RealmId, visitors: Vec<Visitor>) -> LedgerFuture<'_, Coverage> {
+        Box::pin(self.visit(realm, visitors))
+    }
+
     fn expire(&self, realm: RealmId, horizon: UnixTime) -> LedgerFuture<'_, usize> {
         Box::pin(async move {
             let mut dropped = 0;
@@ -245,9 +281,11 @@ impl Ledger for SqliteLedger {
                     .await?;
                 dropped += piece;
                 if piece < EXPIRE_PIECE {
-                    return Ok(dropped);
+                    break;
                 }
             }
+            self.sweep(realm, horizon).await?;
+            Ok(dropped)
         })
     }
 
@@ -306,6 +344,10 @@ impl Drop for SqliteLedger {
         // The threads end when their queues do. Waiting for them keeps the lock until the
         // connections are closed. The one that writes is closed last: only then does SQLite move
         // the log into the file, so that the file alone is the ledger.
+        self.closing.store(true, Ordering::Release);
+        for visit in self.visits.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = visit.join();
+        }
         self.reads = None;
         if let Some(reader) = self.threads.pop() {
             let _ = reader.join();
@@ -543,15 +585,7 @@ type Answer = Result<Vec<Receipt>, LedgerError>;
 fn append_all(transaction: &Transaction<'_>, calls: Vec<Call>) -> Outcome<(Vec<Answer>, News)> {
     let mut realms: BTreeMap<RealmId, RealmRow> = BTreeMap::new();
     let mut answers = Vec::with_capacity(calls.len());
-    let mut shelf = Rows {
-        // Named, since the planner prefers to walk the table backward: ORDER BY ... LIMIT looks cheap.
-        last: transaction.prepare_cached(
-            "SELECT sequence, kind, value FROM entries INDEXED BY entries_by_subject
-             WHERE realm = ?1 AND subject_kind = ?2 AND subject = ?3 ORDER BY sequence DESC LIMIT 1",
-        )?,
-        insert: transaction.prepare_cached(INSERT_ENTRY)?,
-        realm: 0,
-    };
+    let mut shelf = rows_of(transaction)?;
     let mut news = News::No;
     for (id, now, requests) in calls {
         if let btree_map::Entry::Vacant(place) = realms.entry(id)
@@ -569,7 +603,7 @@ fn append_all(transaction: &Transaction<'_>, calls: Vec<Call>) -> Outcome<(Vec<A
             transaction.prepare_cached("SAVEPOINT call")?.execute([])?;
         }
         let mut counters = row.counters;
-        shelf.realm = row.number;
+        shelf.turn_to(row.number, row.realm.fingerprinter);
         match rules::append(&mut shelf, &row.realm, &mut counters, now, requests) {
             Ok(receipts) => {
                 if counters != row.counters {
@@ -600,7 +634,31 @@ fn append_all(transaction: &Transaction<'_>, calls: Vec<Call>) -> Outcome<(Vec<A
 struct Rows<'a> {
     last: CachedStatement<'a>,
     insert: CachedStatement<'a>,
+    known: CachedStatement<'a>,
     realm: i64,
+    fingerprinter: Option<Fingerprinter>,
+}
+
+/// The rows of no realm yet.
+fn rows_of<'a>(transaction: &'a Transaction<'_>) -> Outcome<Rows<'a>> {
+    Ok(Rows {
+        // Named, since the planner prefers to walk the table backward: ORDER BY ... LIMIT looks cheap.
+        last: transaction.prepare_cached(
+            "SELECT sequence, kind, value FROM entries INDEXED BY entries_by_subject
+             WHERE realm = ?1 AND subject_kind = ?2 AND subject = ?3 ORDER BY sequence DESC LIMIT 1",
+        )?,
+        insert: transaction.prepare_cached(INSERT_ENTRY)?,
+        known: transaction.prepare_cached(registry::SELECT_EXP)?,
+        realm: 0,
+        fingerprinter: None,
+    })
+}
+
+impl Rows<'_> {
+    const fn turn_to(&mut self, realm: i64, fingerprinter: Fingerprinter) {
+        self.realm = realm;
+        self.fingerprinter = Some(fingerprinter);
+    }
 }
 
 impl Shelf for Rows<'_> {
@@ -630,6 +688,10 @@ impl Shelf for Rows<'_> {
             _ => return Err(damaged(format!("entry {sequence} has kind {kind}"))),
         };
         Ok(Some(Last { sequence, standing }))
+    }
+
+    fn registered(&mut self, jti: &str) -> Outcome<Option<UnixTime>> {
+        self.exp_of_jti(jti)
     }
 
     fn put(&mut self, entry: &Entry) -> Outcome<()> {
@@ -710,10 +772,11 @@ struct RealmRow {
     number: i64,
     realm: Realm,
     counters: Counters,
+    coverage: Coverage,
 }
 
 const SELECT_REALM: &str = "SELECT number, id, issuer, function, key, width, leeway, max_token_lifetime, created,
-    term, head, stored, cutoffs FROM realms";
+    term, head, stored, cutoffs, registered, covered_until FROM realms";
 
 fn find_realm(connection: &Connection, realm: RealmId) -> Outcome<Option<RealmRow>> {
     let mut statement = connection.prepare_cached(&format!("{SELECT_REALM} WHERE id = ?1"))?;
@@ -745,7 +808,10 @@ fn realm_row(row: &Row<'_>) -> Outcome<RealmRow> {
         stored: unsigned(row.get(11)?, "a count")?,
         cutoffs: unsigned(row.get(12)?, "a count")?,
     };
-    Ok(RealmRow { number: row.get(0)?, realm, counters })
+    let until = row.get::<_, Option<i64>>(14)?.map(|until| unsigned(until, "a time")).transpose()?;
+    let coverage =
+        Coverage { registered: unsigned(row.get(13)?, "a count")?, covered_until: until.map(UnixTime::from_secs) };
+    Ok(RealmRow { number: row.get(0)?, realm, counters, coverage })
 }
 
 fn insert_realm(connection: &Connection, realm: &Realm) -> Outcome<i64> {
@@ -885,6 +951,7 @@ fn found(folder: &Path, path: &Path) -> Result<(), OpenError> {
         connection.pragma_update(None, "synchronous", "FULL")?;
         let transaction = connection.transaction()?;
         transaction.execute_batch(SCHEMA)?;
+        transaction.execute_batch(registry::SCHEMA)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", LAYOUT)?;
         transaction.commit()?;
@@ -898,7 +965,7 @@ fn found(folder: &Path, path: &Path) -> Result<(), OpenError> {
 
 fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     let fail = |error| open_error(path, error);
-    let connection =
+    let mut connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
             .map_err(fail)?;
 
@@ -910,9 +977,9 @@ fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     if found != APPLICATION_ID {
         return Err(OpenError::Foreign { path: path.to_owned(), found });
     }
-    let found: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(fail)?;
-    if found > LAYOUT {
-        return Err(OpenError::Newer { path: path.to_owned(), found });
+    let layout: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(fail)?;
+    if layout > LAYOUT {
+        return Err(OpenError::Newer { path: path.to_owned(), found: layout });
     }
 
     let mode: String =
@@ -927,6 +994,11 @@ fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     let finding: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(fail)?;
     if finding != "ok" {
         return Err(OpenError::Damaged { path: path.to_owned(), what: finding });
+    }
+    match layout {
+        LAYOUT => {}
+        1 => registry::add_to_layout_1(&mut connection).map_err(fail)?,
+        _ => return Err(OpenError::Damaged { path: path.to_owned(), what: format!("it has layout {layout}") }),
     }
     Ok(connection)
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use revocast_core::limits::{BATCH_REQUESTS_MAX, CUTOFFS_MAX, JTI_BYTES_MAX};
+use revocast_core::limits::{BATCH_REQUESTS_MAX, CUTOFFS_MAX, ISSUED_BATCH_MAX, JTI_BYTES_MAX};
 use revocast_core::{FingerprintFunction, RealmKey, Width};
 
 use super::*;
@@ -108,6 +108,17 @@ over_both! {
     a_realm_has_its_objects_from_the_first_moment
     extreme_numbers_are_kept_in_order
     text_of_any_kind_is_kept
+    a_token_is_registered_once_and_keeps_its_later_exp
+    what_no_token_can_be_is_not_registered
+    coverage_never_goes_back_and_never_ahead_of_time
+    a_token_that_comes_late_is_counted
+    a_registered_token_vouches_for_its_exp
+    a_revoke_is_kept_as_long_as_its_registered_token
+    a_registration_that_is_refused_leaves_nothing
+    registered_tokens_are_forgotten_once_an_hour
+    every_registered_token_is_shown_once_in_order
+    a_visitor_that_has_seen_enough_is_shown_no_more
+    registries_of_realms_do_not_mix
 }
 
 async fn a_realm_is_founded_once(ledger: &dyn Ledger) {
@@ -368,6 +379,479 @@ async fn text_of_any_kind_is_kept(ledger: &dyn Ledger) {
     let exp = NOW.plus(DAY);
     let expected: Vec<_> = (1..).zip(jtis.map(|jti| Statement::Revoke { jti: jti.into(), exp })).collect();
     assert_eq!(statements(ledger).await, expected);
+}
+
+fn issued(jti: &str, exp: u64) -> Issued {
+    Issued { jti: jti.into(), iat: NOW.minus(10), exp: NOW.plus(exp), sub: Some("user".into()) }
+}
+
+async fn register(ledger: &dyn Ledger, tokens: Vec<Issued>) -> Registration {
+    ledger.register(id("a"), NOW, tokens).await.unwrap()
+}
+
+/// Everything that visitors are shown, part by part.
+async fn shown(ledger: &dyn Ledger, realm: &str, parts: usize) -> (Vec<Vec<(u64, UnixTime)>>, Coverage) {
+    let seen = Arc::new(std::sync::Mutex::new(vec![Vec::new(); parts]));
+    let visitors = (0..parts).map(|part| {
+        let seen = Arc::clone(&seen);
+        Box::new(move |batch: &[(revocast_core::Fingerprint, UnixTime)]| {
+            let batch = batch.iter().map(|(fingerprint, exp)| (fingerprint.bits(), *exp));
+            seen.lock().unwrap()[part].extend(batch);
+            true
+        }) as Visitor
+    });
+    let coverage = ledger.visit_registered(id(realm), visitors.collect()).await.unwrap();
+    let seen = seen.lock().unwrap().clone();
+    (seen, coverage)
+}
+
+fn fingerprint(realm: &Realm, jti: &str) -> u64 {
+    realm.fingerprinter.fingerprint(revocast_core::Jti::new(jti).unwrap()).bits()
+}
+
+async fn a_token_is_registered_once_and_keeps_its_later_exp(ledger: &dyn Ledger) {
+    let none = Registration::default();
+    assert_eq!(ledger.coverage(id("a")).await.unwrap(), Coverage::default());
+    let two = vec![issued("t", 100), issued("u", 200)];
+    assert_eq!(register(ledger, two.clone()).await, Registration { new: 2, ..none });
+    assert_eq!(register(ledger, two).await, Registration { repeated: 2, ..none });
+    let mixed = vec![issued("t", 50), issued("u", 300), issued("v", 1), issued("v", 2), issued("v", 2)];
+    let done = register(ledger, mixed).await;
+    assert_eq!(done, Registration { new: 1, repeated: 2, extended: 2, ..none });
+    assert_eq!(ledger.coverage(id("a")).await.unwrap(), Coverage { registered: 3, covered_until: None });
+    let (seen, _) = shown(ledger, "a", 1).await;
+    let realm = realm("a");
+    let mut expected = [("t", 100), ("u", 300), ("v", 2)].map(|(jti, exp)| (fingerprint(&realm, jti), NOW.plus(exp)));
+    expected.sort_unstable();
+    assert_eq!(seen, vec![expected.to_vec()]);
+    assert_eq!(register(ledger, vec![]).await, none);
+    // Nothing of this is an entry.
+    assert_eq!(ledger.head(id("a")).await.unwrap(), (Term(1), Sequence(0)));
+}
+
+async fn what_no_token_can_be_is_not_registered(ledger: &dyn Ledger) {
+    let good = issued("t", 100);
+    let month = 30 * DAY;
+    let leeway = 60;
+    let cases = [
+        (Issued { jti: String::new(), ..good.clone() }, IssuedError::Jti(JtiError::Empty)),
+        (Issued { sub: Some(String::new()), ..good.clone() }, IssuedError::Sub { bytes: 0 }),
+        (Issued { sub: Some("x".repeat(SCOPE_BYTES_MAX + 1)), ..good.clone() }, IssuedError::Sub { bytes: 1_025 }),
+        (
+            Issued { exp: NOW.minus(11), ..good.clone() },
+            IssuedError::Backward { iat: NOW.minus(10), exp: NOW.minus(11) },
+        ),
+        (
+            Issued { exp: good.iat.plus(month + 1), ..good.clone() },
+            IssuedError::Lifetime { lifetime: month + 1, longest: month },
+        ),
+        (
+            Issued { iat: NOW.plus(61), exp: NOW.plus(100), ..good.clone() },
+            IssuedError::Future { iat: NOW.plus(61), now: NOW, leeway },
+        ),
+    ];
+    for (token, why) in cases {
+        let error = ledger.register(id("a"), NOW, vec![good.clone(), token]).await.unwrap_err();
+        assert!(matches!(&error, LedgerError::Issued { index: 1, source } if *source == why), "{error:?}");
+    }
+    let many = vec![good.clone(); ISSUED_BATCH_MAX + 1];
+    let error = ledger.register(id("a"), NOW, many).await.unwrap_err();
+    assert!(matches!(error, LedgerError::IssuedTooMany { tokens: 2_001 }), "{error}");
+    let error = ledger.register(id("nowhere"), NOW, vec![good]).await.unwrap_err();
+    assert!(matches!(error, LedgerError::RealmUnknown { .. }), "{error}");
+    assert_eq!(ledger.coverage(id("a")).await.unwrap().registered, 0);
+    // The edges of what can be.
+    let longest = Issued { exp: NOW.plus(60 + month), iat: NOW.plus(60), sub: None, jti: "x".repeat(JTI_BYTES_MAX) };
+    assert_eq!(register(ledger, vec![longest]).await.new, 1);
+}
+
+async fn coverage_never_goes_back_and_never_ahead_of_time(ledger: &dyn Ledger) {
+    let cover = |until| ledger.cover(id("a"), NOW, until);
+    let at = |until| Coverage { registered: 0, covered_until: Some(until) };
+    assert_eq!(cover(NOW.minus(100)).await.unwrap(), at(NOW.minus(100)));
+    assert_eq!(cover(NOW.minus(100)).await.unwrap(), at(NOW.minus(100)));
+    let error = cover(NOW.minus(101)).await.unwrap_err();
+    let LedgerError::CoverageBack { realm, held, offered } = error else { panic!("{error}") };
+    assert_eq!((realm, held, offered), (id("a"), NOW.minus(100), NOW.minus(101)));
+    let error = cover(NOW.plus(61)).await.unwrap_err();
+    assert!(matches!(error, LedgerError::CoverageAhead { offered, .. } if offered == NOW.plus(61)), "{error}");
+    assert_eq!(cover(NOW.plus(60)).await.unwrap(), at(NOW.plus(60)));
+    assert_eq!(ledger.coverage(id("a")).await.unwrap(), at(NOW.plus(60)));
+    assert!(matches!(ledger.cover(id("b"), NOW, NOW).await, Err(LedgerError::RealmUnknown { .. })));
+    assert!(matches!(ledger.coverage(id("b")).await, Err(LedgerError::RealmUnknown { .. })));
+}
+
+async fn a_token_that_comes_late_is_counted(ledger: &dyn Ledger) {
+    register(ledger, vec![issued("known", 100)]).await;
+    ledger.cover(id("a"), NOW, NOW.minus(9)).await.unwrap();
+    // All have iat = NOW - 10, which the coverage includes; one was known.
+    let done = register(ledger, vec![issued("known", 200), issued("late", 100)]).await;
+    assert_eq!(done, Registration { new: 1, extended: 1, late: 1, ..Registration::default() });
+    let edge = Issued { iat: NOW.minus(9), ..issued("in time", 100) };
+    assert_eq!(register(ledger, vec![edge]).await.late, 0);
+    let expected = Coverage { registered: 3, covered_until: Some(NOW.minus(9)) };
+    assert_eq!(ledger.coverage(id("a")).await.unwrap(), expected);
+}
+
+async fn a_registered_token_vouches_for_its_exp(ledger: &dyn Ledger) {
+    register(ledger, vec![issued("t", 5 * DAY), issued("u", 5 * DAY), issued("gone", 100)]).await;
+    let claimed = |jti: &str, days| revoke(jti, Expiry::Claimed(NOW.plus(days * DAY)));
+    // Not raised to the longest lifetime, and an earlier claim never wins.
+    assert_eq!(one(ledger, claimed("t", 1)).await, fresh(1, 5));
+    assert_eq!(one(ledger, claimed("t", 5)).await, held(1, 5));
+    assert_eq!(one(ledger, claimed("t", 1)).await, held(1, 5));
+    // A later one does: too late costs memory, too early would un-revoke.
+    assert_eq!(one(ledger, claimed("t", 9)).await, fresh(2, 9));
+    assert_eq!(one(ledger, vouched("u", 2)).await, fresh(3, 5));
+    assert_eq!(one(ledger, claimed("unknown", 1)).await, fresh(4, 30));
+    // What is expired for everybody vouches for nothing, swept or not.
+    let later = NOW.plus(1_000);
+    let receipts = ledger.append(id("a"), later, vec![claimed("gone", 1)]).await.unwrap();
+    assert_eq!(receipts[0].exp, Some(later.plus(30 * DAY)));
+    // After a reinstate the same, and kept no shorter than what was undone.
+    assert_eq!(one(ledger, reinstate("t")).await, fresh(6, 9));
+    assert_eq!(one(ledger, claimed("t", 1)).await, fresh(7, 9));
+}
+
+async fn a_revoke_is_kept_as_long_as_its_registered_token(ledger: &dyn Ledger) {
+    one(ledger, vouched("t", 1)).await;
+    one(ledger, vouched("long", 9)).await;
+    one(ledger, vouched("undone", 1)).await;
+    one(ledger, reinstate("undone")).await;
+    let mut commits = ledger.subscribe();
+    commits.mark_unchanged();
+    let tokens = vec![issued("t", 5 * DAY), issued("long", 5 * DAY), issued("undone", 5 * DAY), issued("u", 5 * DAY)];
+    assert_eq!(register(ledger, tokens).await.new, 4);
+    let entries = ledger.scan(id("a"), Sequence(4), 10).await.unwrap();
+    assert_eq!(entries.len(), 1);
+    assert_eq!(entries[0].statement, Statement::Revoke { jti: "t".into(), exp: NOW.plus(5 * DAY) });
+    assert_eq!((entries[0].sequence, entries[0].actor.as_str()), (Sequence(5), "revocast"));
+    assert!(entries[0].reason.as_deref().is_some_and(|reason| reason.contains("expires later")));
+    assert!(commits.has_changed().unwrap(), "the entry must travel");
+
+    // Also when the registry learns of a later exp.
+    assert_eq!(register(ledger, vec![issued("t", 7 * DAY)]).await.extended, 1);
+    let entries = ledger.scan(id("a"), Sequence(5), 10).await.unwrap();
+    assert_eq!(entries[0].statement, Statement::Revoke { jti: "t".into(), exp: NOW.plus(7 * DAY) });
+    commits.mark_unchanged();
+    assert_eq!(register(ledger, vec![issued("t", 7 * DAY), issued("t", DAY)]).await.repeated, 2);
+    assert!(!commits.has_changed().unwrap());
+
+    // What this is for: the revoke is there as long as the token is honored.
+    ledger.expire(id("a"), NOW.plus(6 * DAY)).await.unwrap();
+    let left = statements(ledger).await;
+    assert!(left.contains(&(6, Statement::Revoke { jti: "t".into(), exp: NOW.plus(7 * DAY) })), "{left:?}");
+    assert_eq!(one(ledger, revoke("t", Expiry::Claimed(NOW))).await, held(6, 7));
+}
+
+async fn a_registration_that_is_refused_leaves_nothing(ledger: &dyn Ledger) {
+    one(ledger, vouched("t", 1)).await;
+    let last = Sequence(i64::MAX as u64 - RESUME_GAP);
+    ledger.resume(id("a"), NOW, last).await.unwrap();
+    // No number is left for the entry that the registration needs.
+    let error = ledger.register(id("a"), NOW, vec![issued("u", 100), issued("t", 5 * DAY)]).await.unwrap_err();
+    assert!(matches!(error, LedgerError::SequenceExhausted { .. }), "{error}");
+    assert_eq!(ledger.coverage(id("a")).await.unwrap().registered, 0);
+    assert_eq!(shown(ledger, "a", 1).await.0, vec![vec![]]);
+    assert_eq!(register(ledger, vec![issued("u", 100)]).await.new, 1);
+}
+
+async fn registered_tokens_are_forgotten_once_an_hour(ledger: &dyn Ledger) {
+    let tokens = (1..=100).map(|number| issued(&format!("t{number}"), number * 60)).collect();
+    register(ledger, tokens).await;
+    ledger.cover(id("a"), NOW, NOW).await.unwrap();
+    let registered = async || ledger.coverage(id("a")).await.unwrap().registered;
+    // Returns the number of entries, and there are none.
+    assert_eq!(ledger.expire(id("a"), NOW.plus(600)).await.unwrap(), 0);
+    assert_eq!(registered().await, 90);
+    ledger.expire(id("a"), NOW.plus(600 + 3_599)).await.unwrap();
+    assert_eq!(registered().await, 90);
+    ledger.expire(id("a"), NOW.plus(600 + 3_600)).await.unwrap();
+    assert_eq!(registered().await, 30);
+    let (seen, coverage) = shown(ledger, "a", 1).await;
+    assert_eq!(coverage, Coverage { registered: 30, covered_until: Some(NOW) });
+    assert_eq!(seen[0].len(), 30);
+    assert!(seen[0].iter().all(|(_, exp)| *exp > NOW.plus(4_200)));
+
+    // What is expired for everybody, by the realm's leeway, is not stored.
+    let now = NOW.plus(1_000);
+    let edge = |exp: u64| Issued { exp: now.minus(60).plus(exp), ..issued(&format!("edge{exp}"), 0) };
+    let done = ledger.register(id("a"), now, vec![edge(0), edge(1)]).await.unwrap();
+    assert_eq!((done.expired, done.new), (1, 1));
+    assert_eq!(registered().await, 31);
+}
+
+async fn every_registered_token_is_shown_once_in_order(ledger: &dyn Ledger) {
+    // All widths: the order of databases is that of signed numbers.
+    for (name, width) in [("w40", Width::W40), ("w48", Width::W48), ("w64", Width::W64)] {
+        let fingerprinter = Fingerprinter::new(FingerprintFunction::Xxh3, RealmKey([9; 16]), width);
+        let realm = Realm { fingerprinter, ..realm(name) };
+        ledger.create_realm(realm.clone(), vec![]).await.unwrap();
+        let jtis: Vec<String> = (0..5_000).map(|number| format!("{name}-{number}")).collect();
+        let mut expected = Vec::new();
+        for part in jtis.chunks(ISSUED_BATCH_MAX) {
+            let tokens = part.iter().map(|jti| issued(jti, 1_000)).collect();
+            assert_eq!(ledger.register(id(name), NOW, tokens).await.unwrap().new, part.len() as u64);
+            expected.extend(part.iter().map(|jti| (fingerprint(&realm, jti), NOW.plus(1_000))));
+        }
+        expected.sort_unstable();
+        for parts in [1, 2, 3] {
+            let (seen, coverage) = shown(ledger, name, parts).await;
+            assert_eq!(coverage.registered, 5_000);
+            assert_eq!(seen.concat(), expected, "{name}, {parts} parts");
+            assert!(seen.iter().all(|part| part.len() > 5_000 / parts - 300), "equal parts");
+        }
+        assert_eq!(shown(ledger, name, 0).await.1.registered, 5_000);
+    }
+    let many = (0..17).map(|_| Box::new(|_: &[_]| true) as Visitor).collect();
+    let error = ledger.visit_registered(id("w40"), many).await.unwrap_err();
+    assert!(matches!(error, LedgerError::TooManyVisitors { visitors: 17 }), "{error}");
+    let error = ledger.visit_registered(id("nowhere"), vec![]).await.unwrap_err();
+    assert!(matches!(error, LedgerError::RealmUnknown { .. }), "{error}");
+}
+
+async fn a_visitor_that_has_seen_enough_is_shown_no_more(ledger: &dyn Ledger) {
+    for part in 0..6 {
+        let tokens = (0..ISSUED_BATCH_MAX).map(|number| issued(&format!("{part}-{number}"), 1_000)).collect();
+        register(ledger, tokens).await;
+    }
+    let calls = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let visitor: Visitor = Box::new(move |batch| {
+        assert!(batch.len() < 12_000);
+        counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        false
+    });
+    let coverage = ledger.visit_registered(id("a"), vec![visitor]).await.unwrap();
+    assert_eq!(coverage.registered, 12_000);
+    assert_eq!(calls.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+async fn registries_of_realms_do_not_mix(ledger: &dyn Ledger) {
+    ledger.create_realm(realm("b"), vec![]).await.unwrap();
+    register(ledger, vec![issued("t", 100)]).await;
+    ledger.cover(id("b"), NOW, NOW).await.unwrap();
+    assert_eq!(ledger.coverage(id("a")).await.unwrap(), Coverage { registered: 1, covered_until: None });
+    assert_eq!(ledger.coverage(id("b")).await.unwrap(), Coverage { registered: 0, covered_until: Some(NOW) });
+    assert_eq!(shown(ledger, "b", 1).await.0, vec![vec![]]);
+    ledger.expire(id("b"), NOW.plus(DAY)).await.unwrap();
+    assert_eq!(ledger.coverage(id("a")).await.unwrap().registered, 1);
+    let receipts = ledger.append(id("b"), NOW, vec![revoke("t", Expiry::Claimed(NOW.plus(1)))]).await.unwrap();
+    assert_eq!(receipts[0], fresh(1, 30));
+}
+
+#[tokio::test]
+async fn a_reopened_registry_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(folder.path()).unwrap();
+    ledger.create_realm(realm("a"), vec![]).await.unwrap();
+    register(&ledger, vec![issued("t", 5 * DAY)]).await;
+    ledger.cover(id("a"), NOW, NOW).await.unwrap();
+    drop(ledger);
+    let ledger = SqliteLedger::open(folder.path()).unwrap();
+    let coverage = Coverage { registered: 1, covered_until: Some(NOW) };
+    assert_eq!(shown(&ledger, "a", 2).await.1, coverage);
+    assert_eq!(register(&ledger, vec![issued("t", 5 * DAY)]).await.repeated, 1);
+    assert_eq!(one(&ledger, revoke("t", Expiry::Claimed(NOW))).await, fresh(1, 5));
+}
+
+#[tokio::test]
+async fn a_registry_is_swept_piece_by_piece() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(folder.path()).unwrap();
+    ledger.create_realm(realm("a"), vec![]).await.unwrap();
+    // More than one piece that is read, and more than one that is written.
+    for part in 0..13_u64 {
+        let lives = |number: u64| if number % 3 == 0 { 10 } else { 9_000 };
+        let tokens = (0..2_000).map(|number| issued(&format!("{part}-{number}"), lives(number))).collect();
+        register(&ledger, tokens).await;
+    }
+    ledger.expire(id("a"), NOW.plus(10)).await.unwrap();
+    let left = 13 * (2_000 - 667);
+    assert_eq!(ledger.coverage(id("a")).await.unwrap().registered, left);
+    let (seen, _) = shown(&ledger, "a", 2).await;
+    assert_eq!(seen.concat().len() as u64, left);
+    assert!(seen.concat().iter().all(|(_, exp)| *exp == NOW.plus(9_000)));
+}
+
+/// A visit is under way, and neither writes nor reads wait for it; what they do is not lost either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_a_visit() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Arc::new(SqliteLedger::open(folder.path()).unwrap());
+    ledger.create_realm(realm("a"), vec![]).await.unwrap();
+    for part in 0..5 {
+        register(&*ledger, (0..2_000).map(|number| issued(&format!("{part}-{number}"), 1_000)).collect()).await;
+    }
+    let (begun, mut is_begun) = tokio::sync::mpsc::unbounded_channel();
+    let (go_on, wait) = std::sync::mpsc::channel();
+    let mut seen = 0;
+    let visitor: Visitor = Box::new(move |batch| {
+        if seen == 0 {
+            begun.send(()).unwrap();
+            wait.recv().unwrap();
+        }
+        seen += batch.len();
+        // What was registered before the freeze is shown, all of it.
+        assert!(seen <= 10_000);
+        true
+    });
+    let visiting = Arc::clone(&ledger);
+    let visit = tokio::spawn(async move { visiting.visit_registered(id("a"), vec![visitor]).await });
+    is_begun.recv().await.unwrap();
+    assert_eq!(register(&*ledger, vec![issued("later", 1_000)]).await.new, 1);
+    one(&*ledger, vouched("t", 1)).await;
+    assert_eq!(statements(&*ledger).await.len(), 1);
+    assert_eq!(ledger.coverage(id("a")).await.unwrap().registered, 10_001);
+    go_on.send(()).unwrap();
+    assert_eq!(visit.await.unwrap().unwrap().registered, 10_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_that_is_closed_ends_its_visits() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(folder.path()).unwrap();
+    ledger.create_realm(realm("a"), vec![]).await.unwrap();
+    for part in 0..3 {
+        register(&ledger, (0..2_000).map(|number| issued(&format!("{part}-{number}"), 1_000)).collect()).await;
+    }
+    let (begun, is_begun) = tokio::sync::oneshot::channel();
+    let mut begun = Some(begun);
+    let calls = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let visitor: Visitor = Box::new(move |_| {
+        counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        begun.take().is_none_or(|begun| begun.send(()).is_ok())
+    });
+    {
+        let visit = ledger.visit_registered(id("a"), vec![visitor]);
+        tokio::pin!(visit);
+        tokio::select! {
+            _ = &mut visit => {}
+            _ = is_begun => {}
+        }
+    }
+    drop(ledger);
+    let after = calls.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((1..=2).contains(&after), "{after}");
+    // Nothing holds the file any more.
+    assert!(!folder.path().join("ledger.db-wal").exists());
+    SqliteLedger::open(folder.path()).unwrap();
+}
+
+/// The tables as release 0.1.0 made them, before there was a registry.
+const SCHEMA_OF_LAYOUT_1: &str = "
+CREATE TABLE realms (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    issuer TEXT NOT NULL UNIQUE,
+    function INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    width INTEGER NOT NULL,
+    leeway INTEGER NOT NULL,
+    max_token_lifetime INTEGER NOT NULL,
+    created INTEGER NOT NULL,
+    term INTEGER NOT NULL,
+    head INTEGER NOT NULL,
+    stored INTEGER NOT NULL,
+    cutoffs INTEGER NOT NULL
+) STRICT;
+CREATE TABLE entries (
+    realm INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    subject_kind INTEGER NOT NULL,
+    subject TEXT NOT NULL,
+    value INTEGER NOT NULL,
+    reason TEXT,
+    actor TEXT NOT NULL,
+    PRIMARY KEY (realm, sequence)
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX entries_by_subject ON entries (realm, subject_kind, subject, sequence);
+CREATE INDEX entries_by_exp ON entries (realm, value) WHERE kind IN (1, 2);
+CREATE TABLE objects (
+    realm INTEGER NOT NULL,
+    address TEXT NOT NULL,
+    bytes BLOB NOT NULL,
+    PRIMARY KEY (realm, address)
+) STRICT;
+PRAGMA application_id = 1381385036;
+PRAGMA user_version = 1;
+";
+
+#[tokio::test]
+async fn a_ledger_from_before_the_registry_opens_and_works() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    let old = rusqlite::Connection::open(&path).unwrap();
+    old.execute_batch(SCHEMA_OF_LAYOUT_1).unwrap();
+    let day = NOW.plus(DAY).secs();
+    old.execute_batch(&format!(
+        "INSERT INTO realms VALUES (1, 'a', 'https://a.example', 2, x'{}', 48, 60, 2592000, {now}, 1, 2, 2, 1);
+         INSERT INTO entries VALUES (1, 1, {now}, 1, 4, 't', {day}, 'lost', 'test');
+         INSERT INTO entries VALUES (1, 2, {now}, 3, 0, '', 7, NULL, 'test');
+         INSERT INTO objects VALUES (1, 'manifest', x'010203');",
+        "07".repeat(16),
+        now = NOW.secs(),
+    ))
+    .unwrap();
+    drop(old);
+
+    let ledger = SqliteLedger::open(folder.path()).unwrap();
+    assert_eq!(ledger.realms().await.unwrap(), vec![realm("a")]);
+    assert_eq!(ledger.head(id("a")).await.unwrap(), (Term(1), Sequence(2)));
+    assert_eq!(ledger.objects(id("a")).await.unwrap().len(), 1);
+    assert_eq!(ledger.coverage(id("a")).await.unwrap(), Coverage::default());
+    assert_eq!(one(&ledger, vouched("t", 1)).await, held(1, 1));
+    assert_eq!(one(&ledger, vouched("u", 1)).await, fresh(3, 1));
+    assert_eq!(register(&ledger, vec![issued("t", 5 * DAY), issued("v", 100)]).await.new, 2);
+    assert_eq!(one(&ledger, vouched("t", 1)).await, held(4, 5));
+    ledger.create_realm(realm("b"), vec![]).await.unwrap();
+    drop(ledger);
+
+    // The tables are those of a new ledger, and the file says so.
+    let fresh = tempfile::tempdir().unwrap();
+    drop(SqliteLedger::open(fresh.path()).unwrap());
+    let columns = |path: &Path| {
+        let file = rusqlite::Connection::open(path).unwrap();
+        let layout: i32 = file.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+        let mut statement = file
+            .prepare(
+                "SELECT m.name, c.name, c.type, c.\"notnull\", c.dflt_value, c.pk FROM sqlite_master m, pragma_table_info(m.name) c
+                 WHERE m.type = 'table' ORDER BY m.name, c.cid",
+            )
+            .unwrap();
+        let rows = statement.query_map([], |row| {
+            let default: Option<String> = row.get(4)?;
+            Ok((
+                row.get::<_, String>(0)?,
+                row.get::<_, String>(1)?,
+                row.get::<_, String>(2)?,
+                row.get::<_, bool>(3)?,
+                default,
+                row.get::<_, u8>(5)?,
+            ))
+        });
+        (layout, rows.unwrap().collect::<Result<Vec<_>, _>>().unwrap())
+    };
+    assert_eq!(columns(&path), columns(&fresh.path().join("ledger.db")));
+    assert_eq!(columns(&path).0, 2);
+    let ledger = SqliteLedger::open(folder.path()).unwrap();
+    assert_eq!(ledger.coverage(id("a")).await.unwrap().registered, 2);
+}
+
+#[test]
+fn a_layout_that_never_was_is_refused_and_not_touched() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    drop(SqliteLedger::open(folder.path()).unwrap());
+    let file = rusqlite::Connection::open(&path).unwrap();
+    file.pragma_update(None, "user_version", 0).unwrap();
+    drop(file);
+    assert!(matches!(SqliteLedger::open(folder.path()), Err(OpenError::Damaged { .. })));
+    let file = rusqlite::Connection::open(&path).unwrap();
+    assert_eq!(file.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0)).unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -1,0 +1,389 @@
+//! The registry's rows: one tree, ordered by fingerprint, with nothing beside it.
+//!
+//! An index by `exp` would double what a token costs on disk, so expired tokens are found by reading all of them,
+//! now and then, in pieces, on the thread that reads.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::thread;
+
+use revocast_core::limits::ISSUED_BATCH_MAX;
+use revocast_core::{Fingerprint, Fingerprinter, Jti, RealmId, UnixTime, Width};
+use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Transaction, params};
+use tokio::sync::oneshot;
+
+use super::{
+    EXPIRE_PIECE, News, Outcome, RealmRow, Rows, SqliteLedger, Write, damaged, known_realm, open_reader, rows_of,
+    signed, unsigned, update_counters,
+};
+use crate::ledger::registry::{self, Coverage, Issued, Key, Register, Registration, Visitor};
+use crate::ledger::rules::{Halt, Last, Shelf, Subject};
+use crate::ledger::{Entry, LedgerError};
+
+/// Joins the schema of a new ledger, and that of one from before there was a registry.
+///
+/// `name` is the number of [`Key::name`], `fingerprint` that of [`place`].
+pub(super) const SCHEMA: &str = "
+CREATE TABLE issued (
+    realm INTEGER NOT NULL,
+    fingerprint INTEGER NOT NULL,
+    name INTEGER NOT NULL,
+    iat INTEGER NOT NULL,
+    exp INTEGER NOT NULL,
+    sub TEXT,
+    PRIMARY KEY (realm, fingerprint, name)
+) STRICT, WITHOUT ROWID;
+";
+
+/// Tokens shown to a visitor at a time: enough that the call costs nothing, and still in the cache.
+const VISIT_BATCH: usize = 4_096;
+
+/// Rows read at a time when looking for expired tokens: some ten milliseconds, in which other reads wait.
+const SWEEP_PIECE: usize = 20_000;
+
+/// Rows after which a sweep leaves the rest to the next call: whoever calls has other work to do.
+const SWEEP_CALL: usize = 500_000;
+
+/// How far the search for expired tokens has come in one realm.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sweep {
+    horizon: UnixTime,
+    /// The place to go on from; `None` once all were looked at.
+    next: Option<(i64, i64)>,
+}
+
+impl SqliteLedger {
+    pub(super) async fn registered(
+        &self,
+        realm: RealmId,
+        now: UnixTime,
+        issued: Vec<Issued>,
+    ) -> Result<Registration, LedgerError> {
+        if issued.len() > ISSUED_BATCH_MAX {
+            return Err(LedgerError::IssuedTooMany { tokens: issued.len() });
+        }
+        self.exclusive(move |transaction| {
+            let RealmRow { number, realm, counters, coverage } = known_realm(transaction, realm)?;
+            let (mut counted, mut covered) = (counters, coverage);
+            let mut shelf = RegistryRows::of(rows_of(transaction)?, transaction, number, &realm.fingerprinter)?;
+            let done =
+                registry::register(&mut shelf, &realm, &mut counted, &mut covered, now, issued).map_err(|halt| {
+                    match halt {
+                        Halt::Refused(error) => Halt::Refused(error),
+                        Halt::Storage(halt) => halt,
+                    }
+                })?;
+            if covered != coverage {
+                update_coverage(transaction, number, covered)?;
+            }
+            if counted == counters {
+                return Ok((done, News::No));
+            }
+            update_counters(transaction, number, counted)?;
+            Ok((done, News::Yes))
+        })
+        .await
+    }
+
+    pub(super) async fn covered(
+        &self,
+        realm: RealmId,
+        now: UnixTime,
+        until: UnixTime,
+    ) -> Result<Coverage, LedgerError> {
+        self.exclusive(move |transaction| {
+            let row = known_realm(transaction, realm)?;
+            let coverage = row.coverage.moved(&row.realm, now, until)?;
+            if coverage != row.coverage {
+                update_coverage(transaction, row.number, coverage)?;
+            }
+            Ok((coverage, News::No))
+        })
+        .await
+    }
+
+    /// Freezes on the thread that writes, where no transaction can be under way, then reads elsewhere.
+    pub(super) async fn visit(&self, realm: RealmId, visitors: Vec<Visitor>) -> Result<Coverage, LedgerError> {
+        registry::check_visitors(&visitors)?;
+        let (reply, frozen) = oneshot::channel();
+        // Not a transaction: a ledger that stopped writing can still be read.
+        self.write(Write::Alone(Box::new(move |writer| {
+            let _ = reply.send(known_realm(&writer.connection, realm));
+        })))?;
+        let frozen = frozen.await.map_err(|_| LedgerError::Closed)?;
+        let RealmRow { number, realm, coverage, .. } = frozen.map_err(LedgerError::from)?;
+
+        let parts = visitors.len();
+        let mut answers = Vec::with_capacity(parts);
+        for (index, visitor) in visitors.into_iter().enumerate() {
+            let (reply, answer) = oneshot::channel();
+            let width = realm.fingerprinter.width();
+            let part = Part { realm: number, width, bounds: registry::part(width, index, parts) };
+            let (path, closing) = (self.path.clone(), Arc::clone(&self.closing));
+            let thread = thread::Builder::new().name(format!("ledger-visit-{index}")).spawn(move || {
+                let unwanted = || closing.load(Ordering::Acquire) || reply.is_closed();
+                let seen = part.show(&path, visitor, &unwanted);
+                let _ = reply.send(seen.map_err(LedgerError::from));
+            });
+            let thread = thread.map_err(|error| LedgerError::Storage(Arc::new(error)))?;
+            let mut visits = self.visits.lock().unwrap_or_else(PoisonError::into_inner);
+            visits.retain(|visit| !visit.is_finished());
+            visits.push(thread);
+            answers.push(answer);
+        }
+        for answer in answers {
+            answer.await.map_err(|_| LedgerError::Closed)??;
+        }
+        Ok(coverage)
+    }
+
+    /// Forgets registered tokens, if it is time; a bounded piece of the way in one call.
+    pub(super) async fn sweep(&self, realm: RealmId, horizon: UnixTime) -> Result<(), LedgerError> {
+        // Taken out: whoever calls meanwhile starts anew, which only costs time, and so does a failure.
+        let held = self.sweeps.lock().unwrap_or_else(PoisonError::into_inner).remove(&realm);
+        let mut sweep = match held {
+            Some(sweep) if sweep.next.is_some() || !registry::sweep_is_due(Some(sweep.horizon), horizon) => sweep,
+            Some(_) | None => Sweep { horizon, next: Some((i64::MIN, i64::MIN)) },
+        };
+        let mut looked_at = 0;
+        while let Some(from) = sweep.next
+            && looked_at < SWEEP_CALL
+        {
+            let piece = self.read(move |connection| sweep_piece(connection, realm, from, horizon)).await?;
+            looked_at += SWEEP_PIECE;
+            sweep.next = piece.next;
+            for keys in piece.expired.chunks(EXPIRE_PIECE) {
+                let keys = keys.to_vec();
+                self.exclusive(move |transaction| Ok((forget(transaction, realm, &keys, horizon)?, News::No))).await?;
+            }
+        }
+        self.sweeps.lock().unwrap_or_else(PoisonError::into_inner).insert(realm, sweep);
+        Ok(())
+    }
+}
+
+/// The rows of one realm and its registry, inside a transaction.
+struct RegistryRows<'a> {
+    rows: Rows<'a>,
+    enroll: CachedStatement<'a>,
+    prolong: CachedStatement<'a>,
+    width: Width,
+}
+
+impl<'a> RegistryRows<'a> {
+    fn of(
+        mut rows: Rows<'a>,
+        transaction: &'a Transaction<'_>,
+        number: i64,
+        fingerprinter: &Fingerprinter,
+    ) -> Outcome<Self> {
+        rows.turn_to(number, *fingerprinter);
+        Ok(Self {
+            rows,
+            enroll: transaction.prepare_cached(
+                "INSERT INTO issued (realm, fingerprint, name, iat, exp, sub) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                 ON CONFLICT DO NOTHING",
+            )?,
+            prolong: transaction
+                .prepare_cached("UPDATE issued SET exp = ?4 WHERE realm = ?1 AND fingerprint = ?2 AND name = ?3")?,
+            width: fingerprinter.width(),
+        })
+    }
+}
+
+impl Shelf for RegistryRows<'_> {
+    type Error = Halt<rusqlite::Error>;
+
+    fn last(&mut self, subject: Subject<'_>) -> Outcome<Option<Last>> {
+        self.rows.last(subject)
+    }
+
+    fn registered(&mut self, jti: &str) -> Outcome<Option<UnixTime>> {
+        self.rows.registered(jti)
+    }
+
+    fn put(&mut self, entry: &Entry) -> Outcome<()> {
+        self.rows.put(entry)
+    }
+}
+
+impl Register for RegistryRows<'_> {
+    fn enroll(&mut self, key: Key, issued: &Issued) -> Outcome<Option<UnixTime>> {
+        let (fingerprint, name) = place(key, self.width);
+        let (iat, exp) = (signed(issued.iat.secs()), signed(issued.exp.secs()));
+        let new = self.enroll.execute(params![self.rows.realm, fingerprint, name, iat, exp, issued.sub])?;
+        if new > 0 {
+            return Ok(None);
+        }
+        let held = self.rows.exp_of(key, self.width)?;
+        held.map(Some).ok_or_else(|| damaged(format!("the token at {fingerprint}, {name} is there and is not")))
+    }
+
+    fn prolong(&mut self, key: Key, exp: UnixTime) -> Outcome<()> {
+        let (fingerprint, name) = place(key, self.width);
+        self.prolong.execute(params![self.rows.realm, fingerprint, name, signed(exp.secs())])?;
+        Ok(())
+    }
+}
+
+impl Rows<'_> {
+    /// The `exp` of the token in one place of the registry.
+    pub(super) fn exp_of(&mut self, key: Key, width: Width) -> Outcome<Option<UnixTime>> {
+        let (fingerprint, name) = place(key, width);
+        let exp =
+            self.known.query_row(params![self.realm, fingerprint, name], |row| row.get::<_, i64>(0)).optional()?;
+        exp.map(|exp| unsigned(exp, "a time").map(UnixTime::from_secs)).transpose()
+    }
+
+    /// What [`Shelf::registered`] asks for.
+    pub(super) fn exp_of_jti(&mut self, jti: &str) -> Outcome<Option<UnixTime>> {
+        // What is no `jti` was refused before, and no realm is turned to only before the first call.
+        match (Jti::new(jti), self.fingerprinter) {
+            (Ok(jti), Some(fingerprinter)) => self.exp_of(Key::of(&fingerprinter, jti), fingerprinter.width()),
+            (Ok(_) | Err(_), _) => Ok(None),
+        }
+    }
+}
+
+pub(super) const SELECT_EXP: &str = "SELECT exp FROM issued WHERE realm = ?1 AND fingerprint = ?2 AND name = ?3";
+
+/// The columns of a key. Databases count in signed numbers: fingerprints of 64 bits move down by half of their range,
+/// which keeps their order; shorter ones fit as they are, and in fewer bytes.
+fn place(key: Key, width: Width) -> (i64, i64) {
+    (column(key.fingerprint.bits(), width), key.name.cast_signed())
+}
+
+const HALF: u64 = 1 << 63;
+
+const fn column(fingerprint: u64, width: Width) -> i64 {
+    match width {
+        Width::W64 => (fingerprint ^ HALF).cast_signed(),
+        Width::W40 | Width::W48 => fingerprint.cast_signed(),
+    }
+}
+
+fn fingerprint(column: i64, width: Width) -> Outcome<Fingerprint> {
+    let bits = match width {
+        Width::W64 => column.cast_unsigned() ^ HALF,
+        Width::W40 | Width::W48 => column.cast_unsigned(),
+    };
+    Fingerprint::from_bits(bits, width)
+        .ok_or_else(|| damaged(format!("a registered token has fingerprint {column}, which is none of the realm's")))
+}
+
+fn update_coverage(connection: &Connection, realm: i64, coverage: Coverage) -> Outcome<()> {
+    let until = coverage.covered_until.map(|until| signed(until.secs()));
+    connection
+        .prepare_cached("UPDATE realms SET registered = ?2, covered_until = ?3 WHERE number = ?1")?
+        .execute(params![realm, signed(coverage.registered), until])?;
+    Ok(())
+}
+
+/// What one visitor is shown.
+struct Part {
+    realm: i64,
+    width: Width,
+    /// First and last fingerprint.
+    bounds: (u64, u64),
+}
+
+impl Part {
+    fn show(&self, path: &Path, mut visitor: Visitor, unwanted: &dyn Fn() -> bool) -> Outcome<()> {
+        let connection = open_reader(path).map_err(|error| LedgerError::Storage(Arc::new(error)))?;
+        let mut statement = connection.prepare(
+            "SELECT fingerprint, exp FROM issued WHERE realm = ?1 AND fingerprint BETWEEN ?2 AND ?3
+             ORDER BY fingerprint",
+        )?;
+        let (low, high) = (column(self.bounds.0, self.width), column(self.bounds.1, self.width));
+        let mut rows = statement.query(params![self.realm, low, high])?;
+        let mut batch = Vec::with_capacity(VISIT_BATCH);
+        while let Some(row) = rows.next()? {
+            let exp = UnixTime::from_secs(unsigned(row.get(1)?, "a time")?);
+            batch.push((fingerprint(row.get(0)?, self.width)?, exp));
+            if batch.len() == VISIT_BATCH {
+                if unwanted() {
+                    return Err(LedgerError::Closed.into());
+                }
+                if !visitor(&batch) {
+                    return Ok(());
+                }
+                batch.clear();
+            }
+        }
+        if !batch.is_empty() {
+            // It says itself whether it has seen enough.
+            let _ = visitor(&batch);
+        }
+        Ok(())
+    }
+}
+
+struct SweepPiece {
+    expired: Vec<(i64, i64)>,
+    next: Option<(i64, i64)>,
+}
+
+/// Looks for expired tokens among the next rows.
+fn sweep_piece(connection: &Connection, realm: RealmId, from: (i64, i64), horizon: UnixTime) -> Outcome<SweepPiece> {
+    let number = known_realm(connection, realm)?.number;
+    let horizon = signed(horizon.secs());
+    let mut statement = connection.prepare_cached(
+        "SELECT fingerprint, name, exp FROM issued WHERE realm = ?1 AND (fingerprint, name) >= (?2, ?3)
+         ORDER BY fingerprint, name LIMIT ?4",
+    )?;
+    let mut rows = statement.query(params![number, from.0, from.1, signed(SWEEP_PIECE as u64)])?;
+    let (mut expired, mut last, mut count) = (Vec::new(), None, 0);
+    while let Some(row) = rows.next()? {
+        let key = (row.get(0)?, row.get(1)?);
+        if row.get::<_, i64>(2)? <= horizon {
+            expired.push(key);
+        }
+        last = Some(key);
+        count += 1;
+    }
+    Ok(SweepPiece { expired, next: last.filter(|_| count == SWEEP_PIECE).and_then(after) })
+}
+
+/// The place after one, if there is any.
+fn after((fingerprint, name): (i64, i64)) -> Option<(i64, i64)> {
+    match name.checked_add(1) {
+        Some(name) => Some((fingerprint, name)),
+        None => Some((fingerprint.checked_add(1)?, i64::MIN)),
+    }
+}
+
+/// Forgets tokens in these places, unless their `exp` has moved meanwhile.
+fn forget(transaction: &Transaction<'_>, realm: RealmId, keys: &[(i64, i64)], horizon: UnixTime) -> Outcome<()> {
+    let row = known_realm(transaction, realm)?;
+    let mut delete = transaction
+        .prepare_cached("DELETE FROM issued WHERE realm = ?1 AND fingerprint = ?2 AND name = ?3 AND exp <= ?4")?;
+    let mut gone = 0;
+    for (fingerprint, name) in keys {
+        gone += delete.execute(params![row.number, fingerprint, name, signed(horizon.secs())])?;
+    }
+    let registered = row.coverage.registered.saturating_sub(gone as u64);
+    update_coverage(transaction, row.number, Coverage { registered, ..row.coverage })
+}
+
+/// Brings a ledger from before there was a registry to this layout, all of it or nothing.
+pub(super) fn add_to_layout_1(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    transaction.execute_batch(
+        "ALTER TABLE realms ADD COLUMN registered INTEGER NOT NULL DEFAULT 0;
+         ALTER TABLE realms ADD COLUMN covered_until INTEGER;",
+    )?;
+    transaction.execute_batch(SCHEMA)?;
+    transaction.pragma_update(None, "user_version", 2)?;
+    transaction.commit()
+}
+
+/// For reads: whatever failed, nothing was written, so nothing must stop.
+impl From<Halt<rusqlite::Error>> for LedgerError {
+    fn from(halt: Halt<rusqlite::Error>) -> Self {
+        match halt {
+            Halt::Refused(error) => error,
+            Halt::Storage(error) => Self::Storage(Arc::new(error)),
+        }
+    }
+}
