@@ -16,8 +16,9 @@ use revocast_core::update::{
 use revocast_core::wire::{self, WireError};
 use revocast_core::{
     Address, Claims, Cutoff, Delta, Digest, Epoch, ExactList, Filter, FilterBuf, FilterParams, Fingerprint,
-    FingerprintFunction, Fingerprinter, Index, Jti, Kind, Membership, Position, Profile, PublicKey, RealmId, RealmKey,
-    Salt, Scope, ScopeKind, Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, Verdict, Why, Width, rice, seal,
+    FingerprintFunction, Fingerprinter, Hold, Index, Jti, Kind, Membership, Position, Profile, PublicKey, RealmId,
+    RealmKey, Salt, Scope, ScopeKind, Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, Verdict, Why, Width,
+    rice, seal,
 };
 use revocast_server::ledger::{self, Statement};
 use revocast_server::publisher::merge;
@@ -652,9 +653,10 @@ fn a_snapshot_plus_deltas_equals_the_later_snapshot() {
             device.serve(&play.site.shelf);
         }
         for follower in &play.devices {
-            let newcomer = play.site.device(prompt(follower.config.profile));
+            let newcomer = play.site.device(follower.config.clone());
             assert_eq!(follower.sequence(), newcomer.sequence(), "seed {seed}");
-            let exact = play.site.realm.fingerprinter.width().is_exact() && follower.config.profile != Profile::Filter;
+            let exact = play.site.realm.fingerprinter.width().is_exact()
+                && follower.config.hold == Hold::Profile(Profile::Exact);
             for (number, token) in play.tokens.iter().enumerate() {
                 let claims = Claims {
                     iat: Some(UnixTime::from_secs(token.iat)),

@@ -10,8 +10,8 @@ use std::time::Duration;
 use revocast_core::replica::Config;
 use revocast_core::update::{PublisherKey, Report, Role};
 use revocast_core::{
-    Action, Address, Claims, Digest, Event, Fingerprinter, Jti, Keys, Kind, Now, Profile, RealmId, Refusal, Replica,
-    RevocationSet, Salt, Sequence, SigningKey, Trust, UnixMillis, UnixTime, Verdict, seal, wire,
+    Action, Address, Claims, Digest, Event, Fingerprinter, Hold, Jti, Keys, Kind, Now, Profile, RealmId, Refusal,
+    Replica, RevocationSet, Salt, Sequence, SigningKey, Trust, UnixMillis, UnixTime, Verdict, seal, wire,
 };
 use revocast_server::ledger::{self, Entry, Ledger as _, MemoryLedger, Object, Realm, Receipt, Request};
 use revocast_server::publisher::{Plan, PublishError, Publisher, Settings, Signer, Step};
@@ -26,7 +26,7 @@ pub type Shelf = BTreeMap<Address, Vec<u8>>;
 #[must_use]
 pub const fn prompt(profile: Profile) -> Config {
     Config {
-        profile,
+        hold: Hold::Profile(profile),
         artifact_bytes_max: 1 << 20,
         staleness_max: Duration::from_hours(1),
         clock_skew: Duration::from_mins(1),
@@ -125,7 +125,7 @@ impl Follower {
                 Action::Persist(_) if self.disk_fails => self.replica.handle(self.now(), Event::PersistFailed),
                 Action::Persist(image) => {
                     let base = match image.base {
-                        Some(base) => Some(base.to_vec()),
+                        Some(base) => Some(base.to_bytes()),
                         None => self.disk.take().and_then(|(_, base)| base),
                     };
                     self.disk = Some((image.head, base));
@@ -456,11 +456,12 @@ impl Site {
 pub const fn small_settings() -> Settings {
     Settings {
         chunk_bytes: 2_048,
-        false_positive_rate: 0.01,
+        false_positive_rate: None,
         heartbeat: Duration::from_secs(4),
         manifest_every: Duration::ZERO,
         grace: Duration::from_secs(12),
         epoch_age_max: Duration::from_mins(1),
+        coverage_every: Duration::from_secs(20),
         restart_jump_max: Duration::from_hours(7 * 24),
     }
 }

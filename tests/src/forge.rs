@@ -6,9 +6,9 @@ use revocast_core::artifact::Cutting;
 use revocast_core::replica::Config;
 use revocast_core::update::{Artifact, Keys, Piece, PublisherKey, Role};
 use revocast_core::{
-    Address, Cutoff, Delta, Digest, Epoch, FilterBuf, FilterParams, Fingerprint, FingerprintFunction, Fingerprinter,
-    Index, Jti, Kind, Manifest, RealmId, RealmKey, Salt, Sequence, SigningKey, Term, Trust, UnixMillis, UnixTime,
-    Width, rice, seal, wire,
+    Address, Cutoff, Delta, Digest, Epoch, Filter, FilterBuf, FilterParams, Fingerprint, FingerprintFunction,
+    Fingerprinter, Index, Jti, Kind, Manifest, Membership, RealmId, RealmKey, Salt, Sequence, SigningKey, Term, Trust,
+    UnixMillis, UnixTime, Width, exceptions, rice, seal, wire,
 };
 
 use crate::follower::{Follower, Shelf};
@@ -153,6 +153,24 @@ impl Forge {
     /// Never.
     #[must_use]
     pub fn epoch(&self, epoch: u64, sequence: u64, revoked: &[&str], cutoffs: &[Cutoff], at: u64) -> Epochal {
+        self.epoch_covering(epoch, sequence, revoked, cutoffs, None, at)
+    }
+
+    /// The same, with exceptions for good tokens that the filter matches, if it covers any; and until when it does.
+    ///
+    /// # Panics
+    ///
+    /// Never.
+    #[must_use]
+    pub fn epoch_covering(
+        &self,
+        epoch: u64,
+        sequence: u64,
+        revoked: &[&str],
+        cutoffs: &[Cutoff],
+        covered: Option<(&[&str], UnixTime)>,
+        at: u64,
+    ) -> Epochal {
         let keys = self.fingerprints(revoked);
         let salt = Salt([epoch as u8; 16]);
         let params = FilterParams::for_target(keys.len() as u64, 0.01, salt).expect("a small filter");
@@ -161,18 +179,25 @@ impl Forge {
         let cutting = Cutting { realm: self.realm, term: Term(1), epoch: Epoch(epoch), chunk_bytes: self.chunk_bytes };
         let count = keys.len() as u64;
         let cutoff_bytes = wire::encode_cutoffs(cutoffs).expect("valid cutoffs");
-        let cuts = [
+        let mut cuts = vec![
             cutting.cut(Artifact::Filter, count, &filter).expect("a filter that can be cut"),
             cutting.cut(Artifact::List, count, &list).expect("a list that can be cut"),
-            cutting.cut(Artifact::Cutoffs, cutoffs.len() as u64, &cutoff_bytes).expect("cutoffs that can be cut"),
         ];
+        if let Some((good, _)) = covered {
+            let view = Filter::new(params, &filter).expect("a filter");
+            let mut excepted = self.fingerprints(good);
+            excepted.retain(|&key| view.query(key) == Membership::Possible);
+            let coded = exceptions::encode(&Digest::of(&filter), salt, &excepted, &keys).expect("no collision");
+            cuts.push(cutting.cut(Artifact::Exceptions, coded.entries, &coded.bytes).expect("that can be cut"));
+        }
+        cuts.push(cutting.cut(Artifact::Cutoffs, cutoffs.len() as u64, &cutoff_bytes).expect("that can be cut"));
         let index = Index {
             term: Term(1),
             epoch: Epoch(epoch),
             sequence: Sequence(sequence),
             issued_at: time(at),
             horizon: horizon(at),
-            covered_until: UnixTime::default(),
+            covered_until: covered.map(|(_, until)| until).unwrap_or_default(),
             filter: params,
             chunk_bytes: self.chunk_bytes,
             artifacts: cuts.iter().map(|cut| cut.summary.clone()).collect(),

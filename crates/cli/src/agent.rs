@@ -11,7 +11,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use revocast_core::{Claims, Config, Digest, Jti, Profile, RealmId, UnixTime, Verdict};
+use revocast_core::{Claims, Config, Digest, Hold, Jti, Profile, RealmId, UnixTime, Verdict};
 use revocast_device::{
     Checker, ClientId, Credentials, Device, DeviceConfig, DiskStore, KeySet, Policy, Prefix, StartError, Status,
     SystemClock, TlsRoots, Validator, ValidatorConfig, random_seed, trust_from_file,
@@ -98,7 +98,7 @@ fn device_config(arguments: &Agent) -> Result<DeviceConfig, Failure> {
         ProfileArgument::Exact => Profile::Exact,
     };
     let replica = Config {
-        profile,
+        hold: Hold::Profile(profile),
         staleness_max: Duration::from_secs(arguments.staleness),
         epoch_jitter: Duration::from_secs(arguments.epoch_jitter),
         ..Config::exact(seed)

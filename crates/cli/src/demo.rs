@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use revocast_core::{Config, Profile, RealmId, Sequence, Trust, Verdict};
+use revocast_core::{Config, Hold, Profile, RealmId, Sequence, Trust, Verdict};
 use revocast_device::{
     BrokerUrl, ClientId, Device, DeviceConfig, DiskStore, KeySet, Policy, Rejection, SystemClock, Validator,
     ValidatorConfig, random_seed,
@@ -313,7 +313,9 @@ impl Show {
             let checked = self.good.len();
             match follower.profile {
                 Profile::Filter => suspects += checked - self.count_accepted(follower, &self.good)?,
-                Profile::Exact | Profile::List => refused += checked - self.count_accepted(follower, &self.good)?,
+                Profile::Exact | Profile::List | Profile::Covered | Profile::Folded | Profile::FoldedTwice => {
+                    refused += checked - self.count_accepted(follower, &self.good)?
+                }
             }
         }
         let memory = self.followers.first().and_then(|follower| follower.device.as_ref());
@@ -401,7 +403,7 @@ impl Show {
             ClientId::new(&follower.name).map_err(|error| broken(&error))?,
             RealmId::new(REALM).map_err(|error| broken(&error))?,
             self.trust.clone(),
-            Config { profile: follower.profile, epoch_jitter: EPOCH_JITTER, ..Config::exact(seed) },
+            Config { hold: Hold::Profile(follower.profile), epoch_jitter: EPOCH_JITTER, ..Config::exact(seed) },
         );
         let store = DiskStore::open(&self.folder.join(&follower.name)).map_err(|error| broken(&error))?;
         follower.device = Some(Device::start(config, store).await.map_err(|error| broken(&error))?);

@@ -4,10 +4,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use revocast_core::artifact::Cutting;
-use revocast_core::state::{BaseImage, Head};
-use revocast_core::update::{Keys, Role, Trust};
-use revocast_core::{Digest, Kind, PublicKey, Refusal, Sealed, UnixTime, Width, wire};
+use revocast_core::state::{Head, StoredImage};
+use revocast_core::update::{Artifact, Keys, Role, Trust};
+use revocast_core::{Digest, ExactList, Kind, Profile, PublicKey, Refusal, Sealed, UnixTime, Width, wire};
 use revocast_device::trust_from_file;
 use serde_json::Value;
 
@@ -78,7 +77,7 @@ pub fn run(output: Output, file: &Path, trust: Option<&Path>, keys: Option<&Path
                 let decoded = Head::decode(&bytes).map_err(|error| refused(&error))?;
                 head(&mut findings, &decoded, trust.as_ref())?;
             }
-            Some(b"RVB1") => base_image(&mut findings, &bytes, None, false)?,
+            Some(b"RVB2") => base_image(&mut findings, &bytes, None, false)?,
             _ => {
                 return Err(Failure::plain(
                     "not-ours",
@@ -128,7 +127,8 @@ fn object(findings: &mut Findings, bytes: &[u8], trust: Option<&Trust>, keys: Op
                 .map(|piece| format!("({}, {}] {} bytes {}", piece.from, piece.to, piece.bytes, piece.digest));
             findings.add("ladder", pieces.collect::<Vec<_>>());
         }
-        Kind::Index => describe_index(findings, &wire::decode_index(body).map_err(unreadable)?),
+        // An index does not say how wide its fingerprints are; nearly all realms have 48 bits.
+        Kind::Index => describe_index(findings, &wire::decode_index(body).map_err(unreadable)?, Width::W48),
         Kind::Chunk => {
             let chunk = wire::decode_chunk(body).map_err(unreadable)?;
             findings.add("term", chunk.term.0);
@@ -189,7 +189,7 @@ fn describe_keys(findings: &mut Findings, keys: &Keys) {
     findings.add("leeway", keys.leeway);
 }
 
-fn describe_index(findings: &mut Findings, index: &revocast_core::Index) {
+fn describe_index(findings: &mut Findings, index: &revocast_core::Index, width: Width) {
     findings.add("term", index.term.0);
     findings.add("base", format!("{}.{}", index.epoch, index.sequence));
     findings.add("issued at", index.issued_at.to_string());
@@ -204,6 +204,35 @@ fn describe_index(findings: &mut Findings, index: &revocast_core::Index) {
         format!("{}: {} entries, {} bytes in {chunks} chunks", summary.artifact.name(), summary.entries, summary.bytes)
     });
     findings.add("artifacts", artifacts.collect::<Vec<_>>());
+    if index.covered_until.secs() > 0 {
+        findings.add("covered until", index.covered_until.secs());
+    }
+    let revoked = index.artifacts.iter().find(|summary| summary.artifact == Artifact::List);
+    let revoked = revoked.map_or(0, |summary| summary.entries);
+    let rate = index.filter.false_positive_rate(revoked);
+    findings.add("filter rate", format!("{rate:.2e}"));
+    let sizes = Profile::BEST_FIRST.into_iter().filter_map(|profile| {
+        let bytes = profile.size_bytes(index, width)?;
+        let bits = bytes as f64 * 8.0 / revoked.max(1) as f64;
+        Some(format!("{}: {bytes} bytes, {bits:.1} bits a revocation", profile.name()))
+    });
+    findings.add("profiles", sizes.collect::<Vec<_>>());
+    findings.add("why this filter", why(index, width, revoked));
+}
+
+/// Why the filter is what it is, as far as the index tells.
+fn why(index: &revocast_core::Index, width: Width, revoked: u64) -> String {
+    let bits =
+        |profile: Profile| profile.size_bytes(index, width).map(|bytes| bytes as f64 * 8.0 / revoked.max(1) as f64);
+    match (bits(Profile::Covered), ExactList::<Vec<u8>>::size_bytes_of(revoked, width)) {
+        (Some(covered), Some(list)) => {
+            let list = list as f64 * 8.0 / revoked.max(1) as f64;
+            format!("chosen or pinned for {covered:.1} bits a revocation with its exceptions; the list takes {list:.1}")
+        }
+        (None, _) | (_, None) => {
+            "no exceptions: the good tokens are not known, or the list is smaller than they would be".to_owned()
+        }
+    }
 }
 
 fn head(findings: &mut Findings, head: &Head, trust: Option<&Trust>) -> Result<(), Failure> {
@@ -243,7 +272,7 @@ fn head_keys(head: &Head) -> Option<Keys> {
 }
 
 fn base_image(findings: &mut Findings, bytes: &[u8], keys: Option<&Keys>, check: bool) -> Result<(), Failure> {
-    let image = BaseImage::decode(bytes).map_err(|error| refused(&error))?;
+    let image = StoredImage::decode(bytes).map_err(|error| refused(&error))?;
     let sealed = Sealed::parse(image.index).map_err(|error| refused(&error))?;
     if let (Some(keys), true) = (keys, check) {
         let publishers: Vec<PublicKey> = keys.publishers.iter().map(|publisher| publisher.key).collect();
@@ -251,13 +280,13 @@ fn base_image(findings: &mut Findings, bytes: &[u8], keys: Option<&Keys>, check:
     }
     let index = wire::decode_index(sealed.unverified_body()).map_err(unreadable)?;
     findings.add("base bytes", bytes.len());
-    describe_index(findings, &index);
-    let cutting = Cutting::of(sealed.realm(), &index);
-    let whole = index.artifacts.iter().any(|summary| cutting.is_named_by(summary, image.artifact));
-    if !whole {
-        return Err(refused(&Refusal::DamagedState { what: "the stored artifact is not one its index names" }));
+    findings.add("profile", image.profile.name());
+    if let Some(through) = image.folded_through {
+        findings.add("folded in", format!("later revocations up to sequence {through}"));
     }
-    findings.add("artifact", format!("{} bytes, as the index names it", image.artifact.len()));
+    describe_index(findings, &index, keys.map_or(Width::W48, |keys| keys.fingerprinter.width()));
+    findings.add("filter held", format!("{} bytes", image.filter.len()));
+    findings.add("list held", format!("{} bytes", image.list.len()));
     Ok(())
 }
 

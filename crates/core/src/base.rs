@@ -379,9 +379,7 @@ impl Base {
                 (Membership::Possible, Some(_)) if iat.is_some_and(|iat| iat < self.covered_until) => {
                     InBase::Certain { by: Witness::Coverage }
                 }
-                (Membership::Possible, _) => {
-                    InBase::Possible { false_positive_rate: held.rate, by: Witness::Filter }
-                }
+                (Membership::Possible, _) => InBase::Possible { false_positive_rate: held.rate, by: Witness::Filter },
             },
         }
     }
@@ -437,10 +435,9 @@ impl Base {
             }
             Profile::List => Lookup::List(read_list().and_then(|list| of_width(list, list_width(width)))?),
             Profile::Filter | Profile::Covered | Profile::Folded | Profile::FoldedTwice => {
-                let params =
-                    folded_params(index.filter, profile.folds()).ok_or_else(|| damaged("a filter that does not fold"))?;
-                let filter =
-                    FilterBuf::from_lines(params, filter).map_err(|_| damaged("a filter of another size"))?;
+                let params = folded_params(index.filter, profile.folds())
+                    .ok_or_else(|| damaged("a filter that does not fold"))?;
+                let filter = FilterBuf::from_lines(params, filter).map_err(|_| damaged("a filter of another size"))?;
                 let exceptions = match profile {
                     Profile::Covered => {
                         let list = read_list()?;

@@ -650,7 +650,7 @@ mod tests {
         longer.push(0);
         let (expected, found) = (bytes.len() as u64, longer.len() as u64);
         assert_eq!(ExactList::new(longer), Err(ExactListError::Length { expected, found }));
-        for (at, value) in [(4, 0), (4, 41), (4, 255), (5, 1), (6, 1), (7, 1)] {
+        for (at, value) in [(4, 0), (4, 65), (4, 255), (5, 1), (6, 1), (7, 1)] {
             let mut other = bytes.clone();
             other[at] = value;
             assert_eq!(ExactList::new(other), Err(ExactListError::Header));

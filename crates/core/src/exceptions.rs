@@ -200,7 +200,8 @@ mod tests {
         // 1.4e8 pairs need 27.06 bits for one collision to be expected.
         assert!((27..=29).contains(&cut.width().bits()), "{cut:?}");
         assert!(coded.bytes.len() * 8 <= 14_000 * 17, "{}", coded.bytes.len());
-        let keys = rice::decode(coded.bytes.get(wire::EXCEPTIONS_HEAD_BYTES..).expect("keys"), coded.entries, cut.width());
+        let keys =
+            rice::decode(coded.bytes.get(wire::EXCEPTIONS_HEAD_BYTES..).expect("keys"), coded.entries, cut.width());
         let list = ExactList::from_sorted(&keys.expect("a code"), cut.width()).expect("a list");
         let exceptions = Exceptions { cut, list };
         assert!(excepted.iter().all(|&fingerprint| exceptions.contains(fingerprint)));

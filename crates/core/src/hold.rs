@@ -1,7 +1,7 @@
 //! How much memory a device gives to a realm, and what it holds for it.
 //!
-//! A budget is split once: a fixed part for keys, manifest and bookkeeping, an eighth for what comes after a base, and
-//! the rest for the base, of which the best profile is chosen that fits.
+//! A fixed part of a budget is for keys, manifest and bookkeeping. At least an eighth is kept for what comes after a
+//! base. Of the base the best profile is chosen that fits into the rest; what it leaves is for what comes after it.
 
 use thiserror::Error;
 
@@ -37,13 +37,14 @@ const RECENT_ENTRIES_MIN: u64 = 32;
 const ENTRY_BYTES: u64 = size_of::<Stamped>() as u64;
 
 impl Hold {
-    /// Entries that may be held beside a base.
+    /// Entries that may be held beside a base of this size: all that it leaves.
     #[must_use]
-    pub fn recent_entries_max(self) -> usize {
+    pub fn recent_entries_max(self, base_bytes: u64) -> usize {
         match self {
             Self::Profile(_) => RECENT_ENTRIES_MAX,
             Self::Budget(bytes) => {
-                (bytes / RECENT_SHARE / ENTRY_BYTES).clamp(RECENT_ENTRIES_MIN, RECENT_ENTRIES_MAX as u64) as usize
+                let left = bytes.saturating_sub(FIXED_BYTES + base_bytes) / ENTRY_BYTES;
+                left.clamp(RECENT_ENTRIES_MIN, RECENT_ENTRIES_MAX as u64) as usize
             }
         }
     }
@@ -53,7 +54,10 @@ impl Hold {
     pub fn base_bytes_max(self) -> u64 {
         match self {
             Self::Profile(_) => u64::MAX,
-            Self::Budget(bytes) => bytes.saturating_sub(FIXED_BYTES + self.recent_entries_max() as u64 * ENTRY_BYTES),
+            Self::Budget(bytes) => {
+                let recent = (bytes / RECENT_SHARE).max(RECENT_ENTRIES_MIN * ENTRY_BYTES);
+                bytes.saturating_sub(FIXED_BYTES + recent.min(RECENT_ENTRIES_MAX as u64 * ENTRY_BYTES))
+            }
         }
     }
 

@@ -25,9 +25,7 @@ use crate::seal::{Digest, Kind, Sealed, Verified};
 use crate::set::{Freshness, RevocationSet};
 use crate::state::{BaseImage, EarlyRange, Head, Image, StoredImage};
 use crate::token::{Fingerprint, FingerprintFunction, RealmId, Width};
-use crate::update::{
-    Address, Artifact, ArtifactSummary, Delta, Index, Keys, Layer, Manifest, Report, Role, Trust,
-};
+use crate::update::{Address, Artifact, ArtifactSummary, Delta, Index, Keys, Layer, Manifest, Report, Role, Trust};
 use crate::wire;
 
 mod download;
@@ -293,7 +291,7 @@ impl Replica {
             set: RevocationSet {
                 fingerprinter: None,
                 base: None,
-                recent: Recent::new(Width::W64, config.hold.recent_entries_max()),
+                recent: Recent::new(Width::W64, config.hold.recent_entries_max(0)),
                 cutoffs: Cutoffs::default(),
                 horizon: UnixTime::default(),
                 sequence: Sequence::default(),
@@ -671,7 +669,7 @@ impl Replica {
             return Err(Refusal::KeysExpired { not_after: keys.not_after });
         }
         if self.set.fingerprinter.is_none() {
-            self.set.recent = Recent::new(keys.fingerprinter.width(), self.config.hold.recent_entries_max());
+            self.set.recent = Recent::new(keys.fingerprinter.width(), self.config.hold.recent_entries_max(0));
         }
         self.set.fingerprinter = Some(keys.fingerprinter);
         self.set.issuer = Some(Arc::from(&*keys.issuer));
@@ -784,10 +782,10 @@ impl Replica {
         self.dirty.content = true;
         self.dirty.set = true;
         let stamp = delta.to;
-        let fresh_keys = |set: &RevocationSet, keys: &[Fingerprint]| {
-            keys.iter().filter(|key| !set.recent.holds(**key)).count()
-        };
-        let most = self.config.hold.recent_entries_max();
+        let fresh_keys =
+            |set: &RevocationSet, keys: &[Fingerprint]| keys.iter().filter(|key| !set.recent.holds(**key)).count();
+        let base_bytes = self.set.base.as_ref().map_or(0, |base| base.size_bytes());
+        let most = self.config.hold.recent_entries_max(base_bytes);
         let needed = fresh_keys(&self.set, &delta.revoked) + fresh_keys(&self.set, &delta.reinstated);
         let tight = self.set.recent.len() + needed > most
             || self.set.cutoffs.recent().len() + delta.cutoffs.len() + delta.lifts.len() > CUTOFFS_MAX;

@@ -6,12 +6,12 @@
 //! when it is restored; here only digests are compared.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Seek as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use revocast_core::Digest;
 use revocast_core::limits::{ARTIFACT_BYTES_MAX, STATE_BYTES_MAX};
 use revocast_core::state::{Head, Image};
+use revocast_core::{Digest, Digester};
 use thiserror::Error;
 
 /// Keeps what a replica asks to be kept.
@@ -209,20 +209,38 @@ impl DiskStore {
         Ok(Some(bytes))
     }
 
-    /// Writes a slot, syncs it, reads it back.
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    /// Writes a slot piece by piece, syncs it, reads it back and compares.
+    fn write(&self, name: &str, pieces: impl FnOnce(&mut dyn FnMut(&[u8]))) -> Result<(), StoreError> {
         let path = self.folder.join(name);
         let failed = |step| {
             let path = path.clone();
             move |source| StoreError::Io { step, path, source }
         };
-        let mut file = open_file(&path, true)?;
-        file.write_all(bytes).map_err(failed("writing"))?;
+        let mut file = BufWriter::new(open_file(&path, true)?);
+        let (mut written, mut length, mut outcome) = (Digester::default(), 0, Ok(()));
+        pieces(&mut |piece| {
+            written.update(piece);
+            length += piece.len() as u64;
+            if outcome.is_ok() {
+                outcome = file.write_all(piece);
+            }
+        });
+        outcome.and_then(|()| file.flush()).map_err(failed("writing"))?;
+        let mut file = file.into_inner().map_err(|error| failed("writing")(error.into_error()))?;
         file.sync_all().map_err(failed("syncing"))?;
         file.rewind().map_err(failed("reading back"))?;
-        let mut back = Vec::with_capacity(bytes.len());
-        file.take(bytes.len() as u64 + 1).read_to_end(&mut back).map_err(failed("reading back"))?;
-        if back == bytes { Ok(()) } else { Err(StoreError::ReadBack { path }) }
+        let mut file = BufReader::new(file.take(length + 1));
+        let mut back = Digester::default();
+        loop {
+            let piece = file.fill_buf().map_err(failed("reading back"))?;
+            if piece.is_empty() {
+                break;
+            }
+            back.update(piece);
+            let read = piece.len();
+            file.consume(read);
+        }
+        if back.finish() == written.finish() { Ok(()) } else { Err(StoreError::ReadBack { path }) }
     }
 }
 
@@ -268,20 +286,19 @@ impl Store for DiskStore {
         if let Some(digest) = head.base
             && !self.bases.contains(&Some(digest))
         {
-            let bytes =
-                image.base.as_ref().filter(|bytes| Digest::of(bytes) == digest).ok_or(StoreError::BaseMissing)?;
+            let base = image.base.as_ref().filter(|base| base.digest() == digest).ok_or(StoreError::BaseMissing)?;
             let needed = self.needed();
             let free = self.bases.iter().position(|held| held.is_none() || *held != needed).unwrap_or_default();
             // Doubtful from the first byte on until it was read back.
             self.set_base(free, None);
             let name = BASE_SLOTS.get(free).copied().unwrap_or_default();
-            self.write(name, bytes)?;
+            self.write(name, |each| base.visit(each))?;
             self.set_base(free, Some(digest));
         }
         let slot = self.newest().map_or(0, |newest| 1 - newest);
         self.set_head(slot, None);
         let name = HEAD_SLOTS.get(slot).copied().unwrap_or_default();
-        self.write(name, &image.head)?;
+        self.write(name, |each| each(&image.head))?;
         self.set_head(slot, Some((head.revision, head.base)));
         Ok(())
     }
@@ -319,8 +336,8 @@ fn sync_folder(folder: &Path) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::sync::Arc;
 
+    use revocast_core::state::BaseImage;
     use revocast_core::{Profile, RealmId, UnixMillis, UnixTime};
     use tempfile::TempDir;
 
@@ -344,7 +361,7 @@ mod tests {
             recent: Vec::new(),
             cutoffs: Vec::new(),
         };
-        Image { revision, head: head.encode().unwrap(), base: Some(Arc::new(base.to_vec())) }
+        Image { revision, head: head.encode().unwrap(), base: Some(BaseImage::from_bytes(base)) }
     }
 
     /// What a device finds after a restart: the newest head whose base is whole.
@@ -406,9 +423,9 @@ mod tests {
             .collect();
         store.save(&new).unwrap();
         drop(store);
-        let base = slot_with(folder.path(), BASE_SLOTS, new.base.as_ref().unwrap());
+        let base = slot_with(folder.path(), BASE_SLOTS, &new.base.as_ref().unwrap().to_bytes());
         let head = slot_with(folder.path(), HEAD_SLOTS, &new.head);
-        let both = [(base, new.base.as_ref().unwrap().to_vec()), (head, new.head.clone())];
+        let both = [(base, new.base.as_ref().unwrap().to_bytes()), (head, new.head.clone())];
 
         for (torn, (path, bytes)) in both.iter().enumerate() {
             for cut in 0..=bytes.len() {
@@ -429,7 +446,7 @@ mod tests {
                     let found = after_restart(folder.path()).expect("never empty");
                     let new_is_whole = torn == 1 && written == *bytes;
                     let expected = if new_is_whole { &new } else { &old };
-                    assert_eq!(found, (expected.revision, expected.base.as_ref().unwrap().to_vec()));
+                    assert_eq!(found, (expected.revision, expected.base.as_ref().unwrap().to_bytes()));
                     // And the device can go on from there.
                     DiskStore::open(folder.path()).unwrap().save(&image(9, b"later")).unwrap();
                     assert_eq!(after_restart(folder.path()), Some((9, b"later".to_vec())));
@@ -444,8 +461,8 @@ mod tests {
         let only = image(1, &[0xa5; 100]);
         DiskStore::open(folder.path()).unwrap().save(&only).unwrap();
         let head = slot_with(folder.path(), HEAD_SLOTS, &only.head);
-        let base = slot_with(folder.path(), BASE_SLOTS, only.base.as_ref().unwrap());
-        for (path, bytes) in [(head, only.head), (base, only.base.unwrap().to_vec())] {
+        let base = slot_with(folder.path(), BASE_SLOTS, &only.base.as_ref().unwrap().to_bytes());
+        for (path, bytes) in [(head, only.head), (base, only.base.unwrap().to_bytes())] {
             for bit in 0..bytes.len() * 8 {
                 let mut flipped = bytes.clone();
                 flipped[bit / 8] ^= 1 << (bit % 8);

@@ -131,7 +131,11 @@ struct PublishedBody {
     snapshot_bytes: u64,
     filter_bytes: u64,
     ladder_bytes: u64,
+    exceptions_bytes: u64,
     delta_bytes: u64,
+    /// Why the newest epoch has the filter it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filter: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     trouble: Option<String>,
 }
@@ -139,7 +143,7 @@ struct PublishedBody {
 impl From<RealmStatus> for RealmStatusBody {
     fn from(status: RealmStatus) -> Self {
         let published =
-            status.published.map(|Published { term, position, at, objects, revocations, sizes, trouble }| {
+            status.published.map(|Published { term, position, at, objects, revocations, sizes, choice, trouble }| {
                 PublishedBody {
                     term: term.0,
                     epoch: position.epoch.0,
@@ -150,7 +154,9 @@ impl From<RealmStatus> for RealmStatusBody {
                     snapshot_bytes: sizes.snapshot,
                     filter_bytes: sizes.filter,
                     ladder_bytes: sizes.ladder,
+                    exceptions_bytes: sizes.exceptions,
                     delta_bytes: sizes.delta,
+                    filter: choice.map(|choice| choice.to_string()),
                     trouble,
                 }
             });

@@ -16,7 +16,7 @@ pub use book::{Book, NetChange};
 pub mod proof;
 
 mod choice;
-pub use choice::{Because, Choice};
+pub use choice::{Because, Choice, choose};
 
 mod epoch;
 pub use epoch::{Built, Draft, Filtered};
@@ -364,10 +364,8 @@ impl Publisher {
 
     /// The filter of an epoch, from its chunks.
     fn shelved_filter(&self, address: Address, index: &Index) -> Result<FilterBuf, PublishError> {
-        let damaged = |what| PublishError::DamagedObject {
-            address: address.to_string(),
-            cause: Refusal::DamagedState { what },
-        };
+        let damaged =
+            |what| PublishError::DamagedObject { address: address.to_string(), cause: Refusal::DamagedState { what } };
         let mut filter = FilterBuf::new(index.filter);
         for number in 0.. {
             let begin = u64::from(number) * u64::from(index.chunk_bytes);
@@ -965,7 +963,8 @@ pub fn merge(first: &Delta, second: &Delta) -> Delta {
 
 /// Bytes that a device with exact answers fetches: the cutoffs, and the list or, if smaller, filter and exceptions.
 fn snapshot_bytes(index: &Index) -> usize {
-    let bytes = |artifact| index.artifacts.iter().find(|summary| summary.artifact == artifact).map(|summary| summary.bytes);
+    let bytes =
+        |artifact| index.artifacts.iter().find(|summary| summary.artifact == artifact).map(|summary| summary.bytes);
     let list = bytes(Artifact::List).unwrap_or(0);
     let covered = bytes(Artifact::Exceptions).map(|exceptions| exceptions + bytes(Artifact::Filter).unwrap_or(0));
     (bytes(Artifact::Cutoffs).unwrap_or(0) + covered.map_or(list, |covered| covered.min(list))) as usize

@@ -80,13 +80,14 @@ impl Server {
 
         let (stopping, stop) = watch::channel(false);
         let published = watch::Sender::new(PublishedRealms::new());
+        let filters = Arc::new(LiveFilters::new());
         let service = Arc::new(Service::new(
             Arc::clone(&ledger),
             Arc::clone(&keys),
             Arc::clone(&clock),
             broker.state(),
             published.subscribe(),
-            Arc::new(LiveFilters::new()),
+            Arc::clone(&filters),
         ));
         let api = tokio::spawn(api::serve(listener, api::router(Arc::clone(&service), limits), stop));
         let settings = Settings {
@@ -105,6 +106,7 @@ impl Server {
             signer: Signer { content: keys.publisher().clone() },
             settings,
             prefix: publishing.prefix,
+            filters,
             published,
             resume,
         }));

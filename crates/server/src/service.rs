@@ -87,7 +87,7 @@ pub struct CutoffReceipt {
 }
 
 /// What of a realm is on the broker; told by the publisher.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Published {
     /// The ledger's term at that time.
     pub term: Term,
@@ -101,6 +101,8 @@ pub struct Published {
     pub revocations: u64,
     /// Bytes of what stands at the broker.
     pub sizes: crate::publisher::Sizes,
+    /// Why the newest epoch has the filter it has; `None` if it was built before the start.
+    pub choice: Option<crate::publisher::Choice>,
     /// What keeps the publisher from going on, if anything.
     pub trouble: Option<String>,
 }
@@ -109,7 +111,7 @@ pub struct Published {
 pub type PublishedRealms = BTreeMap<RealmId, Published>;
 
 /// One realm in a [`Status`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RealmStatus {
     /// Its parameters.
     pub realm: Realm,
@@ -124,7 +126,7 @@ pub struct RealmStatus {
 }
 
 /// How the server is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Status {
     /// Every realm.
     pub realms: Vec<RealmStatus>,

@@ -102,6 +102,12 @@ impl Filtered {
         &self.filter
     }
 
+    /// Whether exceptions go with it, so that the registry must be looked through.
+    #[must_use]
+    pub const fn takes_exceptions(&self) -> bool {
+        self.choice.exceptions
+    }
+
     /// Whether a registered token needs an exception: it lives, the filter matches, and it is not revoked.
     ///
     /// A token that shares its fingerprint with a revoked one gets none: nobody could tell the two apart.

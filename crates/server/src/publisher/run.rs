@@ -7,23 +7,29 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::future::pending;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use revocast_core::{Address, Digest, Kind, Manifest, RealmId, Salt, Sealed, Sequence, wire};
+use revocast_core::{
+    Address, Digest, FilterBuf, Fingerprint, Kind, Manifest, RealmId, Salt, Sealed, Sequence, UnixTime, wire,
+};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::{Plan, PublishError, Publisher, Settings, Signer, Step};
+use super::{Built, Draft, Filtered, Plan, PublishError, Publisher, Settings, Signer, Step};
 use crate::broker::{Broker, BrokerError, LinkState};
 use crate::clock::Clock;
-use crate::ledger::{Ledger, LedgerError, Object};
+use crate::ledger::{Coverage, Ledger, LedgerError, Object, Visitor};
+use crate::minting::LiveFilters;
 use crate::service::{Published, PublishedRealms};
 
 /// How long to wait for a retained message before taking it for missing.
 const READ_BACK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Threads that look through the registry at the same time.
+const VISITORS: usize = 2;
 
 /// Entries read from the ledger at a time.
 const SCAN_LIMIT: usize = 10_000;
@@ -47,6 +53,8 @@ pub struct Publishing {
     pub settings: Settings,
     /// First level of every topic.
     pub prefix: String,
+    /// Where filters in force are told to whoever mints `jti`s.
+    pub filters: Arc<LiveFilters>,
     /// Where progress is told.
     pub published: watch::Sender<PublishedRealms>,
     /// The operator confirmed that a ledger which ends before what was published shall go on, in a
@@ -76,6 +84,9 @@ pub enum RunError {
         /// Its size.
         bytes: usize,
     },
+    /// The runtime is ending, or a thread of it broke.
+    #[error("the building of an epoch was interrupted")]
+    Interrupted,
     /// The operating system gives no random bytes.
     #[error("no random bytes for a salt: {cause}")]
     NoEntropy {
@@ -136,6 +147,7 @@ async fn publish(publishing: &Publishing, realm: RealmId) -> Result<Infallible, 
     let mut wakes = publishing.ledger.subscribe();
     let mut link = publishing.broker.state();
     let mut publisher = publishing.load(realm).await?;
+    publishing.filters.set(realm, publisher.filters());
     let mut reconciled = None;
     let mut catalog: Option<Catalog<'_>> = None;
     let mut building: Option<Building<'_>> = None;
@@ -185,7 +197,7 @@ async fn publish(publishing: &Publishing, realm: RealmId) -> Result<Infallible, 
             let coverage = publishing.ledger.coverage(realm).await?;
             publisher.cover(coverage);
             if let Some(draft) = publisher.draft(publishing.clock.now())? {
-                building = Some(Box::pin(publishing.build(realm, draft)));
+                building = Some(Box::pin(publishing.build(realm, publisher.filters(), draft)));
             }
             let plan = publisher.plan_standing(publishing.clock.now())?;
             if !plan.is_empty() {
@@ -203,7 +215,7 @@ async fn publish(publishing: &Publishing, realm: RealmId) -> Result<Infallible, 
             built = finish_building(&mut building) => {
                 building = None;
                 publisher.install(publishing.clock.now(), built?);
-                publishing.minted.set(realm, publisher.filters());
+                publishing.filters.set(realm, publisher.filters());
             }
             (plan, outcome) = finish(&mut catalog) => {
                 catalog = None;
@@ -244,13 +256,52 @@ async fn finish_building(building: &mut Option<Building<'_>>) -> Result<Built, R
 
 impl Publishing {
     /// Builds an epoch beside everything else: filter, then the registry, then the rest (design rule 18).
-    async fn build(&self, realm: RealmId, draft: Draft) -> Result<Built, RunError> {
+    async fn build(&self, realm: RealmId, mut minted: Vec<Arc<FilterBuf>>, draft: Draft) -> Result<Built, RunError> {
         let coverage = self.ledger.coverage(realm).await?;
-        // Drawn here, after the entries were frozen.
-        let salts = (0..SALTS_DRAWN).map(|_| draw_salt()).collect::<Result<Vec<_>, _>>()?;
-        let mut salts = salts.into_iter();
-        let filtered = blocking(move || draft.filter(&coverage, || salts.next().unwrap_or(Salt([0; 16])))).await??;
-        blocking(move || filtered.build(&coverage, Vec::new())).await?.map_err(RunError::from)
+        let mut entropy = Ok(());
+        // Drawn in there: after the entries were frozen.
+        let (filtered, entropy) = blocking(move || {
+            let filtered = draft.filter(&coverage, || {
+                draw_salt().unwrap_or_else(|error| {
+                    entropy = Err(error);
+                    Salt([0; 16])
+                })
+            });
+            (filtered, entropy)
+        })
+        .await?;
+        entropy?;
+        let filtered = Arc::new(filtered?);
+        minted.push(Arc::clone(filtered.filter()));
+        self.filters.set(realm, minted);
+        let (coverage, excepted) = match filtered.takes_exceptions() {
+            true => self.excepted(realm, &filtered).await?,
+            false => (coverage, Vec::new()),
+        };
+        // The visitors are gone, so this is the last one that holds it.
+        let filtered = Arc::into_inner(filtered).ok_or(RunError::Interrupted)?;
+        Ok(blocking(move || filtered.build(&coverage, excepted)).await??)
+    }
+
+    /// The registered tokens that need an exception, and what the registry covers.
+    async fn excepted(
+        &self,
+        realm: RealmId,
+        filtered: &Arc<Filtered>,
+    ) -> Result<(Coverage, Vec<Fingerprint>), RunError> {
+        let (found, finds) = mpsc::channel();
+        let visitors = (0..VISITORS).map(|_| {
+            let (filtered, found) = (Arc::clone(filtered), found.clone());
+            let visit = move |tokens: &[(Fingerprint, UnixTime)]| {
+                let needed = tokens.iter().filter(|(fingerprint, exp)| filtered.needs_exception(*fingerprint, *exp));
+                // Nobody listens any more: there is nothing to look for.
+                found.send(needed.map(|(fingerprint, _)| *fingerprint).collect::<Vec<_>>()).is_ok()
+            };
+            Box::new(visit) as Visitor
+        });
+        let coverage = self.ledger.visit_registered(realm, visitors.collect()).await?;
+        drop(found);
+        Ok((coverage, finds.iter().flatten().collect()))
     }
 
     async fn load(&self, id: RealmId) -> Result<Publisher, RunError> {
@@ -383,7 +434,11 @@ impl Publishing {
     async fn committed(&self, realm: RealmId, publisher: &Publisher) {
         let Some(manifest) = publisher.manifest() else { return };
         let trouble = publisher.clock_alarm().map(|alarm| alarm.to_string());
-        let sizes = publisher.sizes();
+        let (sizes, choice) = (publisher.sizes(), publisher.choice());
+        let trouble = trouble.or_else(|| match publisher.salts_refused() {
+            0 => None,
+            salts => Some(format!("{salts} filters matched twice as often as was meant and were built anew")),
+        });
         self.tell(realm, |published| {
             *published = Published {
                 term: manifest.term,
@@ -392,6 +447,7 @@ impl Publishing {
                 objects: publisher.standing().len(),
                 revocations: publisher.book().revoked_len() as u64,
                 sizes,
+                choice,
                 trouble,
             };
         });
@@ -417,6 +473,11 @@ async fn settle(sending: &mut JoinSet<Result<(), BrokerError>>) -> Result<(), Br
         sent.unwrap_or_else(|error| Err(BrokerError::Broken { cause: error.to_string() }))?;
     }
     Ok(())
+}
+
+/// Runs what takes long on a thread where that is allowed.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RunError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| RunError::Interrupted)
 }
 
 /// A salt that was never used and cannot be foreseen.

@@ -257,17 +257,11 @@ fn place(key: Key, width: Width) -> (i64, i64) {
 const HALF: u64 = 1 << 63;
 
 const fn column(fingerprint: u64, width: Width) -> i64 {
-    match width {
-        Width::W64 => (fingerprint ^ HALF).cast_signed(),
-        Width::W40 | Width::W48 => fingerprint.cast_signed(),
-    }
+    if width.bits() == u64::BITS { (fingerprint ^ HALF).cast_signed() } else { fingerprint.cast_signed() }
 }
 
 fn fingerprint(column: i64, width: Width) -> Outcome<Fingerprint> {
-    let bits = match width {
-        Width::W64 => column.cast_unsigned() ^ HALF,
-        Width::W40 | Width::W48 => column.cast_unsigned(),
-    };
+    let bits = if width.bits() == u64::BITS { column.cast_unsigned() ^ HALF } else { column.cast_unsigned() };
     Fingerprint::from_bits(bits, width)
         .ok_or_else(|| damaged(format!("a registered token has fingerprint {column}, which is none of the realm's")))
 }
