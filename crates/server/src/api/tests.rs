@@ -506,9 +506,8 @@ async fn a_report_registers_tokens() {
     assert_eq!(site.registered().await, 2);
 
     // In pieces of any size, over batches, and a `sub` that is told.
-    let many: String = (0..BATCH_REQUESTS_MAX)
-        .map(|number| format!("{}\n", json!({"jti": number.to_string(), "iat": NOW, "exp": NOW + 9, "sub": "s"})))
-        .collect();
+    let token = |number: usize| json!({"jti": number.to_string(), "iat": NOW, "exp": NOW + 9, "sub": "s"}).to_string();
+    let many = (0..BATCH_REQUESTS_MAX).map(token).collect::<Vec<_>>().join("\n");
     let chunks: Vec<_> = many.into_bytes().chunks(777).map(<[u8]>::to_vec).collect();
     let answer = site.send(site.lines(ISSUED, HttpBody::new(Chunks(chunks.into_iter())))).await;
     assert_eq!((&answer.body["lines"], &answer.body["registered"]), (&json!(10_000), &json!(10_000)));
