@@ -739,7 +739,7 @@ async fn a_ledger_that_is_closed_ends_its_visits() {
     SqliteLedger::open(folder.path()).unwrap();
 }
 
-/// The tables as release 0.1.0 made them, before there was a registry.
+/// The tables of layout 1, from before there was a registry.
 const SCHEMA_OF_LAYOUT_1: &str = "
 CREATE TABLE realms (
     number INTEGER PRIMARY KEY,
