@@ -14,7 +14,22 @@ use serde_json::{Value, json};
 #[test]
 fn help_is_there_for_every_command() {
     let all = revocast(["--help"]).ok();
-    for command in ["demo", "keygen", "serve", "realm", "revoke", "reinstate", "status", "agent", "verify", "inspect"] {
+    for command in [
+        "demo",
+        "keygen",
+        "serve",
+        "realm",
+        "revoke",
+        "reinstate",
+        "cutoff",
+        "lift",
+        "issued",
+        "jti",
+        "status",
+        "agent",
+        "verify",
+        "inspect",
+    ] {
         assert!(all.stdout.contains(command), "{command} is not told");
         let help = revocast([command, "--help"]).ok();
         assert!(help.stdout.contains("Usage: revocast"), "{help:?}");
@@ -35,6 +50,173 @@ fn keys_are_never_overwritten_and_never_readable_by_others() {
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
     revocast(["keygen", "--out", "/proc/nowhere"]).fails(1, &["/proc/nowhere"]);
+}
+
+#[test]
+fn a_cutoff_reaches_a_device_and_a_lift_ends_it() {
+    let site = Site::new();
+    let server = site.found(Via::Embedded);
+    let agent = site.agent("door", &server.broker());
+    let (iat, exp) = (now() - 100, now() + 1_000);
+    let verdict = |sub: &str| {
+        let path = format!("/check?jti=x&exp={exp}&iat={iat}&sub={sub}");
+        text(&agent.ask("GET", &path, b"").unwrap().1, "verdict")
+    };
+    agent.wait_until_at(0);
+    assert_eq!(verdict("alice"), "not-revoked");
+
+    let cut = server.command(&["cutoff", "--realm", REALM, "--sub", "alice", "--reason", "left"]).ok();
+    assert!(cut.stdout.starts_with("cut off sub alice: entry 1, tokens issued before "), "{cut:?}");
+    until_true("the cutoff arrives", || verdict("alice") == "revoked");
+    assert_eq!(verdict("bob"), "not-revoked");
+    // Never lowered, and what holds is told.
+    let lower = ["--json", "cutoff", "--realm", REALM, "--sub", "alice", "--not-before", "7"];
+    let held = server.command(&lower).ok().json();
+    assert_eq!((number(&held, "sequence"), held.get("recorded")), (1, Some(&json!(false))));
+    assert!(number(&held, "not_before") > iat);
+    let again = server.command(&["cutoff", "--realm", REALM, "--sub", "alice", "--not-before", "7"]).ok();
+    assert!(again.stdout.starts_with("was cut off already: sub alice: entry 1,"), "{again:?}");
+
+    let lifted = server.command(&["lift", "--realm", REALM, "--sub", "alice", "--reason", "back"]).ok();
+    assert_eq!(lifted.stdout, "lifted the cutoff of sub alice: entry 2\n");
+    until_true("the lift arrives", || verdict("alice") == "not-revoked");
+    let lift = |scope: &[&str]| server.command(&[&["lift", "--realm", REALM], scope].concat());
+    assert_eq!(lift(&["--whole-realm"]).ok().stdout, "the whole realm is not cut off; nothing to lift\n");
+
+    for scope in [&["--whole-realm"][..], &["--kid", "k"], &["--client", "c"]] {
+        let cut = server.command(&[&["--json", "cutoff", "--realm", REALM, "--not-before", "7"], scope].concat());
+        assert_eq!(number(&cut.ok().json(), "not_before"), 7);
+        assert_eq!(lift(scope).code, 0);
+    }
+    let cut = |more: &[&str]| server.command(&[&["cutoff", "--realm", REALM], more].concat());
+    cut(&[]).fails(2, &["--whole-realm", "--sub"]);
+    cut(&["--sub", "a", "--kid", "b"]).fails(2, &["--kid"]);
+    cut(&["--sub", ""]).fails(1, &["422", "0 bytes"]);
+    cut(&["--sub", "a", "--not-before", "1800000000000"]).fails(1, &["422", "lies beyond"]);
+    server.command(&["cutoff", "--realm", "elsewhere", "--whole-realm"]).fails(1, &["404"]);
+    server.command(&["lift", "--realm", "No", "--whole-realm"]).fails(2, &["--realm"]);
+}
+
+/// Lines of tokens that were issued a moment ago.
+fn issued(from: u64, count: u64) -> String {
+    let iat = now() - 10;
+    let line = |number| json!({ "jti": format!("token-{number}"), "iat": iat, "exp": iat + 3_600 }).to_string() + "\n";
+    (from..from + count).map(line).collect::<Vec<_>>().concat()
+}
+
+#[test]
+fn issued_tokens_are_imported_in_parts() {
+    let site = Site::new();
+    let server = site.found(Via::Embedded);
+    // More than two parts.
+    let file = site.write("issued.ndjson", issued(0, 25_000));
+    let import = |file: &str, more: &[&str]| {
+        server.command(&[&["--json", "issued", "import", file, "--realm", REALM], more].concat())
+    };
+    let until = now() - 5;
+    let done = import(&file, &["--complete-until", &until.to_string()]).ok();
+    let value = done.json();
+    assert_eq!((number(&value, "lines"), number(&value, "registered")), (25_000, 25_000));
+    assert_eq!((number(&value, "covered_until"), number(&value, "refused")), (until, 0));
+    // A program reads: no bar, nothing but the result.
+    assert_eq!((done.stdout.lines().count(), &*done.stderr), (1, ""));
+    let realm = server.realm();
+    assert_eq!((number(&realm, "registered"), number(&realm, "covered_until")), (25_000, until));
+
+    // Again, in words; and from a line on.
+    let again = server.command(&["issued", "import", &file, "--realm", REALM]).ok();
+    assert_eq!(again.stdout, "registered 0, known already 25000, extended 0, expired 0, refused 0\n");
+    assert_eq!(number(&import(&file, &["--from-line", "24001"]).ok().json(), "repeated"), 1_000);
+    import(&file, &["--from-line", "25001"]).fails(2, &["names no token from line 25001"]);
+
+    // Late ones are told: the coverage claimed to know them.
+    let late = site.write("late.ndjson", issued(50_000, 3));
+    let late = server.command(&["issued", "import", &late, "--realm", REALM]).ok();
+    assert!(late.stdout.contains("registered 3") && late.stdout.contains("3 of them were issued before"), "{late:?}");
+    import(&file, &["--complete-until", "7"]).fails(1, &["409", "does not go back to 7"]);
+    import(&file, &["--complete-until", &(now() + 1_000).to_string()]).fails(1, &["422", "it is"]);
+
+    // A registered token vouches for its exp.
+    let revoked =
+        server.post(&format!("/v1/realms/{REALM}/revocations"), &json!({ "jti": "token-7", "exp": now() + 9 }));
+    assert!(number(&revoked, "exp") < now() + 3_700, "{revoked}");
+
+    // From standard input.
+    let (url, token) = (server.url(), site.text("data/keys/admin.token"));
+    let piped = ["--json", "issued", "import", "-", "--realm", REALM, "--server", &url, "--admin-token-file", &token];
+    let ran = revocast_tests::process::revocast_with(piped, issued(60_000, 2).trim_end().as_bytes()).ok();
+    assert_eq!(number(&ran.json(), "registered"), 2);
+    revocast_tests::process::revocast_with(piped, b"").fails(2, &["standard input names no token"]);
+}
+
+#[test]
+fn lines_that_are_refused_are_named_by_their_place_in_the_file() {
+    let site = Site::new();
+    let server = site.found(Via::Embedded);
+    let long = format!("{{\"jti\":\"{}\"}}\n", "x".repeat(100_000));
+    let text =
+        format!("{}oops\n\n{}{{\"jti\":\"a\"}}\n{long}{}", issued(0, 10_004), issued(20_000, 2), issued(30_000, 1));
+    let file = site.write("issued.ndjson", text);
+    let until = (now() - 5).to_string();
+    let arguments = ["issued", "import", &file, "--realm", REALM, "--complete-until", &until];
+    let ran = server.command(&arguments);
+    ran.fails(1, &["3 lines of", "the coverage was not moved", "line 10005: expected value at column 1"]);
+    ran.fails(1, &["line 10009: missing field `iat`", "line 10010: the line has 4097 bytes, more than 4096"]);
+    assert!(ran.stdout.starts_with("registered 10007,"), "{ran:?}");
+    let realm = server.realm();
+    assert_eq!((number(&realm, "registered"), realm.get("covered_until")), (10_007, Some(&Value::Null)));
+    let value = server.command(&[&["--json"], &arguments[..]].concat()).json();
+    assert_eq!(number(&value, "refused"), 3);
+    assert_eq!(value.pointer("/problems/1/line"), Some(&json!(10_009)));
+
+    let import = |file: &str| server.command(&["issued", "import", file, "--realm", REALM]);
+    import(&site.text("none")).fails(2, &["none", "cannot be read"]);
+    import(&site.text("data")).fails(2, &["is a folder"]);
+    import(&site.write("empty", "")).fails(2, &["empty names no token"]);
+    import(&site.write("blank", "\n\n  \n")).fails(2, &["blank names no token"]);
+    server.command(&["issued", "import", &file, "--realm", "elsewhere"]).fails(1, &["404", "elsewhere"]);
+    server.command(&["issued", "import", &file, "--realm", "No"]).fails(2, &["--realm"]);
+    server.command(&["issued", "import", &file, "--realm", REALM, "--from-line", "0"]).fails(2, &["--from-line"]);
+}
+
+/// The server is killed and comes back while an import is under way: nobody has to repeat anything.
+#[test]
+fn an_import_outlasts_a_restart_of_the_server() {
+    let site = Site::new();
+    let mut server = site.found(Via::Embedded);
+    let file = site.write("issued.ndjson", issued(0, 30_000));
+    let (url, token) = (server.url(), site.text("data/keys/admin.token"));
+    let arguments =
+        ["--json", "issued", "import", &file, "--realm", REALM, "--server", &url, "--admin-token-file", &token];
+    let mut import = Process::start("import", Command::new(tool("REVOCAST_BIN")).args(arguments));
+    until_true("a part of it is there", || number(&server.realm(), "registered") > 0);
+    server.kill_and_restart();
+    let value: Value = serde_json::from_str(&import.line().expect("a result")).unwrap();
+    assert!(import.wait().success(), "{}", import.log());
+    assert_eq!(number(&value, "registered") + number(&value, "repeated"), 30_000);
+    assert_eq!(number(&server.realm(), "registered"), 30_000);
+
+    // One that stays away: where to go on is told.
+    server.kill();
+    let ran = server.command(&["issued", "import", &file, "--realm", REALM, "--from-line", "11"]);
+    ran.fails(1, &[&url, "all lines before line 11 are registered", "--from-line 11"]);
+    server.command(&["issued", "import", &file, "--realm", REALM]).fails(1, &[&url, "revocast serve"]);
+}
+
+#[test]
+fn jtis_are_drawn_for_new_tokens() {
+    let site = Site::new();
+    let server = site.found(Via::Embedded);
+    let one = server.command(&["jti", "--realm", REALM]).ok();
+    assert_eq!((one.stdout.trim().len(), one.stdout.lines().count()), (36, 1), "{one:?}");
+    let many = server.command(&["jti", "--realm", REALM, "--count", "1000"]).ok();
+    let distinct: std::collections::BTreeSet<&str> = many.stdout.lines().collect();
+    assert_eq!(distinct.len(), 1_000);
+    let value = server.command(&["--json", "jti", "--realm", REALM, "--count", "2"]).ok().json();
+    assert_eq!(value.get("jtis").and_then(Value::as_array).map(Vec::len), Some(2));
+    server.command(&["jti", "--realm", REALM, "--count", "0"]).fails(2, &["--count"]);
+    server.command(&["jti", "--realm", REALM, "--count", "1001"]).fails(2, &["1001"]);
+    server.command(&["jti", "--realm", "elsewhere"]).fails(1, &["404", "elsewhere"]);
 }
 
 /// Arguments of a server that finds everything it needs.

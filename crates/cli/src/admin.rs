@@ -1,4 +1,5 @@
-//! The commands that talk to a server's API: `realm`, `revoke`, `reinstate`, `status`.
+//! The commands that talk to a server's API: `realm`, `revoke`, `reinstate`, `cutoff`, `lift`, `jti`, `status`.
+//! [`issued`](crate::issued) talks to it too.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -9,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use revocast_core::RealmId;
 use serde_json::{Value, json};
 
-use crate::args::{Fingerprint, RealmCommand, Revoke, ServerArguments};
+use crate::args::{Fingerprint, RealmCommand, Revoke, ScopeArguments, ServerArguments};
 use crate::output::{Failure, Output};
 
 /// Longest answer that is read.
@@ -64,20 +65,39 @@ impl Api {
         self.answer(request.send_json(body))
     }
 
+    /// PUT
+    pub fn put(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let request = self.agent.put(format!("{}{path}", self.base)).header("authorization", &self.authorization);
+        self.answer(request.send_json(body))
+    }
+
+    /// POST of JSON lines. What the server answers, whatever it says; a failure only if it does not.
+    pub fn post_lines(&self, path: &str, lines: &[u8]) -> Result<(u16, Value), Failure> {
+        let request = self.agent.post(format!("{}{path}", self.base)).header("authorization", &self.authorization);
+        self.heard(request.header("content-type", "application/x-ndjson").send(lines))
+    }
+
     fn answer(&self, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Value, Failure> {
+        match self.heard(sent)? {
+            (200..=299, value) => Ok(value),
+            (status, value) => Err(Self::refusal(status, &value)),
+        }
+    }
+
+    fn heard(&self, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<(u16, Value), Failure> {
         let mut response = sent.map_err(|error| {
             Failure::new("server-unreachable", format!("the server {} does not answer", self.base), &error)
                 .help("is it running? start it with: revocast serve --data DIR --embedded-broker 127.0.0.1:1883")
         })?;
-        let status = response.status();
+        let status = response.status().as_u16();
         let text = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string().map_err(|error| {
             Failure::new("bad-answer", format!("the answer of {} cannot be read", self.base), &error)
         })?;
-        let value: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
-        if status.is_success() {
-            return Ok(value);
-        }
-        // A problem document (RFC 9457).
+        Ok((status, serde_json::from_str(&text).unwrap_or(Value::Null)))
+    }
+
+    /// What a problem document says (RFC 9457).
+    pub fn refusal(status: u16, value: &Value) -> Failure {
         let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
         let kind = text("type").and_then(|kind| kind.rsplit(':').next().map(str::to_owned));
         let detail = text("detail").or(text("title")).unwrap_or_else(|| "no reason given".to_owned());
@@ -85,10 +105,10 @@ impl Api {
             kind.unwrap_or_else(|| "refused".to_owned()),
             format!("the server refused ({status}): {detail}"),
         );
-        Err(match status.as_u16() {
+        match status {
             401 => failure.help("the bearer token is wrong; --admin-token-file names the one that keygen wrote"),
             _ => failure,
-        })
+        }
     }
 }
 
@@ -185,6 +205,72 @@ pub fn reinstate(
     Ok(ExitCode::SUCCESS)
 }
 
+/// The members of a request that name a scope, and the scope in words.
+fn scope(arguments: ScopeArguments) -> (String, serde_json::Map<String, Value>) {
+    let ScopeArguments { sub, kid, client, reason, .. } = arguments;
+    let (kind, name) = match (sub, kid, client) {
+        (Some(sub), ..) => ("sub", Some(sub)),
+        (None, Some(kid), _) => ("kid", Some(kid)),
+        (None, None, Some(client)) => ("client", Some(client)),
+        (None, None, None) => ("realm", None),
+    };
+    let words = name.as_ref().map_or_else(|| "the whole realm".to_owned(), |name| format!("{kind} {name}"));
+    let mut members = serde_json::Map::new();
+    members.insert("scope".to_owned(), json!(kind));
+    members.extend(name.map(|name| ("name".to_owned(), json!(name))));
+    members.extend(reason.map(|reason| ("reason".to_owned(), json!(reason))));
+    (words, members)
+}
+
+pub fn cut_off(
+    output: Output,
+    server: &ServerArguments,
+    arguments: ScopeArguments,
+    not_before: Option<u64>,
+) -> Result<ExitCode, Failure> {
+    check_realm(&arguments.realm)?;
+    let api = Api::new(server)?;
+    let path = format!("/v1/realms/{}/cutoffs", arguments.realm);
+    let (scope, mut body) = scope(arguments);
+    body.extend(not_before.map(|time| ("not_before".to_owned(), json!(time))));
+    let receipt = api.post(&path, &Value::Object(body))?;
+    let new = receipt.get("recorded").and_then(Value::as_bool).unwrap_or(false);
+    let words = format!(
+        "{} {scope}: entry {}, tokens issued before {} are revoked",
+        if new { "cut off" } else { "was cut off already:" },
+        text(&receipt, "sequence"),
+        text(&receipt, "not_before")
+    );
+    output.result(words, &receipt);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn lift(output: Output, server: &ServerArguments, arguments: ScopeArguments) -> Result<ExitCode, Failure> {
+    check_realm(&arguments.realm)?;
+    let api = Api::new(server)?;
+    let path = format!("/v1/realms/{}/lifts", arguments.realm);
+    let (scope, body) = scope(arguments);
+    let receipt = api.post(&path, &Value::Object(body))?;
+    let new = receipt.get("recorded").and_then(Value::as_bool).unwrap_or(false);
+    let words = if new {
+        format!("lifted the cutoff of {scope}: entry {}", text(&receipt, "sequence"))
+    } else {
+        format!("{scope} is not cut off; nothing to lift")
+    };
+    output.result(words, &receipt);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn jti(output: Output, server: &ServerArguments, realm: &str, count: u32) -> Result<ExitCode, Failure> {
+    check_realm(realm)?;
+    let answer = Api::new(server)?.get(&format!("/v1/realms/{realm}/jti?count={count}"))?;
+    let jtis = answer.get("jtis").and_then(Value::as_array);
+    let jtis = jtis.ok_or_else(|| Failure::plain("bad-answer", "the server's jtis cannot be read"))?;
+    let words: Vec<&str> = jtis.iter().filter_map(Value::as_str).collect();
+    output.result(words.join("\n"), &answer);
+    Ok(ExitCode::SUCCESS)
+}
+
 pub fn status(output: Output, server: &ServerArguments) -> Result<ExitCode, Failure> {
     let status = Api::new(server)?.get("/v1/status")?;
     let words = serde_json::to_string_pretty(&status).unwrap_or_else(|_| status.to_string());
@@ -202,7 +288,7 @@ fn text(value: &Value, name: &str) -> String {
 }
 
 /// A name that could be one: it becomes part of a path.
-fn check_realm(realm: &str) -> Result<(), Failure> {
+pub fn check_realm(realm: &str) -> Result<(), Failure> {
     RealmId::new(realm).map(drop).map_err(|error| Failure::new("bad-argument", "--realm", &error).usage())
 }
 

@@ -63,6 +63,48 @@ pub enum Command {
         #[command(flatten)]
         server: ServerArguments,
     },
+    /// Revokes every token in a scope that was issued before a time.
+    Cutoff {
+        /// Which tokens.
+        #[command(flatten)]
+        scope: ScopeArguments,
+        /// Those issued before this, seconds since 1970 [default: all issued up to now].
+        #[arg(long, value_name = "UNIX")]
+        not_before: Option<u64>,
+        /// Which server.
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Ends a cutoff.
+    Lift {
+        /// Of which tokens.
+        #[command(flatten)]
+        scope: ScopeArguments,
+        /// Which server.
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Tells the server which tokens were issued.
+    Issued {
+        /// What to do.
+        #[command(subcommand)]
+        command: IssuedCommand,
+        /// Which server.
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Draws `jti`s for new tokens that no filter of the devices flags.
+    Jti {
+        /// The realm of the tokens.
+        #[arg(long)]
+        realm: String,
+        /// How many.
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+        count: u32,
+        /// Which server.
+        #[command(flatten)]
+        server: ServerArguments,
+    },
     /// Shows how the server is.
     Status {
         /// Which server.
@@ -212,6 +254,52 @@ pub struct Revoke {
     /// Which server.
     #[command(flatten)]
     pub server: ServerArguments,
+}
+
+/// The scope of `cutoff` and `lift`.
+#[derive(Clone, Debug, Args)]
+#[command(group = ArgGroup::new("scope").required(true).args(["whole_realm", "sub", "kid", "client"]))]
+pub struct ScopeArguments {
+    /// The realm of the tokens.
+    #[arg(long)]
+    pub realm: String,
+    /// All tokens of the realm.
+    #[arg(long)]
+    pub whole_realm: bool,
+    /// The tokens that speak of this subject.
+    #[arg(long, value_name = "SUB")]
+    pub sub: Option<String>,
+    /// The tokens signed by this key.
+    #[arg(long, value_name = "KID")]
+    pub kid: Option<String>,
+    /// The tokens issued to this client.
+    #[arg(long, value_name = "CLIENT")]
+    pub client: Option<String>,
+    /// Why; kept in the ledger.
+    #[arg(long)]
+    pub reason: Option<String>,
+}
+
+/// `issued`
+#[derive(Clone, Debug, Subcommand)]
+pub enum IssuedCommand {
+    /// Registers tokens from a file, one JSON object a line: {"jti":"...","iat":1,"exp":2,"sub":"..."}, sub optional.
+    ///
+    /// May be repeated: what is registered already changes nothing.
+    Import {
+        /// The file; - for standard input.
+        file: PathBuf,
+        /// The realm of the tokens.
+        #[arg(long)]
+        realm: String,
+        /// Every token issued before this is registered now, seconds since 1970; told to the server only if no line
+        /// was refused.
+        #[arg(long, value_name = "UNIX")]
+        complete_until: Option<u64>,
+        /// Begin at this line, where an import before stopped.
+        #[arg(long, value_name = "LINE", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+        from_line: u64,
+    },
 }
 
 /// `agent`

@@ -10,6 +10,7 @@ mod agent;
 mod args;
 mod demo;
 mod inspect;
+mod issued;
 mod keygen;
 mod output;
 mod serve;
@@ -33,6 +34,10 @@ fn main() -> ExitCode {
         Command::Realm { command, server } => admin::realm(output, &server, command),
         Command::Revoke(revoke) => admin::revoke(output, &revoke),
         Command::Reinstate { realm, jti, reason, server } => admin::reinstate(output, &server, &realm, &jti, reason),
+        Command::Cutoff { scope, not_before, server } => admin::cut_off(output, &server, scope, not_before),
+        Command::Lift { scope, server } => admin::lift(output, &server, scope),
+        Command::Issued { command, server } => issued::run(output, &server, command),
+        Command::Jti { realm, count, server } => admin::jti(output, &server, &realm, count),
         Command::Status { server } => admin::status(output, &server),
         Command::Agent(agent) => agent::run(output, &agent),
         Command::Verify(verify) => verify::run(&verify),

@@ -12,11 +12,21 @@
 //! | `POST /v1/realms/{realm}/revocations` | revokes one token |
 //! | `POST /v1/realms/{realm}/revocations/batch` | revokes up to 10,000 tokens, all or none |
 //! | `POST /v1/realms/{realm}/reinstatements` | undoes a revoke |
+//! | `POST /v1/realms/{realm}/cutoffs` | revokes every token in a scope issued before a time |
+//! | `POST /v1/realms/{realm}/lifts` | ends a cutoff |
+//! | `POST /v1/realms/{realm}/issued` | registers issued tokens, one JSON object a line, any number of them |
+//! | `GET /v1/realms/{realm}/coverage` | how many tokens are registered, and up to when that is all of them |
+//! | `PUT /v1/realms/{realm}/coverage` | records that all tokens issued before a time are registered |
+//! | `GET /v1/realms/{realm}/jti?count=N` | `jti`s for new tokens, which no filter in force flags |
 
 mod listener;
 pub(crate) use listener::serve;
 
 mod problem;
+
+mod cutoffs;
+
+mod issued;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,20 +65,32 @@ pub fn router(service: Arc<Service>, limits: ApiLimits) -> Router {
         .route("/v1/realms/{realm}/revocations", post(revoke))
         .route("/v1/realms/{realm}/revocations/batch", post(revoke_batch))
         .route("/v1/realms/{realm}/reinstatements", post(reinstate))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&service), authenticate))
-        // Health is not counted: it must answer under load.
-        .route_layer(middleware::from_fn_with_state(slots, limit_concurrency));
+        .route("/v1/realms/{realm}/cutoffs", post(cutoffs::cut_off))
+        .route("/v1/realms/{realm}/lifts", post(cutoffs::lift))
+        .route("/v1/realms/{realm}/coverage", get(issued::coverage).put(issued::cover))
+        .route("/v1/realms/{realm}/jti", get(issued::jtis));
+    // A report takes as long as it takes; only between two pieces of it the clock runs.
+    let idle = limits.request_timeout;
+    let register = post(async move |service, realm, request| issued::register(service, realm, request, idle).await);
+    let streamed = Router::new().route("/v1/realms/{realm}/issued", register);
+    let admitted = |router: Router<Arc<Service>>| {
+        router
+            .route_layer(middleware::from_fn_with_state(Arc::clone(&service), authenticate))
+            // Health is not counted: it must answer under load.
+            .route_layer(middleware::from_fn_with_state(Arc::clone(&slots), limit_concurrency))
+    };
     Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .merge(protected)
+        .merge(admitted(protected))
+        .layer(middleware::from_fn_with_state(idle, limit_time))
+        .merge(admitted(streamed))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "path-unknown", "no such path"))
         .method_not_allowed_fallback(async || {
             let title = "the method is not allowed here";
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", title)
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(middleware::from_fn_with_state(limits.request_timeout, limit_time))
         .layer(CatchPanicLayer::custom(|_| {
             let title = "the server made a mistake";
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", title).into_response()
@@ -117,6 +139,8 @@ struct RealmStatusBody {
     realm: RealmBody,
     term: u32,
     head: u64,
+    #[serde(flatten)]
+    coverage: issued::CoverageBody,
     published: Option<PublishedBody>,
 }
 
@@ -160,7 +184,8 @@ impl From<RealmStatus> for RealmStatusBody {
                     trouble,
                 }
             });
-        Self { realm: status.realm.into(), term: status.term.0, head: status.head.0, published }
+        let (term, head, coverage) = (status.term.0, status.head.0, status.coverage.into());
+        Self { realm: status.realm.into(), term, head, coverage, published }
     }
 }
 
@@ -405,19 +430,24 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let essence = content_type.and_then(|value| value.split(';').next()).map_or("", str::trim);
-        if !essence.eq_ignore_ascii_case("application/json") {
-            let title = "the body must be application/json";
-            let problem = Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content-type", title);
-            return Err(problem.detail(match content_type {
-                Some(found) => format!("the content type is {found:?}"),
-                None => "there is no content type".into(),
-            }));
-        }
+        require_type(&request, "application/json")?;
         let bytes = Bytes::from_request(request, state).await.map_err(|rejection| unreadable(&rejection))?;
         serde_json::from_slice(&bytes).map(Self).map_err(|error| malformed(&error))
     }
+}
+
+/// Refuses a body of another type than `wanted`.
+fn require_type(request: &Request, wanted: &'static str) -> Result<(), Problem> {
+    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = content_type.and_then(|value| value.split(';').next()).map_or("", str::trim);
+    if essence.eq_ignore_ascii_case(wanted) {
+        return Ok(());
+    }
+    let problem = Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content-type", "the body is of another type");
+    Err(problem.detail(match content_type {
+        Some(found) => format!("it must be {wanted}, and the content type is {found:?}"),
+        None => format!("it must be {wanted}, and there is no content type"),
+    }))
 }
 
 fn unreadable(rejection: &BytesRejection) -> Problem {

@@ -359,7 +359,7 @@ impl Service {
     }
 
     /// The parameters of a realm.
-    pub async fn realm(&self, id: RealmId) -> Result<Realm, LedgerError> {
+    pub async fn realm(&self, id: RealmId) -> Result<Realm, ServiceError> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
         if let Some(realm) = known {
             return Ok(realm);

@@ -143,9 +143,6 @@ fn of_ledger(error: &LedgerError) -> Problem {
             unprocessable("jti-too-long", "the jti is too long")
         }
         LedgerError::Issued { .. } => unprocessable("issued", "the token cannot be registered"),
-        LedgerError::IssuedTooMany { .. } => {
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "batch-too-large", "the batch is too large")
-        }
         LedgerError::CoverageBack { .. } => {
             Problem::new(StatusCode::CONFLICT, "coverage-back", "the coverage does not go back")
         }
@@ -153,7 +150,7 @@ fn of_ledger(error: &LedgerError) -> Problem {
         LedgerError::ScopeLength { .. } => unprocessable("scope-length", "the scope cannot be used"),
         LedgerError::ReasonTooLong { .. } => unprocessable("reason-too-long", "the reason is too long"),
         LedgerError::ActorTooLong { .. } => unprocessable("actor-too-long", "the actor's name is too long"),
-        LedgerError::BatchTooLarge { .. } => {
+        LedgerError::BatchTooLarge { .. } | LedgerError::IssuedTooMany { .. } => {
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "batch-too-large", "the batch is too large")
         }
         LedgerError::CutoffsFull { .. } => full("cutoffs-full", "the realm has no room for another cutoff"),

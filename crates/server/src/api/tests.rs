@@ -102,6 +102,29 @@ impl Site {
         self.send(self.request(Method::POST, path).body(HttpBody::from(body.into())).unwrap()).await
     }
 
+    async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.send(self.request(Method::PUT, path).body(HttpBody::from(body.to_string())).unwrap()).await
+    }
+
+    async fn report(&self, lines: impl Into<Vec<u8>>) -> Answer {
+        self.report_to(ISSUED, lines).await
+    }
+
+    async fn report_to(&self, path: &str, lines: impl Into<Vec<u8>>) -> Answer {
+        self.send(self.lines(path, HttpBody::from(lines.into()))).await
+    }
+
+    fn lines(&self, path: &str, body: HttpBody) -> axum::http::Request<HttpBody> {
+        let mut request = self.request(Method::POST, path);
+        let kind = HeaderValue::from_static("application/x-ndjson");
+        request.headers_mut().unwrap().insert(header::CONTENT_TYPE, kind);
+        request.body(body).unwrap()
+    }
+
+    async fn registered(&self) -> u64 {
+        self.ledger.coverage(RealmId::new("fleet").unwrap()).await.unwrap().registered
+    }
+
     async fn revoke(&self, body: &Value) -> Answer {
         self.post(REVOCATIONS, body).await
     }
@@ -114,6 +137,17 @@ impl Site {
 const REVOCATIONS: &str = "/v1/realms/fleet/revocations";
 const BATCH: &str = "/v1/realms/fleet/revocations/batch";
 const REINSTATEMENTS: &str = "/v1/realms/fleet/reinstatements";
+
+const CUTOFFS: &str = "/v1/realms/fleet/cutoffs";
+const LIFTS: &str = "/v1/realms/fleet/lifts";
+const ISSUED: &str = "/v1/realms/fleet/issued";
+const COVERAGE: &str = "/v1/realms/fleet/coverage";
+const JTI: &str = "/v1/realms/fleet/jti";
+
+/// A token issued ten seconds ago that expires in `exp` seconds, as a line of a report.
+fn line(jti: &str, exp: u64) -> String {
+    format!("{}\n", json!({"jti": jti, "iat": NOW - 10, "exp": NOW + exp}))
+}
 
 impl Answer {
     /// Asserts that this is a complete problem document; returns its detail.
@@ -284,6 +318,12 @@ async fn nothing_is_done_without_credentials() {
         (Method::POST, REVOCATIONS),
         (Method::POST, BATCH),
         (Method::POST, REINSTATEMENTS),
+        (Method::POST, CUTOFFS),
+        (Method::POST, LIFTS),
+        (Method::POST, ISSUED),
+        (Method::GET, COVERAGE),
+        (Method::PUT, COVERAGE),
+        (Method::GET, JTI),
     ];
     let wrong = "x".repeat(43);
     let almost = format!("{}x", &site.token[..42]);
@@ -329,11 +369,24 @@ async fn unknown_places_and_methods_are_problems_too() {
     let unknown = site.post("/v1/realms/nowhere/revocations", &body).await;
     assert_eq!(unknown.problem(404, "realm-unknown"), "realm nowhere does not exist");
     site.post("/v1/realms/nowhere/reinstatements", &json!({"jti": "t"})).await.problem(404, "realm-unknown");
+    site.post("/v1/realms/nowhere/cutoffs", &json!({"scope": "realm"})).await.problem(404, "realm-unknown");
+    site.post("/v1/realms/nowhere/lifts", &json!({"scope": "realm"})).await.problem(404, "realm-unknown");
+    site.report_to("/v1/realms/nowhere/issued", line("t", 60)).await.problem(404, "realm-unknown");
+    site.report_to("/v1/realms/No/issued", line("t", 60)).await.problem(404, "realm-unknown");
+    site.get("/v1/realms/nowhere/coverage").await.problem(404, "realm-unknown");
+    site.put("/v1/realms/nowhere/coverage", &json!({"until": NOW})).await.problem(404, "realm-unknown");
+    site.get("/v1/realms/nowhere/jti").await.problem(404, "realm-unknown");
     for name in ["", "Fleet", "a%2Fb", "%00", "%ff", "..", &"x".repeat(65)] {
         let answer = site.post(&format!("/v1/realms/{name}/revocations"), &body).await;
         answer.problem(404, "realm-unknown");
     }
-    for (path, allowed) in [(REVOCATIONS, "POST"), ("/v1/realms", "GET,HEAD,POST"), ("/healthz", "GET,HEAD")] {
+    for (path, allowed) in [
+        (REVOCATIONS, "POST"),
+        ("/v1/realms", "GET,HEAD,POST"),
+        ("/healthz", "GET,HEAD"),
+        (ISSUED, "POST"),
+        (COVERAGE, "GET,HEAD,PUT"),
+    ] {
         let request = site.request(Method::DELETE, path).body(HttpBody::empty()).unwrap();
         let answer = site.send(request).await;
         answer.problem(405, "method-not-allowed");
@@ -439,6 +492,210 @@ async fn health_and_status_tell_what_is_there() {
     assert_eq!(site.get("/v1/status").await.body["broker"], json!({"connected": false, "trouble": "refused"}));
 }
 
+#[tokio::test]
+async fn a_report_registers_tokens() {
+    let site = Site::new().await;
+    let report = format!("{}\n  \r\n{}{}", line("t", 60), line("u", 60), line("t", 90).trim_end());
+    let answer = site.report(report.clone()).await;
+    let expected = json!({"lines": 5, "registered": 2, "repeated": 0, "extended": 1, "late": 0, "expired": 0,
+        "refused": 0, "problems": [], "covered_until": null});
+    assert_eq!((answer.status, answer.body), (200, expected));
+    // Again: nothing changes.
+    let answer = site.report(report).await;
+    assert_eq!((answer.status, &answer.body["repeated"], &answer.body["registered"]), (200, &json!(3), &json!(0)));
+    assert_eq!(site.registered().await, 2);
+
+    // In pieces of any size, over batches, and a `sub` that is told.
+    let token = |number: usize| json!({"jti": number.to_string(), "iat": NOW, "exp": NOW + 9, "sub": "s"}).to_string();
+    let many = (0..BATCH_REQUESTS_MAX).map(token).collect::<Vec<_>>().join("\n");
+    let chunks: Vec<_> = many.into_bytes().chunks(777).map(<[u8]>::to_vec).collect();
+    let answer = site.send(site.lines(ISSUED, HttpBody::new(Chunks(chunks.into_iter())))).await;
+    assert_eq!((&answer.body["lines"], &answer.body["registered"]), (&json!(10_000), &json!(10_000)));
+    assert_eq!(site.registered().await, 10_002);
+
+    // A registered token vouches for its exp: this revoke is not kept for the longest lifetime.
+    let revoked = site.revoke(&json!({"jti": "t", "exp": NOW + 5})).await;
+    assert_eq!(revoked.body["exp"], json!(NOW + 90));
+    assert_eq!(site.report("").await.body["lines"], json!(0));
+    let status = site.get("/v1/status").await.body;
+    assert_eq!(status["realms"][0]["registered"], json!(10_002));
+    assert_eq!(status["realms"][0]["covered_until"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_bad_line_is_named_and_the_others_go_in() {
+    let site = Site::new().await;
+    let long = format!("{{\"jti\":\"{}\"}}\n", "x".repeat(5_000));
+    let month = 30 * DAY;
+    let bad = [
+        ("oops\n".to_owned(), "expected value at column 1"),
+        (r#"{"jti":"a","iat":1}"#.to_owned() + "\n", "missing field `exp` at column"),
+        (r#"{"jti":"a","iat":1,"exp":2,"x":3}"#.to_owned() + "\n", "unknown field `x`"),
+        (r#"{"jti":"a","iat":1,"exp":2}{}"#.to_owned() + "\n", "trailing characters at column"),
+        (r#"{"jti":"","iat":1,"exp":2}"#.to_owned() + "\n", "the jti is empty"),
+        (r#"{"jti":"a","iat":1,"exp":2,"sub":""}"#.to_owned() + "\n", "the sub has 0 bytes"),
+        (line("a", month), "it lives 2592010 s, longer than the 2592000 s"),
+        (format!("{}\n", json!({"jti": "a", "iat": NOW, "exp": NOW - 1})), "exp 1799999999 lies before iat"),
+        (format!("{}\n", json!({"jti": "a", "iat": NOW + 61, "exp": NOW + 99})), "iat 1800000061 lies in the future"),
+        (long, "the line has 5010 bytes, more than 4096"),
+    ];
+    let mut report = line("first", 60);
+    for (text, _) in &bad {
+        report += text;
+    }
+    report += &line("last", 60);
+    let answer = site.report(report).await;
+    assert_eq!((answer.status, &answer.body["registered"], &answer.body["expired"]), (200, &json!(2), &json!(0)));
+    let problems = answer.body["problems"].as_array().unwrap();
+    assert_eq!((problems.len(), &answer.body["refused"]), (bad.len(), &json!(bad.len())));
+    for ((index, (_, start)), problem) in bad.iter().enumerate().zip(problems) {
+        assert_eq!(problem["line"], json!(index + 2));
+        assert!(problem["detail"].as_str().unwrap().starts_with(start), "{problem}");
+    }
+    let gone = format!("{}\n", json!({"jti": "gone", "iat": NOW - 100, "exp": NOW - 60}));
+    assert_eq!(site.report(gone).await.body["expired"], json!(1));
+
+    // All are counted, the first hundred told.
+    let answer = site.report("x\n".repeat(3_000)).await;
+    assert_eq!((&answer.body["refused"], &answer.body["lines"]), (&json!(3_000), &json!(3_000)));
+    assert_eq!(answer.body["problems"].as_array().unwrap().len(), 100);
+    assert_eq!(site.registered().await, 2);
+    // A line that never ends takes no more memory than one that does.
+    let endless = vec![vec![b'x'; 64 * 1024]; 100];
+    let answer = site.send(site.lines(ISSUED, HttpBody::new(Chunks(endless.into_iter())))).await;
+    assert_eq!(answer.body["problems"][0]["detail"], "the line has 6553600 bytes, more than 4096");
+    let request = site.request(Method::POST, ISSUED).body(HttpBody::from(line("t", 60))).unwrap();
+    let answer = site.send(request).await;
+    assert!(answer.problem(415, "content-type").contains("application/x-ndjson"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_stream_says_how_far_it_came() {
+    let site = Site::new().await;
+    // The last line is whole by chance, and its end is not there: who knows what was to follow.
+    let text = |[t, u, v]: [&str; 3]| format!("{}x\n{}{}", line(t, 60), line(u, 60), line(v, 60).trim_end());
+    let expected = |answer: &Answer| {
+        assert_eq!((&answer.body["lines_done"], &answer.body["registered"]), (&json!(3), &json!(2)));
+        assert_eq!((&answer.body["refused"], &answer.body["problems"][0]["line"]), (&json!(1), &json!(2)));
+    };
+    let answer = site.send(site.lines(ISSUED, HttpBody::new(Torn(Some(text(["t", "u", "v"]).into()), true)))).await;
+    assert!(answer.problem(400, "stream-broken").contains("cable"), "{}", answer.body);
+    expected(&answer);
+    assert_eq!(site.registered().await, 2);
+    // The same if nothing more comes.
+    let answer = site.send(site.lines(ISSUED, HttpBody::new(Torn(Some(text(["x", "y", "z"]).into()), false)))).await;
+    assert_eq!(answer.problem(408, "request-timeout"), "nothing came for 30 s");
+    expected(&answer);
+    assert_eq!(site.registered().await, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_may_take_longer_than_a_request() {
+    let site = Site::new().await;
+    let started = tokio::time::Instant::now();
+    let slow = Slow { lines: (0..20).map(|number| line(&number.to_string(), 60)).collect(), sleep: None };
+    let answer = site.send(site.lines(ISSUED, HttpBody::new(slow))).await;
+    assert_eq!((answer.status, &answer.body["registered"]), (200, &json!(20)));
+    assert!(started.elapsed() > 5 * ApiLimits::default().request_timeout);
+}
+
+#[tokio::test]
+async fn coverage_is_moved_and_never_back() {
+    let site = Site::new().await;
+    assert_eq!(site.get(COVERAGE).await.body, json!({"registered": 0, "covered_until": null}));
+    site.report(line("t", 60)).await;
+    let moved = site.put(COVERAGE, &json!({"until": NOW})).await;
+    assert_eq!((moved.status, moved.body), (200, json!({"registered": 1, "covered_until": NOW})));
+    let back = site.put(COVERAGE, &json!({"until": NOW - 1})).await;
+    assert!(back.problem(409, "coverage-back").contains("does not go back to 1799999999"));
+    let ahead = site.put(COVERAGE, &json!({"until": NOW + 61})).await;
+    assert!(ahead.problem(422, "coverage-ahead").contains("1800000061"));
+    site.put(COVERAGE, &json!({})).await.problem(422, "request-malformed");
+    site.put(COVERAGE, &json!({"until": -1})).await.problem(422, "request-malformed");
+    assert_eq!(site.get(COVERAGE).await.body, json!({"registered": 1, "covered_until": NOW}));
+    // Who comes late is heard of.
+    let answer = site.report(line("late", 60)).await;
+    assert_eq!((&answer.body["late"], &answer.body["covered_until"]), (&json!(1), &json!(NOW)));
+    assert_eq!(site.get("/v1/status").await.body["realms"][0]["covered_until"], json!(NOW));
+}
+
+#[tokio::test]
+async fn clean_jtis_are_given_while_the_filters_allow_it() {
+    let site = Site::new().await;
+    let one = site.get(JTI).await;
+    assert_eq!((one.status, one.body["jtis"].as_array().unwrap().len()), (200, 1));
+    assert_eq!(one.headers[header::CACHE_CONTROL], "no-store");
+    let many = site.get(&format!("{JTI}?count=1000")).await;
+    let jtis: std::collections::BTreeSet<_> =
+        many.body["jtis"].as_array().unwrap().iter().map(|jti| jti.as_str().unwrap().to_owned()).collect();
+    assert_eq!(jtis.len(), 1_000);
+    for query in ["count=0", "count=1001", "count=-1", "count=x", "number=1"] {
+        site.get(&format!("{JTI}?{query}")).await.problem(422, "query-malformed");
+    }
+    // A filter that flags everything: an error, and no search without end.
+    let params = revocast_core::FilterParams::new(revocast_core::Salt([1; 16]), 4, 1).unwrap();
+    let full = (0..20_000_u64).map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16);
+    let full = full.filter_map(|bits| revocast_core::Fingerprint::from_bits(bits, Width::W48));
+    let full = Arc::new(revocast_core::FilterBuf::build(params, full));
+    site.filters.set(RealmId::new("fleet").unwrap(), vec![full]);
+    assert!(site.get(JTI).await.problem(503, "no-clean-jti").contains("100 jtis were drawn for realm fleet"));
+}
+
+#[tokio::test]
+async fn a_cutoff_is_recorded_and_only_a_lift_ends_it() {
+    let site = Site::new().await;
+    // "Now" includes the tokens of this very second (design rule 16).
+    let now = site.post(CUTOFFS, &json!({"scope": "sub", "name": "alice", "reason": "left"})).await;
+    assert_eq!((now.status, now.body), (201, json!({"sequence": 1, "not_before": NOW + 1, "recorded": true})));
+    let lower = site.post(CUTOFFS, &json!({"scope": "sub", "name": "alice", "not_before": 5})).await;
+    assert_eq!((lower.status, lower.body), (200, json!({"sequence": 1, "not_before": NOW + 1, "recorded": false})));
+    for (sequence, scope) in [(2, "kid"), (3, "client")] {
+        let body = json!({"scope": scope, "name": "alice", "not_before": 7});
+        let answer = site.post(CUTOFFS, &body).await;
+        assert_eq!(answer.body, json!({"sequence": sequence, "not_before": 7, "recorded": true}));
+    }
+    let whole = site.post(CUTOFFS, &json!({"scope": "realm", "not_before": NOW + 30 * DAY})).await;
+    assert_eq!(whole.status, 201);
+    let realm = RealmId::new("fleet").unwrap();
+    let entries = site.ledger.scan(realm, Sequence(0), 10).await.unwrap();
+    let scope = crate::ledger::Scope::Sub("alice".into());
+    assert_eq!(entries[0].statement, Statement::Cutoff { scope, not_before: UnixTime::from_secs(NOW + 1) });
+    assert_eq!((entries[0].reason.as_deref(), entries[0].actor.as_str()), (Some("left"), "admin"));
+
+    let lifted = site.post(LIFTS, &json!({"scope": "sub", "name": "alice", "reason": "back"})).await;
+    assert_eq!((lifted.status, lifted.body), (201, json!({"sequence": 5, "recorded": true})));
+    let again = site.post(LIFTS, &json!({"scope": "sub", "name": "alice"})).await;
+    assert_eq!((again.status, again.body), (200, json!({"sequence": 5, "recorded": false})));
+    let nothing = site.post(LIFTS, &json!({"scope": "sub", "name": "bob"})).await;
+    assert_eq!((nothing.status, nothing.body), (200, json!({"sequence": 5, "recorded": false})));
+}
+
+#[tokio::test]
+async fn cutoffs_that_cannot_be_are_refused() {
+    let site = Site::new().await;
+    let cases = [
+        (json!({}), "request-malformed", "missing field `scope`"),
+        (json!({"scope": "planet"}), "request-malformed", "unknown variant `planet`"),
+        (json!({"scope": "realm", "exp": 1}), "request-malformed", "unknown field `exp`"),
+        (json!({"scope": "realm", "name": "x"}), "scope-name", "the whole realm has no name"),
+        (json!({"scope": "sub"}), "scope-name", "its name is missing"),
+        (json!({"scope": "kid", "name": ""}), "scope-length", "request 0 has a scope of 0 bytes"),
+        (json!({"scope": "client", "name": "x".repeat(1_025)}), "scope-length", "request 0 has a scope of 1025"),
+        (json!({"scope": "realm", "reason": "x".repeat(1_025)}), "reason-too-long", "request 0 has a reason"),
+    ];
+    for (body, kind, start) in cases {
+        for path in [CUTOFFS, LIFTS] {
+            let answer = site.post(path, &body).await;
+            assert!(answer.problem(422, kind).starts_with(start), "{path} {body}: {}", answer.body);
+        }
+    }
+    // Milliseconds: would revoke every token yet to be issued.
+    let answer = site.post(CUTOFFS, &json!({"scope": "realm", "not_before": NOW * 1_000})).await;
+    assert!(answer.problem(422, "cutoff-ahead").starts_with("not_before 1800000000000 lies beyond"));
+    site.post(LIFTS, &json!({"scope": "realm", "not_before": 1})).await.problem(422, "request-malformed");
+    assert_eq!(site.head().await, 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_body_that_never_ends_is_given_up() {
     let site = Site::new().await;
@@ -474,6 +731,49 @@ impl axum::body::HttpBody for Chunks {
         _: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
         std::task::Poll::Ready(self.0.next().map(|chunk| Ok(hyper::body::Frame::data(chunk.into()))))
+    }
+}
+
+/// A body that begins, and then breaks or falls silent.
+struct Torn(Option<Bytes>, bool);
+
+impl axum::body::HttpBody for Torn {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+        match self.0.take() {
+            Some(begin) => std::task::Poll::Ready(Some(Ok(hyper::body::Frame::data(begin)))),
+            None if self.1 => std::task::Poll::Ready(Some(Err(std::io::Error::other("the cable was cut")))),
+            None => std::task::Poll::Pending,
+        }
+    }
+}
+
+/// A body of which a line comes every ten seconds.
+struct Slow {
+    lines: std::collections::VecDeque<String>,
+    sleep: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl axum::body::HttpBody for Slow {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+        let pause = || Box::pin(tokio::time::sleep(Duration::from_secs(10)));
+        let sleep = self.sleep.get_or_insert_with(pause);
+        if sleep.as_mut().poll(context).is_pending() {
+            return std::task::Poll::Pending;
+        }
+        self.sleep = None;
+        std::task::Poll::Ready(self.lines.pop_front().map(|line| Ok(hyper::body::Frame::data(line.into()))))
     }
 }
 

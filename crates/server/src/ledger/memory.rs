@@ -180,13 +180,13 @@ impl Ledger for MemoryLedger {
         });
         Box::pin(ready(frozen.map(|(rows, width, coverage)| {
             let parts = visitors.len();
-            for (index, mut visitor) in visitors.into_iter().enumerate() {
+            for (index, visitor) in visitors.into_iter().enumerate() {
                 let (low, high) = registry::part(width, index, parts);
                 let begin = rows.partition_point(|(fingerprint, _)| fingerprint.bits() < low);
                 let end = rows.partition_point(|(fingerprint, _)| fingerprint.bits() <= high);
                 let part: &[(Fingerprint, UnixTime)] = rows.get(begin..end).unwrap_or_default();
                 // It says itself whether it has seen enough.
-                let _ = part.chunks(VISIT_BATCH).all(|batch| visitor(batch));
+                let _ = part.chunks(VISIT_BATCH).all(visitor);
             }
             coverage
         })))

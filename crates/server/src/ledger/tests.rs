@@ -662,7 +662,7 @@ async fn a_registry_is_swept_piece_by_piece() {
     ledger.create_realm(realm("a"), vec![]).await.unwrap();
     // More than one piece that is read, and more than one that is written.
     for part in 0..13_u64 {
-        let lives = |number: u64| if number % 3 == 0 { 10 } else { 9_000 };
+        let lives = |number: u64| if number.is_multiple_of(3) { 10 } else { 9_000 };
         let tokens = (0..2_000).map(|number| issued(&format!("{part}-{number}"), lives(number))).collect();
         register(&ledger, tokens).await;
     }
@@ -739,7 +739,7 @@ async fn a_ledger_that_is_closed_ends_its_visits() {
     SqliteLedger::open(folder.path()).unwrap();
 }
 
-/// The tables as release 0.1.0 made them, before there was a registry.
+/// The tables of layout 1, from before there was a registry.
 const SCHEMA_OF_LAYOUT_1: &str = "
 CREATE TABLE realms (
     number INTEGER PRIMARY KEY,

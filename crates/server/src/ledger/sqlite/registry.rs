@@ -66,9 +66,9 @@ impl SqliteLedger {
         self.exclusive(move |transaction| {
             let RealmRow { number, realm, counters, coverage } = known_realm(transaction, realm)?;
             let (mut counted, mut covered) = (counters, coverage);
-            let mut shelf = RegistryRows::of(rows_of(transaction)?, transaction, number, &realm.fingerprinter)?;
+            let mut rows = RegistryRows::of(rows_of(transaction)?, transaction, number, &realm.fingerprinter)?;
             let done =
-                registry::register(&mut shelf, &realm, &mut counted, &mut covered, now, issued).map_err(|halt| {
+                registry::register(&mut rows, &realm, &mut counted, &mut covered, now, issued).map_err(|halt| {
                     match halt {
                         Halt::Refused(error) => Halt::Refused(error),
                         Halt::Storage(halt) => halt,
