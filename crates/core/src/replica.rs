@@ -24,11 +24,20 @@ use crate::seal::{Digest, Kind, Sealed, Verified};
 use crate::set::{Base, Freshness, Profile, RevocationSet};
 use crate::state::{BaseImage, EarlyRange, Head, Image};
 use crate::token::{RealmId, Width};
-use crate::update::{Address, Artifact, Delta, Keys, Layer, Manifest, Report, Role, Trust};
+use crate::update::{
+    Address, Artifact, Delta, Finding, Keys, Layer, Manifest, Nonce, Report, Role, Trust,
+};
 use crate::wire;
+
+mod asking;
+use asking::Asking;
+pub use asking::Unasked;
 
 mod download;
 use download::{Download, Finished};
+
+mod roots;
+use roots::Climb;
 
 /// How a device wants to follow a realm.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,6 +137,15 @@ pub enum Action {
     Persist(Image),
     /// Tell the server.
     Report(Report),
+    /// Send this sealed question to the server.
+    Ask(Vec<u8>),
+    /// A question is at its end. The set that knows the answer was exposed before.
+    Answered {
+        /// Which question.
+        nonce: Nonce,
+        /// What was found, by the server or here; `None` if no answer came in time.
+        finding: Option<Finding>,
+    },
     /// Log and count: this was not applied, or not wholly.
     Refused(Refusal),
 }
@@ -201,6 +219,9 @@ pub struct Replica {
     base_digest: Option<Digest>,
     seen: VecDeque<(EarlyRange, Digest)>,
 
+    asking: Asking,
+    climb: Climb,
+
     connected: bool,
     asks: BTreeMap<Address, Ask>,
     /// The manifest is wanted (again).
@@ -262,6 +283,8 @@ impl Replica {
             },
             base_digest: None,
             seen: VecDeque::new(),
+            asking: Asking::default(),
+            climb: Climb::default(),
             connected: false,
             asks: BTreeMap::new(),
             reread: true,
@@ -414,7 +437,7 @@ impl Replica {
         let keys = stored(bytes, &self.realm, Kind::Keys)?.try_map(wire::decode_keys)?.into_inner();
         (self.trust.roots, self.trust.threshold) = (keys.roots, keys.threshold);
         // What was good when it was written stays good: expiry is for what arrives.
-        let accepted = self.accept_keys(UnixMillis::default(), bytes);
+        let accepted = self.accept_keys(UnixMillis::default(), bytes, None);
         (self.trust.roots, self.trust.threshold) = pinned;
         accepted.map(|_| ())
     }
@@ -448,12 +471,14 @@ impl Replica {
                 // Live first: nothing may be missed between it and the manifest.
                 if self.keys.is_some() {
                     self.actions.push_back(Action::Subscribe(Address::Live));
+                    self.actions.push_back(Action::Subscribe(Address::Answer));
                     self.actions.push_back(Action::Subscribe(Address::Keys));
                 }
             }
             Event::Disconnected => {
                 self.connected = false;
                 self.asks.clear();
+                self.asking.end_all();
             }
             Event::Packet { address, payload } => self.on_packet(now, address, payload),
             Event::Oversize { address, bytes } => {
@@ -492,7 +517,8 @@ impl Replica {
         let frozen = self.manifest.as_ref().and_then(|held| held.freeze_at);
         let gap = self.gap_since.map(|since| since + retry);
         let download = self.move_at.filter(|_| self.download.is_none());
-        let online = asked.chain(gap).chain(frozen).chain(download).filter(|_| self.connected);
+        let questions = self.asking.deadline().into_iter().chain(self.climb.deadline());
+        let online = asked.chain(gap).chain(frozen).chain(download).chain(questions).filter(|_| self.connected);
         online.chain(self.persist_due()).min()
     }
 
@@ -535,6 +561,8 @@ impl Replica {
         }
         let outcome = match address {
             Address::Keys => self.on_keys(now, payload),
+            Address::KeysAt { version } => self.on_keys_at(now, version, payload),
+            Address::Answer => self.on_answer(now, payload),
             Address::Manifest => self.on_manifest(now, payload),
             Address::Live => self.on_delta(now, payload, None),
             Address::Ladder { from, to } => self.on_delta(now, payload, Some((from, to))),
@@ -551,19 +579,35 @@ impl Replica {
     }
 
     fn on_keys(&mut self, now: Now, sealed: &[u8]) -> Result<(), Refusal> {
+        match self.take_keys(now, sealed, None) {
+            Ok(()) => {
+                self.found_newest_keys();
+                Ok(())
+            }
+            Err(refusal) => {
+                self.miss_keys(&refusal, sealed);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Takes in keys that arrived: the newest, or those of one version on the way there.
+    fn take_keys(&mut self, now: Now, sealed: &[u8], step: Option<u64>) -> Result<(), Refusal> {
         let first = self.keys.is_none();
-        if self.accept_keys(self.latest_time(now), sealed)? {
+        if self.accept_keys(self.latest_time(now), sealed, step)? {
             self.dirty.content = true;
             self.dirty.set = true;
             if first && self.connected {
                 self.actions.push_back(Action::Subscribe(Address::Live));
+                self.actions.push_back(Action::Subscribe(Address::Answer));
             }
         }
         Ok(())
     }
 
-    /// Checks and takes in keys; says whether they are new.
-    fn accept_keys(&mut self, time: UnixMillis, bytes: &[u8]) -> Result<bool, Refusal> {
+    /// Checks and takes in keys; says whether they are new. On the way to the newest (`step`) they may
+    /// have expired: what they sign is not believed then, but their successor is.
+    fn accept_keys(&mut self, time: UnixMillis, bytes: &[u8], step: Option<u64>) -> Result<bool, Refusal> {
         let sealed = Sealed::expect(bytes, &self.realm, Kind::Keys)?;
         let body = match &self.keys {
             Some(held) => sealed.by_threshold(&held.keys.roots, held.keys.threshold)?,
@@ -573,6 +617,9 @@ impl Replica {
         let keys = body.try_map(wire::decode_keys)?.into_inner();
         // Rule 20: the new roots sign as well, or nobody could ever sign the next version.
         sealed.by_threshold(&keys.roots, keys.threshold)?;
+        if step.is_some_and(|version| version != keys.version) {
+            return Err(Refusal::Extraneous { expected: "keys of one version", found: "keys of another version" });
+        }
         if let Some(held) = &self.keys {
             let rank = |keys: &Keys| Rank { number: keys.version, ..Rank::default() };
             if keys.version < held.keys.version {
@@ -586,7 +633,7 @@ impl Replica {
                 return Err(Refusal::Equivocation { what: "realm parameters" });
             }
         }
-        if time > keys.not_after.millis() {
+        if step.is_none() && time > keys.not_after.millis() {
             return Err(Refusal::KeysExpired { not_after: keys.not_after });
         }
         if self.set.fingerprinter.is_none() {
@@ -835,10 +882,12 @@ impl Replica {
             let Ok(body) = sealed.by_threshold(&[publisher.key], 1) else {
                 continue;
             };
+            // Keys on the way to the newest may have expired, and with them whatever they vouch for.
+            let not_after = publisher.not_after.min(held.keys.not_after);
             if role == Role::Heartbeat && kind != Kind::Manifest {
                 refusal = Refusal::WrongRole { kind };
-            } else if time > publisher.not_after.millis() {
-                refusal = Refusal::KeysExpired { not_after: publisher.not_after };
+            } else if time > not_after.millis() {
+                refusal = Refusal::KeysExpired { not_after };
             } else {
                 return Ok((body, role));
             }
@@ -878,6 +927,7 @@ impl Replica {
         self.renew_proof();
         self.plan_base(now);
         self.watch(now);
+        self.asking.expire(now.uptime);
         self.set.settle();
     }
 
@@ -1047,9 +1097,9 @@ impl Replica {
     /// What should be fetched, most urgent first; derived from what is held.
     fn wanted(&self) -> Vec<Address> {
         if self.keys.is_none() {
-            return alloc::vec![Address::Keys];
+            return alloc::vec![self.climb.wanted().unwrap_or(Address::Keys)];
         }
-        let mut wanted = Vec::new();
+        let mut wanted: Vec<Address> = self.climb.wanted().into_iter().collect();
         if self.reread {
             wanted.push(Address::Manifest);
         }
@@ -1077,8 +1127,8 @@ impl Replica {
         let asked = self.asks.remove(&address);
         match address {
             Address::Manifest => self.reread = false,
-            Address::Keys | Address::Live => {}
-            Address::Ladder { .. } | Address::Index { .. } | Address::Chunk { .. } => {
+            Address::Keys | Address::Live | Address::Answer => {}
+            Address::KeysAt { .. } | Address::Ladder { .. } | Address::Index { .. } | Address::Chunk { .. } => {
                 if asked.is_some_and(|ask| ask.subscribed) {
                     self.actions.push_back(Action::Unsubscribe(address));
                 }
@@ -1091,8 +1141,7 @@ impl Replica {
         if let Some(ask) = self.asks.get_mut(&address) {
             ask.since = now.uptime;
             ask.tries += 1;
-            let lasting = matches!(address, Address::Keys | Address::Manifest | Address::Live);
-            if ask.subscribed && !lasting {
+            if ask.subscribed && !is_lasting(address) {
                 ask.subscribed = false;
                 self.actions.push_back(Action::Unsubscribe(address));
             }
@@ -1109,15 +1158,17 @@ impl Replica {
             self.pump_asks(now);
         }
         self.pump_persist(now);
+        self.tell_findings();
     }
 
     fn pump_asks(&mut self, now: Now) {
+        self.watch_climb(now);
         let wanted = self.wanted();
         let idle: Vec<Address> = self.asks.keys().filter(|address| !wanted.contains(address)).copied().collect();
         for address in idle {
             if let Some(ask) = self.asks.remove(&address)
                 && ask.subscribed
-                && !matches!(address, Address::Keys | Address::Manifest | Address::Live)
+                && !is_lasting(address)
             {
                 self.actions.push_back(Action::Unsubscribe(address));
             }
@@ -1133,7 +1184,8 @@ impl Replica {
                 ask.since = now.uptime;
                 ask.subscribed = true;
                 self.actions.push_back(Action::Subscribe(*address));
-                stuck |= ask.tries >= TRIES_BEFORE_REREAD && *address != Address::Manifest;
+                let fetched = !matches!(address, Address::Manifest | Address::KeysAt { .. });
+                stuck |= ask.tries >= TRIES_BEFORE_REREAD && fetched;
             }
         }
         for address in overdue {
@@ -1261,6 +1313,11 @@ impl Replica {
         let most = most.as_millis().min(u128::from(u64::MAX)) as u64;
         Duration::from_millis(((u128::from(mixed) * u128::from(most)) >> 64) as u64)
     }
+}
+
+/// Whether a subscription stays for as long as the connection does.
+const fn is_lasting(address: Address) -> bool {
+    matches!(address, Address::Keys | Address::Manifest | Address::Live | Address::Answer)
 }
 
 /// Whether state is that of this realm, gathered under this trust.

@@ -16,7 +16,7 @@ use crate::recent::{Recent, State};
 use crate::refusal::Refusal;
 use crate::rice;
 use crate::token::{Claims, Fingerprint, Fingerprinter, Width};
-use crate::update::{Artifact, Index};
+use crate::update::{Artifact, Index, Question};
 use crate::verdict::{Doubt, Verdict, Why};
 
 /// What a device holds of a base, by its memory budget.
@@ -386,6 +386,25 @@ impl RevocationSet {
             InBase::Possible { false_positive_rate } => Verdict::Suspect { false_positive_rate },
             InBase::Absent | InBase::Certain => Verdict::NotRevoked { at: self.position() },
         }
+    }
+
+    /// What revokes the token in question for sure, as far as this set knows; the steps of
+    /// [`RevocationSet::check`] that no doubt softens.
+    pub(crate) fn known_revoked(&self, question: &Question) -> Option<Why> {
+        if question.exp <= self.horizon {
+            return Some(Why::Expired { horizon: self.horizon });
+        }
+        let cutoff = question.scopes().filter_map(|scope| self.cutoffs.in_scope(scope));
+        if let Some(cutoff) = cutoff.into_iter().find(|cutoff| question.precedes(cutoff.not_before)) {
+            return Some(Why::Cutoff { scope: cutoff.scope.kind, not_before: cutoff.not_before });
+        }
+        let (width, base) = (self.fingerprinter?.width(), self.base.as_ref());
+        let certain = match self.recent.get(question.fingerprint) {
+            Some(State::Revoked) => true,
+            Some(State::Reinstated) => false,
+            None => base.is_some_and(|base| base.query(question.fingerprint, width) == InBase::Certain),
+        };
+        certain.then_some(Why::Token)
     }
 
     /// Works out the short way again; after any change.

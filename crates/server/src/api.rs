@@ -139,7 +139,7 @@ struct PublishedBody {
 impl From<RealmStatus> for RealmStatusBody {
     fn from(status: RealmStatus) -> Self {
         let published =
-            status.published.map(|Published { term, position, at, objects, revocations, sizes, trouble }| {
+            status.published.map(|Published { term, position, at, objects, revocations, sizes, trouble, questions: _ }| {
                 PublishedBody {
                     term: term.0,
                     epoch: position.epoch.0,
