@@ -631,8 +631,8 @@ fn row_07_of_all_mixtures_only_whole_versions_are_accepted() {
         let mut mixed = Shelf::new();
         for (address, bytes) in &versions[0] {
             let version = match address {
-                Address::Keys => 0,
-                Address::Manifest | Address::Live => manifest,
+                Address::Keys | Address::KeysAt { .. } => 0,
+                Address::Manifest | Address::Live | Address::Answer => manifest,
                 Address::Index { .. } => index,
                 Address::Chunk { .. } => chunk,
                 Address::Ladder { .. } => ladder,
