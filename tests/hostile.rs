@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use revocast_core::artifact::{Cut, Cutting};
 use revocast_core::limits::{CHUNK_BYTES_MAX, RECENT_ENTRIES_MAX, SEALED_BYTES_MAX};
-use revocast_core::update::{Artifact, ArtifactSummary, Layer};
+use revocast_core::update::{Answer, Artifact, ArtifactSummary, Finding, Layer};
 use revocast_core::{
-    Address, Base, Claims, Delta, Digest, Doubt, Epoch, Event, Fingerprint, FingerprintFunction, Fingerprinter, Jti,
+    Address, Base, Claims, Delta, DeviceId, Digest, Doubt, Epoch, Event, Fingerprint, FingerprintFunction, Fingerprinter, Jti,
     Kind, Profile, RealmId, RealmKey, Refusal, Sequence, SigningKey, Term, UnixTime, Verdict, Width, seal, wire,
 };
 use revocast_server::ledger::{self, Entry, Statement};
@@ -477,6 +477,70 @@ fn damaged_state() {
     assert_eq!(other.restored(&head, Some(&base)).unwrap_err().name(), "damaged-state");
 }
 
+#[test]
+fn unasked() {
+    let (forge, base, mut device) = scene();
+    let claims = Claims::new(Jti::new("good").unwrap(), UnixTime::from_secs(START + 5_000));
+    let question = device.wonder(&claims).unwrap();
+    let meant = forge.answer_meant(&question, Finding::NotRevoked, 3, 101);
+    let good = forge.answer(&meant);
+    // Another nonce, another device, another token; nothing is learned from any of them.
+    let changes: [fn(&mut Answer); 4] = [
+        |answer| answer.nonce[0] ^= 1,
+        |answer| answer.nonce = [0; 16],
+        |answer| answer.device = DeviceId::new("door-2").unwrap(),
+        |answer| answer.fingerprint = Fingerprint::from_bits(7, Width::W48).unwrap(),
+    ];
+    for change in changes {
+        let mut other = meant;
+        change(&mut other);
+        let offer = forge.answer(&other);
+        refuses(&mut device, "unasked", |device| device.give(Address::Answer, &offer));
+    }
+    // Another realm's, a thief's, one of the heartbeat key, and one from before what is held.
+    let mut elsewhere = forge.clone();
+    elsewhere.realm = RealmId::new("others").unwrap();
+    refuses(&mut device, "wrong-realm", |device| device.give(Address::Answer, &elsewhere.answer(&meant)));
+    for (key, name) in [(SigningKey::from_seed([77; 32]), "wrong-key"), (forge.heartbeat.clone(), "wrong-role")] {
+        let mut thief = forge.clone();
+        thief.content = key;
+        refuses(&mut device, name, |device| device.give(Address::Answer, &thief.answer(&meant)));
+    }
+    let behind = forge.answer(&Answer { sequence: Sequence(2), ..meant });
+    refuses(&mut device, "rollback", |device| device.give(Address::Answer, &behind));
+    let dethroned = forge.answer(&Answer { term: Term(0), sequence: Sequence(99), ..meant });
+    refuses(&mut device, "rollback", |device| device.give(Address::Answer, &dethroned));
+    // An answer on another topic, another object on this one, and every flipped bit.
+    refuses(&mut device, "extraneous", |device| device.give(Address::Live, &good));
+    let manifest = forge.manifest(&forge.manifest_meant(&base, 3, &[], 101));
+    refuses(&mut device, "extraneous", |device| device.give(Address::Answer, &manifest));
+    let image = device.image();
+    for bit in 0..good.len() * 8 {
+        let mut flipped = good.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(device.give(Address::Answer, &flipped).len(), 1, "bit {bit}");
+    }
+    assert_eq!(device.image(), image);
+    assert_eq!(device.answered, []);
+    // The right one is taken in, once.
+    assert!(device.give(Address::Answer, &good).is_empty());
+    assert_eq!(device.answered, [(meant.nonce, Some(Finding::NotRevoked))]);
+    refuses(&mut device, "unasked", |device| device.give(Address::Answer, &good));
+    // So is one that comes too late: its question is over.
+    let question = device.wonder(&claims).unwrap();
+    let late = forge.answer(&forge.answer_meant(&question, Finding::NotRevoked, 3, 102));
+    device.pass(5 * SECOND);
+    assert_eq!(device.answered[1..], [(2_u128.to_le_bytes(), None)]);
+    refuses(&mut device, "unasked", |device| device.give(Address::Answer, &late));
+    // And every one after a restart, or to a device that never asked.
+    let question = device.wonder(&claims).unwrap();
+    let answer = forge.answer(&forge.answer_meant(&question, Finding::NotRevoked, 3, 106));
+    device.restart();
+    device.tell(Event::Connected);
+    refuses(&mut device, "unasked", |device| device.give(Address::Answer, &answer));
+    goes_on(&forge, &mut device);
+}
+
 // ---- Rows of the table of attacks ----------------------------------------------------------------
 
 /// Row 1: every bit of every signed object, flipped: none is accepted, and nothing changes.
@@ -551,6 +615,36 @@ fn row_01_unsigned_and_mistyped_objects_are_refused() {
         relabeled[4] = Kind::Manifest as u8;
         assert_eq!(names(&device.give(Address::Manifest, &relabeled)), ["wrong-key"], "{kind}");
     }
+}
+
+/// Row 6: without a clock of its own a device believes nobody's manifests about the time, however many
+/// come; the answer to its own nonce it does.
+#[test]
+fn row_06_only_an_answer_to_an_own_nonce_proves_the_time() {
+    let (forge, base, mut device) = scene();
+    device.wall = 0;
+    assert_eq!(device.ask("good"), Verdict::Unknown { doubt: Doubt::TimeUnknown });
+    let first = device.wonder(&Claims::new(Jti::new("x").unwrap(), UnixTime::from_secs(START + 5_000))).unwrap();
+    let first = forge.answer(&forge.answer_meant(&first, Finding::NotRevoked, 3, 101));
+    device.pass(6 * SECOND);
+    for at in 0..1_000 {
+        device.give(Address::Manifest, &forge.manifest(&forge.manifest_meant(&base, 3, &[], 110 + at)));
+        device.give(Address::Answer, &first);
+        device.pass(SECOND);
+        assert_eq!(device.ask("good"), Verdict::Unknown { doubt: Doubt::TimeUnknown });
+        assert!(is_revoked(device.ask("a")));
+    }
+    let claims = Claims::new(Jti::new("x").unwrap(), UnixTime::from_secs(START + 5_000));
+    let question = device.wonder(&claims).unwrap();
+    device.pass(2 * SECOND);
+    device.give(Address::Answer, &forge.answer(&forge.answer_meant(&question, Finding::NotRevoked, 3, 1_112)));
+    assert!(is_good(device.ask("good")));
+    // Uptime carries it from there, and staleness is told on time: age counts from the question.
+    assert_eq!(device.exposed.freshness().proof.unwrap().0, time(1_112));
+    device.pass(3_597 * SECOND);
+    assert!(is_good(device.ask("good")));
+    device.pass(2 * SECOND);
+    assert!(matches!(device.ask("good"), Verdict::Unknown { doubt: Doubt::Stale { .. } }), "{:?}", device.ask("good"));
 }
 
 /// Row 4: nothing older is taken in, also after a restart; the same bytes are no news; other bytes of
