@@ -1205,7 +1205,11 @@ fn rule_21_an_answer_counts_once_for_its_own_nonce_and_never_against_a_local_rev
     let answered = |device: &mut Follower, jti: &str, finding, sequence, at| {
         let question = device.wonder(&asked(jti)).unwrap();
         device.pass(SECOND);
-        assert!(device.give(Address::Answer, &forge.answer(&forge.answer_meant(&question, finding, sequence, at))).is_empty());
+        assert!(
+            device
+                .give(Address::Answer, &forge.answer(&forge.answer_meant(&question, finding, sequence, at)))
+                .is_empty()
+        );
     };
     let is_suspect = |verdict| matches!(verdict, Verdict::Suspect { .. });
     let strangers: Vec<String> =

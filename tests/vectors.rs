@@ -12,9 +12,9 @@ use std::process::Command;
 
 use revocast_core::update::{Artifact, Chunk, Finding, Layer, Question, Report};
 use revocast_core::{
-    Claims, Cutoff, DeviceId, Epoch, Filter, FilterBuf, FilterParams, Fingerprint, FingerprintFunction, Fingerprinter, Jti, Kind,
-    Membership, Position, PublicKey, RealmId, RealmKey, Refusal, Salt, Scope, ScopeKind, Sealed, Sequence, SigningKey,
-    Term, UnixTime, Why, Width, rice, seal, wire,
+    Claims, Cutoff, DeviceId, Epoch, Filter, FilterBuf, FilterParams, Fingerprint, FingerprintFunction, Fingerprinter,
+    Jti, Kind, Membership, Position, PublicKey, RealmId, RealmKey, Refusal, Salt, Scope, ScopeKind, Sealed, Sequence,
+    SigningKey, Term, UnixTime, Why, Width, rice, seal, wire,
 };
 use revocast_tests::Random;
 use revocast_tests::forge::{Forge, horizon};

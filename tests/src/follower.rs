@@ -10,8 +10,9 @@ use std::time::Duration;
 use revocast_core::replica::Config;
 use revocast_core::update::{Finding, Nonce, PublisherKey, Report, Role};
 use revocast_core::{
-    Action, Address, Claims, DeviceId, Digest, Event, Fingerprinter, Jti, Keys, Kind, Now, Profile, RealmId, Refusal, Replica,
-    RevocationSet, Salt, Sealed, Sequence, SigningKey, Trust, Unasked, UnixMillis, UnixTime, Verdict, seal, wire,
+    Action, Address, Claims, DeviceId, Digest, Event, Fingerprinter, Jti, Keys, Kind, Now, Profile, RealmId, Refusal,
+    Replica, RevocationSet, Salt, Sealed, Sequence, SigningKey, Trust, Unasked, UnixMillis, UnixTime, Verdict, seal,
+    wire,
 };
 use revocast_server::ledger::{self, Entry, Ledger as _, MemoryLedger, Object, Realm, Receipt, Request};
 use revocast_server::publisher::{Plan, PublishError, Publisher, Settings, Signer, Step};

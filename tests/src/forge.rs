@@ -7,8 +7,8 @@ use revocast_core::replica::Config;
 use revocast_core::update::{Answer, Artifact, Finding, Keys, Piece, PublisherKey, Role};
 use revocast_core::{
     Address, Cutoff, Delta, Digest, Epoch, FilterBuf, FilterParams, Fingerprint, FingerprintFunction, Fingerprinter,
-    Index, Jti, Kind, Manifest, RealmId, RealmKey, Salt, Sealed, Sequence, SigningKey, Term, Trust, UnixMillis, UnixTime,
-    Width, rice, seal, wire,
+    Index, Jti, Kind, Manifest, RealmId, RealmKey, Salt, Sealed, Sequence, SigningKey, Term, Trust, UnixMillis,
+    UnixTime, Width, rice, seal, wire,
 };
 
 use crate::follower::{Follower, Shelf};

@@ -14,8 +14,8 @@ use revocast_core::replica::Config;
 use revocast_core::update::{DeviceId, Finding, Nonce, PublisherKey, Role};
 use revocast_core::{
     Action, Address, Claims, Doubt, Event, FingerprintFunction, Fingerprinter, Jti, Kind, Now, Profile, RealmId,
-    RealmKey, Replica, RevocationSet, Salt, Sealed, Sequence, SigningKey, Term, Trust, UnixMillis, UnixTime, Verdict, Why,
-    Width, seal, wire,
+    RealmKey, Replica, RevocationSet, Salt, Sealed, Sequence, SigningKey, Term, Trust, UnixMillis, UnixTime, Verdict,
+    Why, Width, seal, wire,
 };
 use revocast_server::ledger::{self, Ledger as _, MemoryLedger, Realm, Request, Statement};
 use revocast_server::publisher::{Plan, Publisher, Settings, Signer, Step};

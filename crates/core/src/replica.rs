@@ -24,9 +24,7 @@ use crate::seal::{Digest, Kind, Sealed, Verified};
 use crate::set::{Base, Freshness, Profile, RevocationSet};
 use crate::state::{BaseImage, EarlyRange, Head, Image};
 use crate::token::{RealmId, Width};
-use crate::update::{
-    Address, Artifact, Delta, Finding, Keys, Layer, Manifest, Nonce, Report, Role, Trust,
-};
+use crate::update::{Address, Artifact, Delta, Finding, Keys, Layer, Manifest, Nonce, Report, Role, Trust};
 use crate::wire;
 
 mod asking;
@@ -615,6 +613,7 @@ impl Replica {
         };
         let digest = Digest::of(body.get());
         let keys = body.try_map(wire::decode_keys)?.into_inner();
+        let expired = step.is_none() && time > keys.not_after.millis();
         // Rule 20: the new roots sign as well, or nobody could ever sign the next version.
         sealed.by_threshold(&keys.roots, keys.threshold)?;
         if step.is_some_and(|version| version != keys.version) {
@@ -625,7 +624,7 @@ impl Replica {
             if keys.version < held.keys.version {
                 return Err(Refusal::Rollback { what: "keys", held: rank(&held.keys), offered: rank(&keys) });
             }
-            if keys.version == held.keys.version {
+            if keys.version == held.keys.version && !(expired && digest == held.digest) {
                 return if digest == held.digest { Ok(false) } else { Err(Refusal::Equivocation { what: "keys" }) };
             }
             // They live as long as the realm does: every structure is built from them.
@@ -633,7 +632,7 @@ impl Replica {
                 return Err(Refusal::Equivocation { what: "realm parameters" });
             }
         }
-        if step.is_none() && time > keys.not_after.millis() {
+        if expired {
             return Err(Refusal::KeysExpired { not_after: keys.not_after });
         }
         if self.set.fingerprinter.is_none() {

@@ -62,16 +62,8 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
-        Self::Keys,
-        Self::Manifest,
-        Self::Index,
-        Self::Chunk,
-        Self::Delta,
-        Self::Report,
-        Self::Ask,
-        Self::Answer,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::Keys, Self::Manifest, Self::Index, Self::Chunk, Self::Delta, Self::Report, Self::Ask, Self::Answer];
 
     /// The name in the signed prefix, in logs and in `inspect`.
     #[must_use]

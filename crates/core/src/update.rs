@@ -407,8 +407,7 @@ impl Question {
     /// The question about a token with these claims.
     #[must_use]
     pub fn new(device: DeviceId, nonce: Nonce, fingerprinter: &Fingerprinter, claims: &Claims<'_>) -> Self {
-        let name =
-            |kind: ScopeKind, text: Option<&str>| text.map(|text| Scope::new(fingerprinter, kind, text).name);
+        let name = |kind: ScopeKind, text: Option<&str>| text.map(|text| Scope::new(fingerprinter, kind, text).name);
         Self {
             device,
             nonce,

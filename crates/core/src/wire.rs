@@ -810,7 +810,9 @@ pub fn encode_answer(answer: &Answer) -> Result<Vec<u8>, WireError> {
         Finding::Revoked { why: Why::Token } => (1, 0, 0),
         Finding::Revoked { why: Why::Cutoff { scope, not_before } } => (2, scope as u8, not_before.secs()),
         Finding::Revoked { why: Why::Expired { horizon } } if horizon == answer.horizon => (3, 0, 0),
-        Finding::Revoked { why: Why::Expired { .. } } => return Err(WireError::Range { field: "horizon of a finding" }),
+        Finding::Revoked { why: Why::Expired { .. } } => {
+            return Err(WireError::Range { field: "horizon of a finding" });
+        }
     };
     let mut out = Sink::default();
     out.put(AnswerHead {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use revocast_core::limits::{ASK_PATIENCE, ASKS_OUTSTANDING_MAX};
 use revocast_core::update::Nonce;
-use revocast_core::{Claims, Finding, Jti, UnixTime, Unasked};
+use revocast_core::{Claims, Finding, Jti, Unasked, UnixTime};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;

@@ -209,11 +209,7 @@ pub struct Validator<R> {
 
 impl<R: Revocations> Validator<R> {
     /// Joins rules, knowledge of revocations, and what to do in doubt: one policy, or several.
-    pub fn new(
-        config: ValidatorConfig,
-        revocations: R,
-        policies: impl Into<Policies>,
-    ) -> Result<Self, ValidatorError> {
+    pub fn new(config: ValidatorConfig, revocations: R, policies: impl Into<Policies>) -> Result<Self, ValidatorError> {
         let policies = policies.into();
         Issuer::new(&config.issuer)?;
         if policies.classes() > CLASSES_MAX {

@@ -138,22 +138,21 @@ struct PublishedBody {
 
 impl From<RealmStatus> for RealmStatusBody {
     fn from(status: RealmStatus) -> Self {
-        let published =
-            status.published.map(|Published { term, position, at, objects, revocations, sizes, trouble, questions: _ }| {
-                PublishedBody {
-                    term: term.0,
-                    epoch: position.epoch.0,
-                    sequence: position.sequence.0,
-                    issued_at_ms: at.millis(),
-                    objects,
-                    revocations,
-                    snapshot_bytes: sizes.snapshot,
-                    filter_bytes: sizes.filter,
-                    ladder_bytes: sizes.ladder,
-                    delta_bytes: sizes.delta,
-                    trouble,
-                }
-            });
+        let published = status.published.map(
+            |Published { term, position, at, objects, revocations, sizes, trouble, questions: _ }| PublishedBody {
+                term: term.0,
+                epoch: position.epoch.0,
+                sequence: position.sequence.0,
+                issued_at_ms: at.millis(),
+                objects,
+                revocations,
+                snapshot_bytes: sizes.snapshot,
+                filter_bytes: sizes.filter,
+                ladder_bytes: sizes.ladder,
+                delta_bytes: sizes.delta,
+                trouble,
+            },
+        );
         Self { realm: status.realm.into(), term: status.term.0, head: status.head.0, published }
     }
 }

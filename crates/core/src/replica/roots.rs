@@ -102,6 +102,9 @@ impl Replica {
         let newest = core::mem::take(&mut self.climb.newest);
         if self.take_keys(now, &newest, None).is_ok() {
             self.found_newest_keys();
+            // What was refused before they were known may be good now.
+            self.asks.remove(&Address::Manifest);
+            self.reread = true;
         } else {
             self.climb.newest = newest;
             self.go_up(now, version);

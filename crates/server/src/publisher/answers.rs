@@ -208,8 +208,7 @@ mod tests {
             &wire::encode_question(&question("d", &claims("a"))).unwrap(),
             &[],
         );
-        let mut admits =
-            |bytes: &[u8]| admission.admit(Duration::ZERO, &realm(), device, bytes, Width::W48).is_some();
+        let mut admits = |bytes: &[u8]| admission.admit(Duration::ZERO, &realm(), device, bytes, Width::W48).is_some();
         for offer in [&[][..], b"garbage", &good[..good.len() - 1], &other, &elsewhere] {
             assert!(!admits(offer));
         }
