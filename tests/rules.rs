@@ -26,7 +26,7 @@ use revocast_server::ledger::{self, Ledger as _, LedgerError};
 use revocast_server::publisher::{Book, SigningClock};
 use revocast_tests::follower::{Follower, Shelf, Site, prompt, small_settings};
 use revocast_tests::forge::{Forge, START, horizon, time};
-use revocast_tests::{Random, ready};
+use revocast_tests::{Random, hs256, ready};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -1429,20 +1429,4 @@ fn rule_23_realm_ids_are_plain_and_a_token_names_itself_and_its_end() {
     assert!(validate(&whole).is_ok(), "{:?}", validate(&whole));
     assert_eq!([name(jti), name(&exp), name("")], ["missing-claim"; 3]);
     assert_ne!(name(&format!(r#","jti":""{exp}"#)), "missing-claim", "an empty name is none either");
-}
-
-/// Signs claims with HMAC-SHA-256 (RFC 2104), made of the digest at hand.
-fn hs256(secret: &[u8; 32], claims: &str) -> String {
-    let parts = [r#"{"alg":"HS256"}"#, claims].map(|part| URL_SAFE_NO_PAD.encode(part));
-    let signed = parts.join(".");
-    let pad = |byte: u8| {
-        let mut block = [byte; 64];
-        for (to, from) in block.iter_mut().zip(secret) {
-            *to ^= from;
-        }
-        block
-    };
-    let inner = Digest::of(&[&pad(0x36)[..], signed.as_bytes()].concat());
-    let code = Digest::of(&[&pad(0x5c)[..], &inner.0].concat());
-    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(code.0))
 }

@@ -81,6 +81,10 @@ pub struct Follower {
 
 impl Follower {
     /// A connected device that knows nothing, `at` seconds after the start of time.
+    ///
+    /// # Panics
+    ///
+    /// Never: its name is valid.
     #[must_use]
     pub fn new(realm: RealmId, trust: Trust, config: Config, at: u64) -> Self {
         let replica = Replica::new(config.clone(), realm, trust.clone());

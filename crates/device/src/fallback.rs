@@ -109,8 +109,8 @@ pub struct Asker {
 impl Asker {
     /// An asker, and where a driver takes its wishes from.
     pub(crate) fn new(checker: Checker) -> (Self, mpsc::Receiver<Wish>) {
-        let (wishes, wished) = mpsc::channel(ASKS_OUTSTANDING_MAX);
-        (Self { wishes, checker }, wished)
+        let (wishes, taken) = mpsc::channel(ASKS_OUTSTANDING_MAX);
+        (Self { wishes, checker }, taken)
     }
 
     /// What the server knows about a token of this realm, whose signature and claims were validated.

@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(admitted, TOTAL_BURST as usize);
         let device = DeviceId::new("later").unwrap();
         let offer = sealed(&question("later", &claims("a")));
-        assert!(admission.admit(Duration::from_secs(60), &realm(), device, &offer, Width::W48).is_some());
+        assert!(admission.admit(Duration::from_mins(1), &realm(), device, &offer, Width::W48).is_some());
         assert_eq!(admission.devices.len(), 1);
     }
 
