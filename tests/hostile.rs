@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use revocast_core::artifact::{Cut, Cutting};
 use revocast_core::limits::{CHUNK_BYTES_MAX, RECENT_ENTRIES_MAX, SEALED_BYTES_MAX};
-use revocast_core::update::{Artifact, ArtifactSummary, Layer};
+use revocast_core::update::{Answer, Artifact, ArtifactSummary, Finding, Layer};
 use revocast_core::{
-    Address, Claims, Delta, Digest, Doubt, Epoch, Event, Filter, Fingerprint, FingerprintFunction, Fingerprinter, Jti,
-    Kind, Membership, Profile, RealmId, RealmKey, Refusal, Sequence, SigningKey, Term, UnixTime, Verdict, Width, seal,
-    wire,
+    Address, Base, Claims, Delta, DeviceId, Digest, Doubt, Epoch, Event, Filter, Fingerprint, FingerprintFunction,
+    Fingerprinter, Jti, Kind, Membership, Profile, RealmId, RealmKey, Refusal, Sequence, SigningKey, Term, UnixTime,
+    Verdict, Width, seal, wire,
 };
 use revocast_server::ledger::{self, Entry, Statement};
 use revocast_server::publisher::proof::Meant;
@@ -479,6 +479,70 @@ fn damaged_state() {
     assert_eq!(other.restored(&head, Some(&base)).unwrap_err().name(), "damaged-state");
 }
 
+#[test]
+fn unasked() {
+    let (forge, base, mut device) = scene();
+    let claims = Claims::new(Jti::new("good").unwrap(), UnixTime::from_secs(START + 5_000));
+    let question = device.wonder(&claims).unwrap();
+    let meant = forge.answer_meant(&question, Finding::NotRevoked, 3, 101);
+    let good = forge.answer(&meant);
+    // Another nonce, another device, another token; nothing is learned from any of them.
+    let changes: [fn(&mut Answer); 4] = [
+        |answer| answer.nonce[0] ^= 1,
+        |answer| answer.nonce = [0; 16],
+        |answer| answer.device = DeviceId::new("door-2").unwrap(),
+        |answer| answer.fingerprint = Fingerprint::from_bits(7, Width::W48).unwrap(),
+    ];
+    for change in changes {
+        let mut other = meant;
+        change(&mut other);
+        let offer = forge.answer(&other);
+        refuses(&mut device, "unasked", |device| device.give(Address::Answer, &offer));
+    }
+    // Another realm's, a thief's, one of the heartbeat key, and one from before what is held.
+    let mut elsewhere = forge.clone();
+    elsewhere.realm = RealmId::new("others").unwrap();
+    refuses(&mut device, "wrong-realm", |device| device.give(Address::Answer, &elsewhere.answer(&meant)));
+    for (key, name) in [(SigningKey::from_seed([77; 32]), "wrong-key"), (forge.heartbeat.clone(), "wrong-role")] {
+        let mut thief = forge.clone();
+        thief.content = key;
+        refuses(&mut device, name, |device| device.give(Address::Answer, &thief.answer(&meant)));
+    }
+    let behind = forge.answer(&Answer { sequence: Sequence(2), ..meant });
+    refuses(&mut device, "rollback", |device| device.give(Address::Answer, &behind));
+    let dethroned = forge.answer(&Answer { term: Term(0), sequence: Sequence(99), ..meant });
+    refuses(&mut device, "rollback", |device| device.give(Address::Answer, &dethroned));
+    // An answer on another topic, another object on this one, and every flipped bit.
+    refuses(&mut device, "extraneous", |device| device.give(Address::Live, &good));
+    let manifest = forge.manifest(&forge.manifest_meant(&base, 3, &[], 101));
+    refuses(&mut device, "extraneous", |device| device.give(Address::Answer, &manifest));
+    let image = device.image();
+    for bit in 0..good.len() * 8 {
+        let mut flipped = good.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(device.give(Address::Answer, &flipped).len(), 1, "bit {bit}");
+    }
+    assert_eq!(device.image(), image);
+    assert_eq!(device.answered, []);
+    // The right one is taken in, once.
+    assert!(device.give(Address::Answer, &good).is_empty());
+    assert_eq!(device.answered, [(meant.nonce, Some(Finding::NotRevoked))]);
+    refuses(&mut device, "unasked", |device| device.give(Address::Answer, &good));
+    // So is one that comes too late: its question is over.
+    let question = device.wonder(&claims).unwrap();
+    let late = forge.answer(&forge.answer_meant(&question, Finding::NotRevoked, 3, 102));
+    device.pass(5 * SECOND);
+    assert_eq!(device.answered[1..], [(2_u128.to_le_bytes(), None)]);
+    refuses(&mut device, "unasked", |device| device.give(Address::Answer, &late));
+    // And every one after a restart, or to a device that never asked.
+    let question = device.wonder(&claims).unwrap();
+    let answer = forge.answer(&forge.answer_meant(&question, Finding::NotRevoked, 3, 106));
+    device.restart();
+    device.tell(Event::Connected);
+    refuses(&mut device, "unasked", |device| device.give(Address::Answer, &answer));
+    goes_on(&forge, &mut device);
+}
+
 // ---- Rows of the table of attacks ----------------------------------------------------------------
 
 /// Row 1: every bit of every signed object, flipped: none is accepted, and nothing changes.
@@ -553,6 +617,36 @@ fn row_01_unsigned_and_mistyped_objects_are_refused() {
         relabeled[4] = Kind::Manifest as u8;
         assert_eq!(names(&device.give(Address::Manifest, &relabeled)), ["wrong-key"], "{kind}");
     }
+}
+
+/// Row 6: without a clock of its own a device believes nobody's manifests about the time, however many
+/// come; the answer to its own nonce it does.
+#[test]
+fn row_06_only_an_answer_to_an_own_nonce_proves_the_time() {
+    let (forge, base, mut device) = scene();
+    device.wall = 0;
+    assert_eq!(device.ask("good"), Verdict::Unknown { doubt: Doubt::TimeUnknown });
+    let first = device.wonder(&Claims::new(Jti::new("x").unwrap(), UnixTime::from_secs(START + 5_000))).unwrap();
+    let first = forge.answer(&forge.answer_meant(&first, Finding::NotRevoked, 3, 101));
+    device.pass(6 * SECOND);
+    for at in 0..1_000 {
+        device.give(Address::Manifest, &forge.manifest(&forge.manifest_meant(&base, 3, &[], 110 + at)));
+        device.give(Address::Answer, &first);
+        device.pass(SECOND);
+        assert_eq!(device.ask("good"), Verdict::Unknown { doubt: Doubt::TimeUnknown });
+        assert!(is_revoked(device.ask("a")));
+    }
+    let claims = Claims::new(Jti::new("x").unwrap(), UnixTime::from_secs(START + 5_000));
+    let question = device.wonder(&claims).unwrap();
+    device.pass(2 * SECOND);
+    device.give(Address::Answer, &forge.answer(&forge.answer_meant(&question, Finding::NotRevoked, 3, 1_112)));
+    assert!(is_good(device.ask("good")));
+    // Uptime carries it from there, and staleness is told on time: age counts from the question.
+    assert_eq!(device.exposed.freshness().proof.unwrap().0, time(1_112));
+    device.pass(3_597 * SECOND);
+    assert!(is_good(device.ask("good")));
+    device.pass(2 * SECOND);
+    assert!(matches!(device.ask("good"), Verdict::Unknown { doubt: Doubt::Stale { .. } }), "{:?}", device.ask("good"));
 }
 
 /// Row 4: nothing older is taken in, also after a restart; the same bytes are no news; other bytes of
@@ -633,8 +727,8 @@ fn row_07_of_all_mixtures_only_whole_versions_are_accepted() {
         let mut mixed = Shelf::new();
         for (address, bytes) in &versions[0] {
             let version = match address {
-                Address::Keys => 0,
-                Address::Manifest | Address::Live => manifest,
+                Address::Keys | Address::KeysAt { .. } => 0,
+                Address::Manifest | Address::Live | Address::Answer => manifest,
                 Address::Index { .. } => index,
                 Address::Chunk { .. } => chunk,
                 Address::Ladder { .. } => ladder,
@@ -830,6 +924,202 @@ fn row_11_after_any_loss_repetition_and_order_the_end_is_the_server_s() {
             scope.spawn(move || (half..46_656).step_by(2).for_each(run));
         }
     });
+}
+
+/// `keys` of a version with one root, signed by that and the one before.
+fn rotated(forge: &Forge, version: u64, root: &SigningKey, before: &SigningKey, not_after: u64) -> Vec<u8> {
+    let mut keys = forge.keys_meant(version);
+    keys.roots = vec![root.public()];
+    keys.not_after = UnixTime::from_secs(START + not_after);
+    seal(Kind::Keys, &forge.realm, &wire::encode_keys(&keys).unwrap(), &[before, root])
+}
+
+/// Everything that stands under a version number, and the last of it as `keys`.
+fn all_versions(forge: &Forge, roots: &[SigningKey], not_after: &[u64]) -> Shelf {
+    let mut shelf = Shelf::new();
+    for (at, (root, not_after)) in roots.iter().zip(not_after).enumerate() {
+        let (version, before) = (at as u64 + 1, roots.get(at.wrapping_sub(1)).unwrap_or(root));
+        let sealed = rotated(forge, version, root, before, *not_after);
+        shelf.insert(Address::KeysAt { version }, sealed.clone());
+        shelf.insert(Address::Keys, sealed);
+    }
+    shelf
+}
+
+/// Serves a device until it asks for nothing that is there; tells what it asked for.
+fn serve_and_count(device: &mut Follower, shelf: &Shelf) -> Vec<Address> {
+    let mut asked = Vec::new();
+    while let Some(address) = device.asked.pop_front() {
+        asked.push(address);
+        if let Some(bytes) = shelf.get(&address) {
+            device.give(address, bytes);
+        }
+    }
+    asked
+}
+
+const DAY: u64 = 24 * 3_600;
+
+/// Row 14: root versions are handed on one by one, each by the roots before it, up to a limit; what has
+/// expired leads on and vouches for nothing.
+#[test]
+fn row_14_missed_root_versions_are_made_up_for_one_by_one() {
+    let mut forge = Forge::new(14);
+    let roots: Vec<SigningKey> = (0..5).map(|seed| SigningKey::from_seed([100 + seed; 32])).collect();
+    forge.root = roots[0].clone();
+    let shelf = all_versions(&forge, &roots, &[9 * DAY; 5]);
+    let at = |version| Address::KeysAt { version };
+    let fresh = |pinned: &SigningKey| {
+        let mut device = forge.device(prompt(Profile::Exact), 100);
+        device.trust.roots = vec![pinned.public()];
+        device.restart();
+        device.tell(Event::Connected);
+        device
+    };
+    let version = |device: &Follower| device.replica.keys().map(|keys| keys.version);
+
+    // A device that pins any of the roots finds its version and goes up from there, however old it is.
+    for (pinned, root) in roots.iter().enumerate() {
+        let mut device = fresh(root);
+        let asked = serve_and_count(&mut device, &shelf);
+        assert_eq!(version(&device), Some(5), "pinned root {}", pinned + 1);
+        assert!(asked.iter().filter(|address| matches!(address, Address::KeysAt { .. })).count() <= 4, "{asked:?}");
+        let kinds: BTreeSet<&str> = names(&device.refused).into_iter().collect();
+        assert!(kinds.is_subset(&BTreeSet::from(["wrong-key"])), "{kinds:?}");
+    }
+    // One whose roots signed none of it believes none of it, and does not ask for ever.
+    let mut stranger = fresh(&SigningKey::from_seed([99; 32]));
+    let asked = serve_and_count(&mut stranger, &shelf);
+    assert_eq!((version(&stranger), asked.contains(&at(5))), (None, true));
+
+    // A gap, a forgery or another version in between: no further than there, and on from there later.
+    let mut holed = shelf.clone();
+    let thief = SigningKey::from_seed([98; 32]);
+    for offer in [
+        None,
+        Some(rotated(&forge, 3, &thief, &thief, 9 * DAY)),
+        shelf.get(&at(4)).cloned(),
+        shelf.get(&at(2)).cloned(),
+    ] {
+        match offer {
+            Some(bytes) => holed.insert(at(3), bytes),
+            None => holed.remove(&at(3)),
+        };
+        let mut device = fresh(&roots[0]);
+        serve_and_count(&mut device, &holed);
+        assert_eq!(version(&device), Some(2));
+        let mut asked = 0;
+        for _ in 0..3_600 {
+            device.pass(8 * SECOND);
+            asked += serve_and_count(&mut device, &holed).iter().filter(|address| **address == at(3)).count();
+        }
+        assert!((3..=60).contains(&asked), "asked {asked} times in eight hours");
+        assert_eq!(version(&device), Some(2));
+        for _ in 0..450 {
+            device.pass(8 * SECOND);
+            serve_and_count(&mut device, &shelf);
+        }
+        assert_eq!(version(&device), Some(5), "once it is there");
+    }
+
+    // What has expired on the way leads on: the last does not, and until then nothing is believed.
+    let expired = all_versions(&forge, &roots, &[50, 60, 70, 80, 9 * DAY]);
+    let mut device = fresh(&roots[0]);
+    serve_and_count(&mut device, &expired);
+    assert_eq!(version(&device), Some(5));
+    let expired = all_versions(&forge, &roots, &[9 * DAY, 60, 70, 80, 90]);
+    let mut device = fresh(&roots[0]);
+    serve_and_count(&mut device, &expired);
+    let base = forge.epoch(1, 3, &["a"], &[], 90);
+    let manifest = forge.manifest(&forge.manifest_meant(&base, 3, &[], 100));
+    assert_eq!(names(&device.give(Address::Manifest, &manifest)), ["keys-expired"]);
+    assert_eq!(names(&device.give(Address::Keys, &expired[&Address::Keys])), ["keys-expired"]);
+
+    // At most 1,024 steps on one way, so that nobody is led on for ever.
+    let endless: Shelf = (1..1_100)
+        .map(|version| (at(version), rotated(&forge, version, &roots[0], &roots[0], 9 * DAY)))
+        .chain([(Address::Keys, rotated(&forge, 9_999, &thief, &thief, 9 * DAY))])
+        .collect();
+    let mut device = fresh(&roots[0]);
+    let asked = serve_and_count(&mut device, &endless);
+    let steps = asked.iter().filter(|address| matches!(address, Address::KeysAt { .. })).count();
+    assert_eq!((steps, version(&device)), (1_024, Some(1_024)));
+}
+
+/// Row 47: an hour, a month, 400 days without a network, the last with three versions of the roots
+/// missed. Staleness is told on time; catching up takes one snapshot and the roots.
+#[test]
+fn row_47_long_offline_catches_up() {
+    let roots: Vec<SigningKey> = (0..4).map(|seed| SigningKey::from_seed([100 + seed; 32])).collect();
+    for (span, missed) in [(3_600, 0), (30 * DAY, 0), (400 * DAY, 3)] {
+        for restarted in [false, true] {
+            let mut forge = Forge::new(47);
+            forge.root = roots[0].clone();
+            let mut config = prompt(Profile::Exact);
+            config.staleness_max = Duration::from_secs(DAY);
+            let mut device = forge.device(config, 100);
+            let base = forge.epoch(1, 3, &["a", "b"], &[], 90);
+            let mut shelf = forge.shelf(&base, &[], 3, 100);
+            shelf.extend(all_versions(&forge, &roots[..1], &[50 * DAY]));
+            device.serve(&shelf);
+            assert!(is_good(device.ask("good")) && is_revoked(device.ask("a")));
+            device.tell(Event::Disconnected);
+            device.asked.clear();
+            device.subscribed.clear();
+
+            // The policy can go by this: good for a day, doubtful from then on, revoked throughout.
+            let mut slept = 0;
+            while slept < span {
+                let nap = (span - slept).min(DAY / 2);
+                device.pass(Duration::from_secs(nap));
+                slept += nap;
+                if restarted && slept == span {
+                    device.restart();
+                }
+                assert!(is_revoked(device.ask("a")));
+                match device.ask("good") {
+                    Verdict::NotRevoked { .. } => assert!(slept <= DAY, "good after {slept} s"),
+                    Verdict::Unknown { doubt: Doubt::Stale { age } } => assert!(age.as_secs() > DAY && slept > DAY),
+                    other => panic!("after {slept} s: {other:?}"),
+                }
+            }
+
+            // Meanwhile: many epochs, roots and publisher key handed on, the first versions expired.
+            let now = 100 + span;
+            let chain = &roots[..=missed];
+            if missed > 0 {
+                forge.content = SigningKey::from_seed([47; 32]);
+            }
+            let many: Vec<String> = (0..500).map(|number| format!("later-{number}")).collect();
+            let mut many: Vec<&str> = many.iter().map(String::as_str).collect();
+            many.push("a");
+            let next = forge.epoch(9, 900, &many, &[], now - 50);
+            let rung = forge.delta_meant((900, 901), &["last"], &["later-0"], now - 20);
+            let mut shelf = forge.shelf(&next, &[rung], 901, now - 10);
+            let ends = [50 * DAY, 150 * DAY, 250 * DAY, 900 * DAY];
+            shelf.extend(all_versions(&forge, chain, &ends[..chain.len()]));
+            device.tell(Event::Connected);
+            let asked = serve_and_count(&mut device, &shelf);
+            assert_eq!((device.epoch(), device.sequence()), (9, 901), "refused: {:?}", names(&device.refused));
+            assert!(["a", "later-1", "last"].into_iter().all(|jti| is_revoked(device.ask(jti))));
+            assert!(["good", "b", "later-0"].into_iter().all(|jti| is_good(device.ask(jti))));
+            let count = |is: fn(&Address) -> bool| asked.iter().filter(|address| is(address)).count();
+            // The last one is remembered from when nobody trusted had signed it.
+            assert_eq!(count(|address| matches!(address, Address::KeysAt { .. })), missed.saturating_sub(1));
+            assert_eq!(count(|address| matches!(address, Address::Index { .. })), 1);
+            let chunks: BTreeSet<&Address> =
+                asked.iter().filter(|address| matches!(address, Address::Chunk { .. })).collect();
+            let named = shelf.keys().filter(|address| {
+                matches!(address, Address::Chunk { artifact: Artifact::List | Artifact::Cutoffs, .. })
+            });
+            assert_eq!(chunks.len(), count(|address| matches!(address, Address::Chunk { .. })), "nothing twice");
+            assert_eq!(chunks.len(), named.count(), "one snapshot, and all of it");
+            assert_eq!(device.replica.keys().unwrap().version, missed as u64 + 1);
+            // It stays so over the next restart.
+            device.restart();
+            assert!(is_revoked(device.ask("last")) && is_good(device.ask("good")));
+        }
+    }
 }
 
 /// Row 18: clocks at 1970 and 2100 and all steps between: the floor never falls, nothing revoked reads

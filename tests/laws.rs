@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use bloomfilter::Bloom;
 use proptest::prelude::*;
 use revocast_core::update::{
-    Artifact, ArtifactSummary, Chunk, Keys, Layer, Manifest, Piece, PublisherKey, Report, Role,
+    Answer, Artifact, ArtifactSummary, Chunk, Finding, Keys, Layer, Manifest, Piece, PublisherKey, Question, Report,
+    Role,
 };
 use revocast_core::wire::{self, WireError};
 use revocast_core::{
-    Address, Claims, Cutoff, Delta, Digest, Epoch, ExactList, Filter, FilterBuf, FilterParams, Fingerprint,
+    Address, Claims, Cutoff, Delta, DeviceId, Digest, Epoch, ExactList, Filter, FilterBuf, FilterParams, Fingerprint,
     FingerprintFunction, Fingerprinter, Hold, Index, Jti, Kind, Membership, Position, Profile, PublicKey, RealmId,
     RealmKey, Salt, Scope, ScopeKind, Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, Verdict, Why, Width,
     rice, seal,
@@ -198,6 +199,50 @@ fn some_report(random: &mut Random) -> Report {
     }
 }
 
+fn some_device(random: &mut Random) -> DeviceId {
+    let name: String = (0..=random.below(64)).map(|_| *random.pick(&['a', 'Z', '0', '-', '_', '.'])).take(64).collect();
+    DeviceId::new(&name).unwrap()
+}
+
+fn some_fingerprint(random: &mut Random, width: Width) -> Fingerprint {
+    Fingerprint::from_hash(number(random) << (64 - width.bits()), width)
+}
+
+fn some_question(random: &mut Random, width: Width) -> Question {
+    let some = |random: &mut Random| random.chance(60).then(|| number(random));
+    Question {
+        device: some_device(random),
+        nonce: random.sixteen(),
+        fingerprint: some_fingerprint(random, width),
+        iat: some(random).map(UnixTime::from_secs),
+        exp: UnixTime::from_secs(number(random)),
+        sub: some(random),
+        kid: some(random),
+        client: some(random),
+    }
+}
+
+fn some_answer(random: &mut Random, width: Width) -> Answer {
+    let horizon = UnixTime::from_secs(number(random));
+    let cutoff = Why::Cutoff { scope: scope(random).kind, not_before: UnixTime::from_secs(number(random)) };
+    let finding = match random.below(4) {
+        0 => Finding::NotRevoked,
+        1 => Finding::Revoked { why: Why::Token },
+        2 => Finding::Revoked { why: Why::Expired { horizon } },
+        _ => Finding::Revoked { why: cutoff },
+    };
+    Answer {
+        device: some_device(random),
+        nonce: random.sixteen(),
+        fingerprint: some_fingerprint(random, width),
+        finding,
+        term: Term(number(random) as u32),
+        sequence: Sequence(number(random)),
+        issued_at: UnixMillis::from_millis(number(random)),
+        horizon,
+    }
+}
+
 /// Bytes near some bytes: bits flipped, bytes set, cut, added, moved.
 fn mutated(random: &mut Random, bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
@@ -259,6 +304,12 @@ fn decode_inverts_encode_and_encoding_is_canonical() {
         );
     }
     codec_law(5, some_report, wire::encode_report, wire::decode_report);
+    for width in WIDTHS {
+        let question = |random: &mut Random| some_question(random, width);
+        codec_law(8, question, wire::encode_question, |bytes| wire::decode_question(bytes, width));
+        let answer = |random: &mut Random| some_answer(random, width);
+        codec_law(9, answer, wire::encode_answer, |bytes| wire::decode_answer(bytes, width));
+    }
     let cutoffs = |random: &mut Random| {
         let mut cutoffs = ascending(random, 30, |random| Cutoff {
             scope: scope(random),
@@ -472,6 +523,10 @@ struct Play {
     oracle: Oracle,
     names: Vec<String>,
     subs: Vec<String>,
+    /// Answers on their way, and whom they are for.
+    answers: Vec<(usize, Vec<u8>)>,
+    /// Answers as they were given, for whoever wants to give them again.
+    given: Vec<(usize, Vec<u8>)>,
     asked: u64,
     good: u64,
     revoked: u64,
@@ -502,6 +557,8 @@ impl Play {
             random,
             site,
             tokens,
+            answers: Vec::new(),
+            given: Vec::new(),
             asked: 0,
             good: 0,
             revoked: 0,
@@ -558,6 +615,10 @@ impl Play {
                 device.hear(Address::Live, &replayed);
             }
             device.tell(revocast_core::Event::Elapsed);
+            if lossy {
+                self.wonder(at);
+            }
+            let device = &mut self.devices[at];
             if !lossy || self.random.chance(50) {
                 device.hear(Address::Manifest, &self.site.shelf[&Address::Manifest]);
                 if !lossy || self.random.chance(60) {
@@ -573,6 +634,39 @@ impl Play {
                 let error = *self.random.pick(&[0, 0, 0, 2_000, -400 * 86_400_000, 50_i64 * 365 * 86_400_000]);
                 device.wall = device.wall.saturating_add_signed(error);
             }
+        }
+    }
+
+    /// One device asks the server about some tokens. Answers come at once, later, never, or twice.
+    fn wonder(&mut self, at: usize) {
+        for _ in 0..self.random.below(4) {
+            let number = self.random.below(self.tokens.len() as u64) as usize;
+            let token = self.tokens[number];
+            let claims = Claims {
+                iat: Some(UnixTime::from_secs(token.iat)),
+                sub: Some(&self.subs[token.sub as usize]),
+                ..Claims::new(Jti::new(&self.names[number]).unwrap(), UnixTime::from_secs(token.exp))
+            };
+            let asked = self.devices[at].wonder(&claims);
+            if let Some(answer) = asked.ok().and_then(|question| self.site.answer(&question)) {
+                self.answers.push((at, answer));
+            }
+        }
+        let mut kept = Vec::new();
+        for (whose, answer) in std::mem::take(&mut self.answers) {
+            match self.random.below(10) {
+                0 => {}
+                1..4 => kept.push((whose, answer)),
+                _ => {
+                    self.devices[whose].hear(Address::Answer, &answer);
+                    self.given.push((whose, answer));
+                }
+            }
+        }
+        self.answers = kept;
+        if self.random.chance(10) && !self.given.is_empty() {
+            let (whose, answer) = self.random.pick(&self.given).clone();
+            self.devices[whose].hear(Address::Answer, &answer);
         }
     }
 
@@ -615,7 +709,7 @@ fn before_it_expires_a_revoked_token_never_comes_out_not_revoked() {
     let long = std::env::var_os("REVOCAST_LAWS_LONG").is_some();
     let target: u64 = if long { 100_000_000 } else { 1_000_000 };
     let begin = Instant::now();
-    let (mut asked, mut good, mut revoked, mut histories) = (0, 0, 0, 0);
+    let (mut asked, mut good, mut revoked, mut histories, mut answered) = (0, 0, 0, 0, 0);
     while asked < target {
         let mut play = Play::new(histories, if long { 1_000 } else { 250 });
         for _ in 0..45 {
@@ -626,11 +720,15 @@ fn before_it_expires_a_revoked_token_never_comes_out_not_revoked() {
         good += play.good;
         revoked += play.revoked;
         histories += 1;
+        let told = play.devices.iter().flat_map(|device| &device.answered);
+        answered += told.filter(|(_, finding)| *finding == Some(Finding::NotRevoked)).count();
     }
     println!(
-        "{asked} questions over {histories} histories in {:.1?}: {good} not revoked, {revoked} revoked",
+        "{asked} questions over {histories} histories in {:.1?}: {good} not revoked, {revoked} revoked, \
+         {answered} answers of the server that clear",
         begin.elapsed()
     );
+    assert!(answered as u64 > 10 * histories, "{answered} in {histories} histories");
     assert!(good > asked / 20 && revoked > asked / 20, "{good} not revoked, {revoked} revoked of {asked}");
 }
 

@@ -3,9 +3,9 @@
 //!
 //! P is a device's gap-free sequence, S a base's sequence, H the `gc_horizon`.
 //!
-//! Five rules have their place kept for later issues: 7 (folding `recent` into the filter), 17 (what
-//! `covered_until` covers), 18 (exceptions and a frozen registry), 21 (signed answers to one question),
-//! 22 (renewal and descendants). What they speak of does not exist yet.
+//! Four rules have their place kept for later issues: 7 (folding `recent` into the filter), 17 (what
+//! `covered_until` covers), 18 (exceptions and a frozen registry), 22 (renewal and descendants). What
+//! they speak of does not exist yet; nor do devices' keys, with which rule 21 signs questions and reports.
 #![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 #![allow(clippy::too_many_lines, clippy::similar_names, clippy::many_single_char_names)] // a history is told in one piece
 
@@ -14,19 +14,19 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use revocast_core::limits::RECENT_ENTRIES_MAX;
-use revocast_core::update::{PublisherKey, Role};
+use revocast_core::limits::{ASK_PATIENCE, ASKS_OUTSTANDING_MAX, RECENT_ANSWERS_MAX, RECENT_ENTRIES_MAX};
+use revocast_core::update::{Finding, PublisherKey, Role};
 use revocast_core::{
     Address, Claims, Cutoff, Delta, Digest, Doubt, Epoch, Event, FilterBuf, FilterParams, Fingerprint,
     FingerprintFunction, Fingerprinter, Jti, Kind, Membership, Now, Profile, RealmId, RealmIdError, RealmKey, Refusal,
-    Salt, Scope, ScopeKind, Sequence, SigningKey, Term, UnixMillis, UnixTime, Verdict, Why, Width, seal, wire,
+    Salt, Scope, ScopeKind, Sequence, SigningKey, Term, Unasked, UnixMillis, UnixTime, Verdict, Why, Width, seal, wire,
 };
 use revocast_device::{KeySet, Policy, RevokedPairs, Validator, ValidatorConfig};
 use revocast_server::ledger::{self, Ledger as _, LedgerError};
 use revocast_server::publisher::{Book, SigningClock};
 use revocast_tests::follower::{Follower, Shelf, Site, prompt, small_settings};
 use revocast_tests::forge::{Forge, START, horizon, time};
-use revocast_tests::{Random, ready};
+use revocast_tests::{Random, hs256, ready};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -1194,6 +1194,214 @@ fn rule_20_keys_are_handed_on_by_the_thresholds_of_both_versions() {
     assert!(is_revoked(device.ask("later")) && is_good(device.ask("good")));
 }
 
+/// Claims that expire far in the future.
+fn asked(jti: &str) -> Claims<'_> {
+    Claims::new(Jti::new(jti).unwrap(), UnixTime::from_secs(START + (1 << 32)))
+}
+
+#[test]
+fn rule_21_an_answer_counts_once_for_its_own_nonce_and_never_against_a_local_revocation() {
+    let forge = Forge::new(21);
+    let many: Vec<String> = (0..400).map(|number| format!("revoked-{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let base = forge.epoch(1, 10, &many, &[], 0);
+    let mut device = forge.device(prompt(Profile::Filter), 10);
+    device.serve(&forge.shelf(&base, &[], 10, 10));
+    let told = |device: &Follower| device.answered.last().unwrap().1;
+    let answered = |device: &mut Follower, jti: &str, finding, sequence, at| {
+        let question = device.wonder(&asked(jti)).unwrap();
+        device.pass(SECOND);
+        assert!(
+            device
+                .give(Address::Answer, &forge.answer(&forge.answer_meant(&question, finding, sequence, at)))
+                .is_empty()
+        );
+    };
+    let is_suspect = |verdict| matches!(verdict, Verdict::Suspect { .. });
+    let strangers: Vec<String> =
+        (0..).map(|number| format!("stranger-{number}")).filter(|jti| is_suspect(device.ask(jti))).take(3).collect();
+    let [flagged, other, third] = [0, 1, 2].map(|at| &strangers[at][..]);
+    let revoked = Finding::Revoked { why: Why::Token };
+
+    // The filter cannot tell these two apart; the server can, and its word is kept.
+    assert!(is_suspect(device.ask(flagged)) && is_suspect(device.ask("revoked-7")));
+    answered(&mut device, flagged, Finding::NotRevoked, 10, 12);
+    answered(&mut device, "revoked-7", revoked, 10, 12);
+    assert!(is_good(device.ask(flagged)) && is_revoked(device.ask("revoked-7")));
+    assert!(is_suspect(device.ask(other)) && is_suspect(device.ask("revoked-8")));
+    // It proved that nothing was missing as of its time.
+    assert_eq!(device.exposed.freshness().proof.unwrap().0, time(12));
+    // What came later counts more, in either order; what came before counts less.
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((10, 11), &[flagged], &["revoked-7"], 13)));
+    assert!(is_revoked(device.ask(flagged)) && is_good(device.ask("revoked-7")));
+    answered(&mut device, other, Finding::NotRevoked, 13, 15);
+    assert!(is_good(device.ask(other)));
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((11, 12), &[other], &[], 14)));
+    assert!(is_good(device.ask(other)), "as of 13 it was not revoked, though 12 arrived later");
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((12, 13), &[other], &[], 15)));
+    assert!(is_revoked(device.ask(other)), "of two statements as of 13 the one that revokes");
+    // An answer from beyond this position proves no currency: something is missing here.
+    let proof = device.exposed.freshness().proof;
+    answered(&mut device, third, Finding::NotRevoked, 20, 20);
+    assert_eq!(device.exposed.freshness().proof, proof);
+    assert_eq!((device.sequence(), is_good(device.ask(third))), (13, true));
+    // Never against what is known to be revoked here, whatever the server says.
+    answered(&mut device, flagged, Finding::NotRevoked, 21, 21);
+    assert_eq!(told(&device), Some(revoked));
+    assert!(is_revoked(device.ask(flagged)));
+    // A cutoff, or an end, is told and not kept: it says nothing about the key.
+    let recent = device.exposed.recent_entries();
+    let cut = Why::Cutoff { scope: ScopeKind::Realm, not_before: UnixTime::from_secs(START) };
+    for why in [cut, Why::Expired { horizon: horizon(22) }] {
+        answered(&mut device, "somebody", Finding::Revoked { why }, 21, 22);
+        assert_eq!(told(&device), Some(Finding::Revoked { why }));
+        assert_eq!(device.exposed.recent_entries(), recent);
+    }
+    // A local cutoff stands against the answer as well.
+    let mut cutoff = forge.delta_meant((13, 14), &[], &[], 22);
+    cutoff.cutoffs = vec![Cutoff { scope: Scope::REALM, not_before: UnixTime::from_secs(START + 5) }];
+    device.give(Address::Live, &forge.delta(&cutoff));
+    answered(&mut device, "somebody", Finding::NotRevoked, 21, 23);
+    assert!(matches!(told(&device), Some(Finding::Revoked { why: Why::Cutoff { .. } })));
+    let mut lift = forge.delta_meant((14, 15), &[], &[], 23);
+    lift.lifts = vec![Scope::REALM];
+    device.give(Address::Live, &forge.delta(&lift));
+
+    // A restart keeps it with the rest; a base that covers it makes it void, and speaks for itself.
+    device.restart();
+    assert!(is_good(device.ask(third)) && is_revoked(device.ask(flagged)));
+    let mut covered = many.clone();
+    covered.push(third);
+    let next = forge.epoch(2, 25, &covered, &[], 30);
+    device.reconnect(&forge.shelf(&next, &[], 25, 31));
+    assert_eq!((device.epoch(), device.sequence(), device.exposed.recent_entries()), (2, 25, 0));
+    assert!(!is_good(device.ask(third)), "revoked at 25: the answer as of 20 is no longer heard");
+
+    // Another term: what it says is told, and nothing of it is kept under the numbers of this one.
+    let question = device.wonder(&asked(flagged)).unwrap();
+    let mut meant = forge.answer_meant(&question, Finding::NotRevoked, 2_000_000, 32);
+    meant.term = Term(2);
+    assert!(device.give(Address::Answer, &forge.answer(&meant)).is_empty());
+    assert_eq!((told(&device), device.exposed.recent_entries()), (Some(Finding::NotRevoked), 0));
+
+    // Its memory is bounded: beyond a quarter of what deltas may need, answers are told and not kept.
+    let load = forge.epoch(3, 30, &[], &[], 33);
+    device.reconnect(&forge.shelf(&load, &[], 30, 34));
+    device.give(Address::Live, &flood(&forge, 30, 31, 0, RECENT_ANSWERS_MAX as u64, false));
+    assert_eq!(device.exposed.recent_entries(), RECENT_ANSWERS_MAX);
+    answered(&mut device, third, revoked, 31, 35);
+    assert_eq!((told(&device), device.exposed.recent_entries()), (Some(revoked), RECENT_ANSWERS_MAX));
+
+    // Who may ask: connected, with keys, each question under its own nonce, a few at a time.
+    let mut newcomer = forge.device(prompt(Profile::Filter), 10);
+    assert_eq!(newcomer.wonder(&asked("a")), Err(Unasked::NoKeys));
+    newcomer.give(Address::Keys, &forge.keys(1));
+    for _ in 0..ASKS_OUTSTANDING_MAX {
+        assert!(newcomer.wonder(&asked("a")).is_ok());
+    }
+    assert_eq!(newcomer.wonder(&asked("a")), Err(Unasked::TooMany));
+    newcomer.pass(ASK_PATIENCE);
+    assert_eq!(newcomer.answered.len(), ASKS_OUTSTANDING_MAX);
+    assert!(newcomer.answered.iter().all(|(_, finding)| finding.is_none()));
+    let allowed = (0..ASKS_OUTSTANDING_MAX).take_while(|_| newcomer.wonder(&asked("a")).is_ok()).count();
+    assert_eq!(allowed, ASK_PATIENCE.as_secs() as usize, "one a second, after the first eight");
+    assert_eq!(newcomer.wonder(&asked("a")), Err(Unasked::TooFast));
+    let used = (newcomer.questions.len() as u128).to_le_bytes();
+    let (now, name) = (newcomer.now(), newcomer.device);
+    assert_eq!(newcomer.replica.ask(now, used, name, &asked("b")), Err(Unasked::NonceInUse));
+    // The link is gone: nobody waits for what cannot come.
+    newcomer.tell(Event::Disconnected);
+    assert_eq!(newcomer.answered.len(), ASKS_OUTSTANDING_MAX + allowed);
+    assert_eq!(newcomer.wonder(&asked("a")), Err(Unasked::NotConnected));
+
+    // As a law: answers and deltas about one key, in any order, over base moves and restarts. The server's
+    // word is always true as of its sequence; nothing that arrives later or earlier makes it hide more.
+    let (mut cleared, mut kept) = (0, 0);
+    for seed in 0..400 {
+        let mut random = Random::new(seed);
+        let keys = ["x", "y", "z"];
+        let length = 14;
+        // state[sequence][key]: whether the key is revoked as of that sequence.
+        let mut state = vec![[random.chance(50), random.chance(50), false]];
+        for _ in 0..length {
+            let mut next = *state.last().unwrap();
+            let key = random.below(3) as usize;
+            next[key] = !next[key];
+            state.push(next);
+        }
+        let revoked_at = |sequence: usize| -> Vec<&str> {
+            keys.iter().enumerate().filter(|(at, _)| state[sequence][*at]).map(|(_, key)| *key).collect()
+        };
+        let delta = |from: usize, to: usize| {
+            let touched = |at: usize| (from..to).any(|sequence| state[sequence][at] != state[sequence + 1][at]);
+            let split = |on: bool| -> Vec<&str> {
+                let those = (0..3).filter(|at| touched(*at) && state[to][*at] == on);
+                those.map(|at| keys[at]).collect()
+            };
+            forge.delta(&forge.delta_meant((from as u64, to as u64), &split(true), &split(false), 50))
+        };
+        let mut device = forge.device(prompt(*random.pick(&[Profile::Filter, Profile::Exact])), 60);
+        device.serve(&forge.shelf(&forge.epoch(1, 0, &revoked_at(0), &[], 40), &[], 0, 50));
+        let (mut head, mut epoch, mut held_back) = (0, 1, Vec::new());
+        for step in 0..40 {
+            match random.below(10) {
+                0..3 => {
+                    let from = random.below(head as u64 + 1) as usize;
+                    let to = (from + 1 + random.below(3) as usize).min(head);
+                    if from < to {
+                        device.give(Address::Live, &delta(from, to));
+                    }
+                }
+                3..5 => head = (head + 1).min(length),
+                5..8 => {
+                    // The server answers as of its head; the answer may be late.
+                    device.pass(SECOND);
+                    let key = random.below(3) as usize;
+                    if let Ok(question) = device.wonder(&asked(keys[key])) {
+                        let finding = if state[head][key] { revoked } else { Finding::NotRevoked };
+                        let answer = forge.answer_meant(&question, finding, head as u64, 60 + step);
+                        held_back.push(forge.answer(&answer));
+                    }
+                    if !held_back.is_empty() && random.chance(80) {
+                        let which = random.below(held_back.len() as u64) as usize;
+                        device.give(Address::Answer, &held_back.swap_remove(which));
+                    }
+                }
+                8 => {
+                    epoch += 1;
+                    let base = forge.epoch(epoch, head as u64, &revoked_at(head), &[], 45);
+                    device.reconnect(&forge.shelf(&base, &[], head as u64, 60 + step));
+                }
+                _ => {
+                    device.restart();
+                    device.tell(Event::Connected);
+                }
+            }
+            let position = device.sequence() as usize;
+            for (at, key) in keys.iter().enumerate() {
+                // Good is what was good at the position, or at something later that it has been told.
+                let ever_good = (position..=head).any(|sequence| !state[sequence][at]);
+                let good = is_good(device.ask(key));
+                assert!(!good || ever_good, "seed {seed}, step {step}: {key} at {position} of {head}");
+                kept += u32::from(good && state[position][at]);
+            }
+        }
+        // In the end everything arrives, and nothing an answer said is left to differ.
+        let mut deltas: Vec<(usize, usize)> = (0..length).map(|from| (from, from + 1)).collect();
+        while !deltas.is_empty() {
+            let (from, to) = deltas.swap_remove(random.below(deltas.len() as u64) as usize);
+            device.give(Address::Live, &delta(from, to));
+        }
+        assert_eq!(device.sequence(), length as u64, "seed {seed}");
+        for (at, key) in keys.iter().enumerate() {
+            let verdict = device.ask(key);
+            assert!(!(state[length][at] && is_good(verdict)), "seed {seed}: {key} is revoked: {verdict:?}");
+        }
+        cleared += device.answered.iter().filter(|(_, finding)| *finding == Some(Finding::NotRevoked)).count();
+    }
+    assert!(cleared > 400 && kept > 50, "{cleared} cleared, {kept} good beyond their position");
+}
+
 #[test]
 fn rule_23_realm_ids_are_plain_and_a_token_names_itself_and_its_end() {
     for byte in 0..=255_u8 {
@@ -1227,20 +1435,4 @@ fn rule_23_realm_ids_are_plain_and_a_token_names_itself_and_its_end() {
     assert!(validate(&whole).is_ok(), "{:?}", validate(&whole));
     assert_eq!([name(jti), name(&exp), name("")], ["missing-claim"; 3]);
     assert_ne!(name(&format!(r#","jti":""{exp}"#)), "missing-claim", "an empty name is none either");
-}
-
-/// Signs claims with HMAC-SHA-256 (RFC 2104), made of the digest at hand.
-fn hs256(secret: &[u8; 32], claims: &str) -> String {
-    let parts = [r#"{"alg":"HS256"}"#, claims].map(|part| URL_SAFE_NO_PAD.encode(part));
-    let signed = parts.join(".");
-    let pad = |byte: u8| {
-        let mut block = [byte; 64];
-        for (to, from) in block.iter_mut().zip(secret) {
-            *to ^= from;
-        }
-        block
-    };
-    let inner = Digest::of(&[&pad(0x36)[..], signed.as_bytes()].concat());
-    let code = Digest::of(&[&pad(0x5c)[..], &inner.0].concat());
-    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(code.0))
 }

@@ -50,6 +50,9 @@ fn no_world_shows_a_revoked_token_as_good_and_all_come_to_rest() {
         ("refusal", total.refusals),
         ("restart of a device", total.device_restarts),
         ("crash of the server", total.server_crashes),
+        ("question to the server", total.asked),
+        ("answer of the server that clears", total.cleared),
+        ("answer of the server that condemns", total.condemned),
     ] {
         assert!(count >= seeds / 10, "{count} times in {seeds} worlds: {what}");
     }

@@ -10,14 +10,14 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use revocast_core::update::{Artifact, Chunk, Layer, Report};
+use revocast_core::update::{Artifact, Chunk, Finding, Layer, Question, Report};
 use revocast_core::{
-    Claims, Cutoff, Epoch, Filter, FilterBuf, FilterParams, Fingerprint, FingerprintFunction, Fingerprinter, Jti, Kind,
-    Membership, Position, PublicKey, RealmId, RealmKey, Refusal, Salt, Scope, ScopeKind, Sealed, Sequence, SigningKey,
-    Term, UnixTime, Width, rice, seal, wire,
+    Claims, Cutoff, DeviceId, Epoch, Filter, FilterBuf, FilterParams, Fingerprint, FingerprintFunction, Fingerprinter,
+    Jti, Kind, Membership, Position, PublicKey, RealmId, RealmKey, Refusal, Salt, Scope, ScopeKind, Sealed, Sequence,
+    SigningKey, Term, UnixTime, Why, Width, rice, seal, wire,
 };
 use revocast_tests::Random;
-use revocast_tests::forge::Forge;
+use revocast_tests::forge::{Forge, horizon};
 use serde_json::{Value, json};
 
 const WIDTHS: [Width; 3] = [Width::W40, Width::W48, Width::W64];
@@ -222,6 +222,20 @@ fn bodies(forge: &Forge) -> Vec<(Kind, &'static str, Vec<u8>)> {
         };
         wire::encode_report(&report).unwrap()
     };
+    let claims = Claims {
+        iat: Some(UnixTime::from_secs(1_767_225_000)),
+        sub: Some("user-1"),
+        kid: Some("key-1"),
+        client: Some("client-1"),
+        ..Claims::new(Jti::new("d").unwrap(), UnixTime::from_secs(1_767_229_999))
+    };
+    let nonce = core::array::from_fn(|at| at as u8 + 1);
+    let device = |name| DeviceId::new(name).unwrap();
+    let question = Question::new(device("door-7.north_2"), nonce, &forge.fingerprinter, &claims);
+    let bare = Question::new(device("d"), nonce, &forge.fingerprinter, &Claims::new(claims.jti, claims.exp));
+    let asked = seal(Kind::Ask, &forge.realm, &wire::encode_question(&question).unwrap(), &[]);
+    let answer = |finding| wire::encode_answer(&forge.answer_meant(&asked, finding, 1_005, 50)).unwrap();
+    let cut = Why::Cutoff { scope: ScopeKind::Subject, not_before: UnixTime::from_secs(1_767_225_601) };
     vec![
         (Kind::Keys, "one root, a content key and a heartbeat key", wire::encode_keys(&forge.keys_meant(3)).unwrap()),
         (Kind::Manifest, "a manifest with a ladder of two pieces", wire::encode_manifest(&manifest).unwrap()),
@@ -238,6 +252,12 @@ fn bodies(forge: &Forge) -> Vec<(Kind, &'static str, Vec<u8>)> {
         (Kind::Delta, "one revocation", wire::encode_delta(&one, width).unwrap()),
         (Kind::Report, "a device in good standing", report(Some(std::time::Duration::from_millis(1_500)), Some(9))),
         (Kind::Report, "a device that has proven nothing", report(None, None)),
+        (Kind::Ask, "a question with everything in it", wire::encode_question(&question).unwrap()),
+        (Kind::Ask, "a question with nothing but a token and its end", wire::encode_question(&bare).unwrap()),
+        (Kind::Answer, "not revoked", answer(Finding::NotRevoked)),
+        (Kind::Answer, "revoked by its jti", answer(Finding::Revoked { why: Why::Token })),
+        (Kind::Answer, "revoked by a cutoff", answer(Finding::Revoked { why: cut })),
+        (Kind::Answer, "expired", answer(Finding::Revoked { why: Why::Expired { horizon: horizon(50) } })),
     ]
 }
 
@@ -246,7 +266,7 @@ fn offers(forge: &Forge) -> Vec<Offer<'static>> {
     let signer = |kind| {
         if kind == Kind::Keys { &forge.root } else { &forge.content }
     };
-    let unsigned = |kind| matches!(kind, Kind::Chunk | Kind::Report);
+    let unsigned = |kind| matches!(kind, Kind::Chunk | Kind::Report | Kind::Ask);
     let mut offers = Vec::new();
     for (number, (kind, comment, body)) in bodies(forge).into_iter().enumerate() {
         let keys: &[&SigningKey] = if unsigned(kind) { &[] } else { &[signer(kind)] };
@@ -291,7 +311,7 @@ fn offers(forge: &Forge) -> Vec<Offer<'static>> {
     add("no-magic", "another magic", delta, vec![content], 1, with(0, b'X'));
     add("format-2", "a format not spoken", delta, vec![content], 1, with(3, 2));
     add("kind-0", "an unknown kind", delta, vec![content], 1, with(4, 0));
-    add("kind-7", "an unknown kind", delta, vec![content], 1, with(4, 7));
+    add("kind-9", "an unknown kind", delta, vec![content], 1, with(4, 9));
     add("realm-empty", "a realm id of no bytes", delta, vec![content], 1, with(5, 0));
     add("realm-long", "a realm id longer than the object", delta, vec![content], 1, with(5, 255));
     add("realm-upper", "a realm id with another character", delta, vec![content], 1, with(6, b'S'));
@@ -506,6 +526,31 @@ fn open(bytes: &[u8], realm: &RealmId, kind: Kind, trusted: &[PublicKey], need: 
                 "age": report.age.map(|age| age.as_millis() as u64), "profile": report.profile,
                 "memory_bytes": report.memory_bytes, "refusals": report.refusals,
                 "last_refusal": report.last_refusal,
+            })
+        }
+        Kind::Ask => {
+            let question = wire::decode_question(body, Width::W48)?;
+            json!({
+                "device": question.device.as_str(), "nonce": hex(&question.nonce),
+                "fingerprint": wide(question.fingerprint.bits()), "exp": question.exp.secs(),
+                "iat": question.iat.map(UnixTime::secs), "sub": question.sub.map(wide), "kid": question.kid.map(wide),
+                "client": question.client.map(wide),
+            })
+        }
+        Kind::Answer => {
+            let answer = wire::decode_answer(body, Width::W48)?;
+            let (finding, cutoff) = match answer.finding {
+                Finding::NotRevoked => ("not-revoked", None),
+                Finding::Revoked { why: Why::Cutoff { scope, not_before } } => {
+                    ("cutoff", Some((scope as u8, not_before.secs())))
+                }
+                Finding::Revoked { why } => (why.name(), None),
+            };
+            json!({
+                "device": answer.device.as_str(), "nonce": hex(&answer.nonce),
+                "fingerprint": wide(answer.fingerprint.bits()), "finding": finding, "cutoff": cutoff,
+                "term": answer.term.0, "sequence": answer.sequence.0, "issued_at": answer.issued_at.millis(),
+                "horizon": answer.horizon.secs(),
             })
         }
     })

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use revocast_core::replica::Config;
-use revocast_core::update::{PublisherKey, Report, Role};
+use revocast_core::update::{Finding, Nonce, PublisherKey, Report, Role};
 use revocast_core::{
-    Action, Address, Claims, Digest, Event, Fingerprinter, Hold, Jti, Keys, Kind, Now, Profile, RealmId, Refusal,
-    Replica, RevocationSet, Salt, Sequence, SigningKey, Trust, UnixMillis, UnixTime, Verdict, seal, wire,
+    Action, Address, Claims, DeviceId, Digest, Event, Fingerprinter, Hold, Jti, Keys, Kind, Now, Profile, RealmId,
+    Refusal, Replica, RevocationSet, Salt, Sealed, Sequence, SigningKey, Trust, Unasked, UnixMillis, UnixTime, Verdict,
+    seal, wire,
 };
 use revocast_server::ledger::{self, Entry, Ledger as _, MemoryLedger, Object, Realm, Receipt, Request};
 use revocast_server::publisher::{Plan, PublishError, Publisher, Settings, Signer, Step};
@@ -48,6 +49,8 @@ pub struct Follower {
     pub trust: Trust,
     /// How it follows.
     pub config: Config,
+    /// Its name.
+    pub device: DeviceId,
     /// The state machine.
     pub replica: Replica,
     /// What checkers see.
@@ -64,6 +67,10 @@ pub struct Follower {
     pub refused: Vec<Refusal>,
     /// Everything it reported.
     pub reports: Vec<Report>,
+    /// Questions it sent, sealed.
+    pub questions: Vec<Vec<u8>>,
+    /// What came of its questions, in order.
+    pub answered: Vec<(Nonce, Option<Finding>)>,
     /// How often it wrote.
     pub writes: u64,
     /// Its wall clock, milliseconds since 1970.
@@ -74,6 +81,10 @@ pub struct Follower {
 
 impl Follower {
     /// A connected device that knows nothing, `at` seconds after the start of time.
+    ///
+    /// # Panics
+    ///
+    /// Never: its name is valid.
     #[must_use]
     pub fn new(realm: RealmId, trust: Trust, config: Config, at: u64) -> Self {
         let replica = Replica::new(config.clone(), realm, trust.clone());
@@ -82,6 +93,7 @@ impl Follower {
             realm,
             trust,
             config,
+            device: DeviceId::new("door-1").expect("a valid name"),
             replica,
             disk: None,
             disk_fails: false,
@@ -89,6 +101,8 @@ impl Follower {
             subscribed: BTreeSet::new(),
             refused: Vec::new(),
             reports: Vec::new(),
+            questions: Vec::new(),
+            answered: Vec::new(),
             writes: 0,
             wall: (START + at) * 1_000,
             uptime: Duration::ZERO,
@@ -133,6 +147,8 @@ impl Follower {
                     self.replica.handle(self.now(), Event::Persisted { revision: image.revision });
                 }
                 Action::Report(report) => self.reports.push(report),
+                Action::Ask(sealed) => self.questions.push(sealed),
+                Action::Answered { nonce, finding } => self.answered.push((nonce, finding)),
                 Action::Refused(refusal) => self.refused.push(refusal),
             }
         }
@@ -210,6 +226,14 @@ impl Follower {
     /// Asks the exposed set.
     pub fn check(&self, claims: &Claims<'_>) -> Verdict {
         self.exposed.check(self.now(), claims)
+    }
+
+    /// Asks the server, with the number of the question as its nonce; gives the sealed question.
+    pub fn wonder(&mut self, claims: &Claims<'_>) -> Result<Vec<u8>, Unasked> {
+        let nonce = u128::from(self.questions.len() as u64 + 1).to_le_bytes();
+        self.replica.ask(self.now(), nonce, self.device, claims)?;
+        self.perform();
+        Ok(self.questions.last().cloned().unwrap_or_default())
     }
 
     /// Everything the replica holds that counts, as text: what must not change by garbage.
@@ -423,6 +447,20 @@ impl Site {
         ready(self.ledger.store_objects(id, term, Vec::new(), plan.deletes.clone())).expect("removed objects");
         self.publisher.done(plan);
         sent
+    }
+
+    /// What the server answers to a sealed question now; `None` if it would not.
+    ///
+    /// # Panics
+    ///
+    /// If it is no question.
+    pub fn answer(&mut self, question: &[u8]) -> Option<Vec<u8>> {
+        let sealed = Sealed::expect(question, &self.realm.id, Kind::Ask).expect("a question of this realm");
+        let width = self.realm.fingerprinter.width();
+        let question = wire::decode_question(sealed.unverified_body(), width).expect("a question");
+        let now = self.now();
+        let at = self.publisher.time_of_answers(now);
+        self.publisher.answer(&question, at).expect("an answer that can be encoded")
     }
 
     /// Lets true time go on.

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use revocast_core::artifact::Cutting;
 use revocast_core::replica::Config;
-use revocast_core::update::{Artifact, Keys, Piece, PublisherKey, Role};
+use revocast_core::update::{Answer, Artifact, Finding, Keys, Piece, PublisherKey, Role};
 use revocast_core::{
     Address, Cutoff, Delta, Digest, Epoch, Filter, FilterBuf, FilterParams, Fingerprint, FingerprintFunction,
-    Fingerprinter, Index, Jti, Kind, Manifest, Membership, RealmId, RealmKey, Salt, Sequence, SigningKey, Term, Trust,
-    UnixMillis, UnixTime, Width, exceptions, rice, seal, wire,
+    Fingerprinter, Index, Jti, Kind, Manifest, Membership, RealmId, RealmKey, Salt, Sealed, Sequence, SigningKey, Term,
+    Trust, UnixMillis, UnixTime, Width, exceptions, rice, seal, wire,
 };
 
 use crate::follower::{Follower, Shelf};
@@ -256,6 +256,38 @@ impl Forge {
 }
 
 impl Forge {
+    /// The answer to a sealed question, as of a sequence, given at second `at`.
+    ///
+    /// # Panics
+    ///
+    /// If it is no question.
+    #[must_use]
+    pub fn answer_meant(&self, question: &[u8], finding: Finding, sequence: u64, at: u64) -> Answer {
+        let sealed = Sealed::expect(question, &self.realm, Kind::Ask).expect("a question of this realm");
+        let question = wire::decode_question(sealed.unverified_body(), self.fingerprinter.width()).expect("a question");
+        Answer {
+            device: question.device,
+            nonce: question.nonce,
+            fingerprint: question.fingerprint,
+            finding,
+            term: Term(1),
+            sequence: Sequence(sequence),
+            issued_at: time(at),
+            horizon: horizon(at),
+        }
+    }
+
+    /// Seals an answer with the content key.
+    ///
+    /// # Panics
+    ///
+    /// If it is not valid.
+    #[must_use]
+    pub fn answer(&self, answer: &Answer) -> Vec<u8> {
+        let body = wire::encode_answer(answer).expect("a valid answer");
+        seal(Kind::Answer, &self.realm, &body, &[&self.content])
+    }
+
     /// Everything a new device reads: keys, an epoch, a ladder, a manifest issued at second `at`.
     #[must_use]
     pub fn shelf(&self, epochal: &Epochal, ladder: &[Delta], sequence: u64, at: u64) -> Shelf {

@@ -12,6 +12,10 @@ pub mod process;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use revocast_core::Digest;
+
 /// Takes the value of a future that is ready at once, as those of the memory ledger are.
 ///
 /// # Panics
@@ -70,4 +74,21 @@ impl Random {
         bytes[8..].copy_from_slice(&self.bits().to_le_bytes());
         bytes
     }
+}
+
+/// Signs claims with HMAC-SHA-256 (RFC 2104), made of the digest at hand.
+#[must_use]
+pub fn hs256(secret: &[u8; 32], claims: &str) -> String {
+    let parts = [r#"{"alg":"HS256"}"#, claims].map(|part| URL_SAFE_NO_PAD.encode(part));
+    let signed = parts.join(".");
+    let pad = |byte: u8| {
+        let mut block = [byte; 64];
+        for (to, from) in block.iter_mut().zip(secret) {
+            *to ^= from;
+        }
+        block
+    };
+    let inner = Digest::of(&[&pad(0x36)[..], signed.as_bytes()].concat());
+    let code = Digest::of(&[&pad(0x5c)[..], &inner.0].concat());
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(code.0))
 }

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use revocast_core::replica::Config;
-use revocast_core::update::{PublisherKey, Role};
+use revocast_core::update::{DeviceId, Finding, Nonce, PublisherKey, Role};
 use revocast_core::{
     Action, Address, Claims, Doubt, Event, FingerprintFunction, Fingerprinter, Hold, Jti, Kind, Now, Profile, RealmId,
-    RealmKey, Replica, RevocationSet, Salt, Sequence, SigningKey, Term, Trust, UnixMillis, UnixTime, Verdict, Why,
-    Width, seal, wire,
+    RealmKey, Replica, RevocationSet, Salt, Sealed, Sequence, SigningKey, Term, Trust, UnixMillis, UnixTime, Verdict,
+    Why, Width, seal, wire,
 };
 use revocast_server::ledger::{self, Ledger as _, MemoryLedger, Realm, Request, Statement};
 use revocast_server::publisher::{Plan, Publisher, Settings, Signer, Step};
@@ -79,6 +79,12 @@ pub struct Tally {
     pub device_restarts: u64,
     /// Crashes of the server.
     pub server_crashes: u64,
+    /// Questions that devices sent to the server.
+    pub asked: u64,
+    /// Those that it answered "not revoked" in time.
+    pub cleared: u64,
+    /// Those that it answered "revoked" in time.
+    pub condemned: u64,
 }
 
 impl Tally {
@@ -94,6 +100,9 @@ impl Tally {
         self.refusals += other.refusals;
         self.device_restarts += other.device_restarts;
         self.server_crashes += other.server_crashes;
+        self.asked += other.asked;
+        self.cleared += other.cleared;
+        self.condemned += other.condemned;
     }
 }
 
@@ -198,6 +207,14 @@ struct Device {
     refusals: BTreeMap<&'static str, u64>,
 }
 
+fn claims_of<'a>(token: &'a Token, jti: Jti<'a>) -> Claims<'a> {
+    Claims {
+        iat: Some(UnixTime::from_secs(token.iat)),
+        sub: Some(&token.sub),
+        ..Claims::new(jti, UnixTime::from_secs(token.exp))
+    }
+}
+
 struct Parcel {
     due: u64,
     device: usize,
@@ -227,6 +244,10 @@ struct World {
     oracle: Oracle,
     /// True time and sequence of every manifest sealed.
     manifests: Vec<(u64, u64)>,
+    /// What devices have asked: about which token, and what was acknowledged by then.
+    questions: BTreeMap<(usize, Nonce), (Token, u64)>,
+    /// Something that must never happen, found while a device acted.
+    broken: Option<String>,
     faults: bool,
     tally: Tally,
 }
@@ -289,6 +310,8 @@ impl World {
             tokens: Vec::new(),
             oracle: Oracle::default(),
             manifests: Vec::new(),
+            questions: BTreeMap::new(),
+            broken: None,
             faults: true,
             tally: Tally::default(),
             random,
@@ -443,12 +466,78 @@ impl World {
                     let known = report.position.sequence.0 <= self.oracle.head;
                     assert!(known, "a report names a sequence that does not exist");
                 }
+                Action::Ask(sealed) => self.hear_question(at, &sealed),
+                Action::Answered { nonce, finding } => self.judge_finding(at, &nonce, finding),
                 Action::Refused(refusal) => {
                     self.say(|| format!("device {at} refuses: {refusal}"));
                     *self.devices[at].refusals.entry(refusal.name()).or_default() += 1;
                     self.tally.refusals += 1;
                 }
             }
+        }
+    }
+
+    // ---- questions ---------------------------------------------------------------------------
+
+    /// A device asks the server about a token, if it may.
+    fn wonder(&mut self, at: usize, token: &Token) {
+        let now = self.device_now(at);
+        let nonce = self.random.sixteen();
+        let device = DeviceId::new(&format!("device-{at}")).expect("a valid name");
+        let Ok(jti) = Jti::new(&token.jti) else { return };
+        let claims = claims_of(token, jti);
+        let Some(replica) = &mut self.devices[at].replica else { return };
+        if replica.ask(now, nonce, device, &claims).is_ok() {
+            self.tally.asked += 1;
+            self.questions.insert((at, nonce), (token.clone(), self.oracle.head));
+            self.perform(at);
+        }
+    }
+
+    /// The server answers, as of all that is acknowledged, unless the question or the server is lost.
+    fn hear_question(&mut self, at: usize, sealed: &[u8]) {
+        if self.faults && self.random.chance(12) {
+            return;
+        }
+        let Some(server) = &mut self.server else { return };
+        let (started, error) = (server.started, server.clock_error);
+        let now = self.server_now(started, error);
+        let time = self.server.as_mut().map(|server| server.publisher.time_of_answers(now)).unwrap_or_default();
+        self.serve();
+        let Some(server) = &self.server else { return };
+        let sealed = Sealed::expect(sealed, &self.realm.id, Kind::Ask).expect("a question of this realm");
+        let width = self.realm.fingerprinter.width();
+        let question = wire::decode_question(sealed.unverified_body(), width).expect("a question");
+        if let Some(bytes) = server.publisher.answer(&question, time).expect("an answer that can be encoded") {
+            let bytes = Arc::new(bytes);
+            self.recorded.push((Address::Answer, Arc::clone(&bytes)));
+            if self.devices[at].connected && self.devices[at].subscribed.contains(&Address::Answer) {
+                self.send(at, Address::Answer, &bytes);
+            }
+        }
+    }
+
+    /// What a device was told is true as of some moment since it asked.
+    fn judge_finding(&mut self, at: usize, nonce: &Nonce, finding: Option<Finding>) {
+        let Some((token, head)) = self.questions.remove(&(at, *nonce)) else {
+            // It was asked before the device restarted.
+            return;
+        };
+        match finding {
+            Some(Finding::NotRevoked) => {
+                self.tally.cleared += 1;
+                if self.oracle.is_revoked(&token, head) && !self.oracle.was_softened_after(&token, head) {
+                    self.broken = Some(format!("device {at} was told that {token:?} is not revoked, but it is"));
+                }
+            }
+            Some(Finding::Revoked { why }) => {
+                self.tally.condemned += 1;
+                let exact = self.realm.fingerprinter.width().is_exact();
+                if why == Why::Token && exact && !self.oracle.was_ever_revoked(&token) {
+                    self.broken = Some(format!("device {at} was told that {token:?} is revoked; it never was"));
+                }
+            }
+            None => {}
         }
     }
 
@@ -806,12 +895,7 @@ impl World {
     fn ask(&self, at: usize, token: &Token) -> Option<Verdict> {
         let set = self.devices[at].exposed.as_ref()?;
         let jti = Jti::new(&token.jti).ok()?;
-        let claims = Claims {
-            iat: Some(UnixTime::from_secs(token.iat)),
-            sub: Some(&token.sub),
-            ..Claims::new(jti, UnixTime::from_secs(token.exp))
-        };
-        Some(set.check(self.device_now(at), &claims))
+        Some(set.check(self.device_now(at), &claims_of(token, jti)))
     }
 
     fn check(&mut self) -> Result<(), Violation> {
@@ -831,10 +915,17 @@ impl World {
                 if let Some(verdict) = self.ask(at, &token) {
                     self.tally.questions += 1;
                     self.judge(at, &token, verdict)?;
+                    let doubted = matches!(verdict, Verdict::Suspect { .. } | Verdict::Unknown { .. });
+                    if self.random.chance(if doubted { 40 } else { 4 }) {
+                        self.wonder(at, &token);
+                    }
                 }
             }
         }
-        Ok(())
+        match self.broken.take() {
+            Some(what) => Err(self.violation(what)),
+            None => Ok(()),
+        }
     }
 
     fn judge(&mut self, at: usize, token: &Token, verdict: Verdict) -> Result<(), Violation> {

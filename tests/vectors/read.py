@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 MASK = (1 << 64) - 1
-KINDS = {1: "keys", 2: "manifest", 3: "index", 4: "chunk", 5: "delta", 6: "report"}
+KINDS = {1: "keys", 2: "manifest", 3: "index", 4: "chunk", 5: "delta", 6: "report", 7: "ask", 8: "answer"}
 ENTRIES_MAX = 100_000_000
 ARTIFACT_BYTES_MAX = 512 * 1024 * 1024
 SEALED_BYTES_MAX = 257 * 1024
@@ -310,6 +310,52 @@ def read_report(body):
     }
 
 
+def device_id(body, length):
+    device = body.skip(length)
+    body.end()
+    require(re.fullmatch(rb"[A-Za-z0-9._-]{1,64}", device))
+    return device.decode()
+
+
+def read_question(body, width):
+    nonce, fingerprint, exp, flags, iat, sub, kid, client, length = body.take("16sQQBQQQQB")
+    device = device_id(body, length)
+    require(flags <= 15 and fingerprint < 1 << width)
+    fields = [(iat, int), (sub, wide), (kid, wide), (client, wide)]
+    require(all(flags >> bit & 1 or field == 0 for bit, (field, _) in enumerate(fields)))
+    iat, sub, kid, client = [show(field) if flags >> bit & 1 else None for bit, (field, show) in enumerate(fields)]
+    return {
+        "device": device,
+        "nonce": nonce.hex(),
+        "fingerprint": wide(fingerprint),
+        "exp": exp,
+        "iat": iat,
+        "sub": sub,
+        "kid": kid,
+        "client": client,
+    }
+
+
+def read_answer(body, width):
+    nonce, fingerprint, finding, scope_kind, not_before, term, sequence, issued_at, horizon, length = body.take(
+        "16sQBBQIQQQB"
+    )
+    device = device_id(body, length)
+    require(fingerprint < 1 << width and finding <= 3 and scope_kind <= 3)
+    require(finding == 2 or (scope_kind, not_before) == (0, 0))
+    return {
+        "device": device,
+        "nonce": nonce.hex(),
+        "fingerprint": wide(fingerprint),
+        "finding": ["not-revoked", "token", "cutoff", "expired"][finding],
+        "cutoff": [scope_kind, not_before] if finding == 2 else None,
+        "term": term,
+        "sequence": sequence,
+        "issued_at": issued_at,
+        "horizon": horizon,
+    }
+
+
 def signed_by(key, message, signatures):
     name = hashlib.sha256(key).digest()[:8]
     for claimed, signature in signatures:
@@ -345,8 +391,8 @@ def read_sealed(vector):
         require(have > 0, "WrongKey")
         require(have >= vector["need"], "Threshold")
     body = Body(body)
-    if kind == "delta":
-        return read_delta(body, vector["width"])
+    if kind in ("delta", "ask", "answer"):
+        return {"delta": read_delta, "ask": read_question, "answer": read_answer}[kind](body, vector["width"])
     readers = {
         "keys": read_keys,
         "manifest": read_manifest,

@@ -229,10 +229,11 @@ async fn check(
         kid: question.kid.as_deref(),
         client: question.client.as_deref(),
     };
-    let verdict = shared.checker.check(SystemClock::now(), &claims);
+    let now = SystemClock::now();
+    let (verdict, age) = (shared.checker.check(now, &claims), shared.checker.age(now));
     let mut answer = json!({
         "verdict": verdict.name(),
-        "decision": Policy::strict().decide(&verdict).name(),
+        "decision": Policy::strict().decide(&verdict, age).name(),
         "position": shared.checker.position().to_string(),
     });
     let detail = match verdict {

@@ -147,6 +147,23 @@ fn object(findings: &mut Findings, bytes: &[u8], trust: Option<&Trust>, keys: Op
             findings.add("memory bytes", report.memory_bytes);
             findings.add("refusals", report.refusals);
         }
+        Kind::Ask => {
+            let question = wire::decode_question(body, Width::W64).map_err(unreadable)?;
+            findings.add("device", question.device.as_str());
+            findings.add("fingerprint", format!("{:x}", question.fingerprint.bits()));
+            findings.add("issued at", question.iat.map(UnixTime::secs));
+            findings.add("expires at", question.exp.secs());
+        }
+        Kind::Answer => {
+            let answer = wire::decode_answer(body, Width::W64).map_err(unreadable)?;
+            findings.add("device", answer.device.as_str());
+            findings.add("fingerprint", format!("{:x}", answer.fingerprint.bits()));
+            findings.add("finding", answer.finding.name());
+            findings.add("term", answer.term.0);
+            findings.add("sequence", answer.sequence.0);
+            findings.add("issued at", answer.issued_at.to_string());
+            findings.add("horizon", answer.horizon.secs());
+        }
     }
     Ok(())
 }
@@ -303,17 +320,17 @@ fn verify(findings: &mut Findings, sealed: &Sealed<'_>, trust: &Trust, keys: Opt
             sealed.by_threshold(&trust.roots, trust.threshold).map_err(|error| refused(&error))?;
             findings.add("verified", "by the pinned roots");
         }
-        (Kind::Chunk | Kind::Report, _) => {
+        (Kind::Chunk | Kind::Report | Kind::Ask, _) => {
             findings.add("verified", "no: this kind is unsigned; an index names chunks by digest");
         }
-        (Kind::Manifest | Kind::Index | Kind::Delta, Some(keys)) => {
+        (Kind::Manifest | Kind::Index | Kind::Delta | Kind::Answer, Some(keys)) => {
             let publishers: Vec<PublicKey> = keys.publishers.iter().map(|publisher| publisher.key).collect();
             sealed.by_threshold(&publishers, 1).map_err(|error| refused(&error))?;
             let until =
                 keys.publishers.iter().map(|publisher| publisher.not_after).max().unwrap_or(UnixTime::default());
             findings.add("verified", format!("by a publisher key that the pinned roots vouch for until {until}"));
         }
-        (Kind::Manifest | Kind::Index | Kind::Delta, None) => {
+        (Kind::Manifest | Kind::Index | Kind::Delta | Kind::Answer, None) => {
             return Err(Failure::plain(
                 "no-keys",
                 "this kind is signed by a publisher key, which only the keys object names",

@@ -103,6 +103,31 @@ const fn millis_of(span: Duration) -> u64 {
     if millis > u64::MAX as u128 { u64::MAX } else { millis as u64 }
 }
 
+/// How often something may be done: a few times in a row, then once in a span.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allowance {
+    /// By uptime; what lies ahead of it was spent in advance.
+    spent_until: Duration,
+}
+
+impl Allowance {
+    /// Spends one, if there is one left at this uptime.
+    pub fn take(&mut self, uptime: Duration, burst: u32, every: Duration) -> bool {
+        let spent = self.spent_until.max(uptime).saturating_add(every);
+        if spent > uptime.saturating_add(every.saturating_mul(burst)) {
+            return false;
+        }
+        self.spent_until = spent;
+        true
+    }
+
+    /// Whether nothing of it is spent.
+    #[must_use]
+    pub fn is_whole(&self, uptime: Duration) -> bool {
+        self.spent_until <= uptime
+    }
+}
+
 /// One reading of both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
@@ -117,5 +142,26 @@ impl Now {
     #[must_use]
     pub const fn new(wall: UnixMillis, uptime: Duration) -> Self {
         Self { wall, uptime }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_allowance_is_a_burst_and_then_one_in_a_span() {
+        let second = Duration::from_secs(1);
+        let mut allowance = Allowance::default();
+        let mut taken = |at: u64| allowance.take(Duration::from_millis(at), 8, second);
+        assert_eq!((0..20).filter(|_| taken(500)).count(), 8);
+        assert!(!taken(1_499));
+        assert!(taken(1_500) && !taken(1_500));
+        assert_eq!((2_000..60_000).filter(|at| taken(*at)).count(), 59 - 1);
+        assert!(!allowance.is_whole(Duration::from_secs(67)));
+        assert!(allowance.is_whole(Duration::from_secs(68)));
+        // After a long silence there are as many as at first, and no more.
+        assert_eq!((0..20).filter(|_| allowance.take(100 * second, 8, second)).count(), 8);
+        assert!(allowance.take(Duration::MAX, 8, second) || !allowance.is_whole(Duration::ZERO));
     }
 }

@@ -187,7 +187,8 @@ impl Cutoffs {
         })
     }
 
-    fn in_scope(&self, scope: Scope) -> Option<Cutoff> {
+    /// The cutoff in force in one scope.
+    pub(crate) fn in_scope(&self, scope: Scope) -> Option<Cutoff> {
         let at = self.live.binary_search_by_key(&scope, |cutoff| cutoff.scope).ok()?;
         self.live.get(at).copied()
     }

@@ -27,7 +27,7 @@ extern crate alloc;
 pub mod limits;
 
 mod clock;
-pub use clock::{Now, UnixMillis, UnixTime};
+pub use clock::{Allowance, Now, UnixMillis, UnixTime};
 
 mod token;
 pub use token::{
@@ -62,7 +62,7 @@ pub mod seal;
 pub use seal::{Digest, Digester, KeyId, Kind, PublicKey, Sealed, SigningKey, Verified, seal};
 
 pub mod update;
-pub use update::{Address, Delta, Index, Keys, Manifest, Trust};
+pub use update::{Address, Delta, DeviceId, DeviceIdError, Finding, Index, Keys, Manifest, Trust};
 
 pub mod wire;
 
@@ -83,4 +83,4 @@ pub use set::{Freshness, RevocationSet};
 pub mod state;
 
 pub mod replica;
-pub use replica::{Action, Config, Event, Holding, Replica};
+pub use replica::{Action, Config, Event, Holding, Replica, Unasked};

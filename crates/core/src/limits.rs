@@ -3,6 +3,8 @@
 //! A list, queue or message is compared with its limit before memory is taken for it. What is not
 //! here: tuning that a deployment chooses (intervals, chunk size); that lives in each config.
 
+use core::time::Duration;
+
 /// Bytes of a `jti`. UUIDs take 36; 256 leaves room for URIs and keeps hashing bounded.
 pub const JTI_BYTES_MAX: usize = 256;
 
@@ -63,6 +65,33 @@ pub const FETCH_WINDOW: usize = 8;
 
 /// Bytes of one persisted state image without its base: `recent` at its limit and some.
 pub const STATE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Bytes of the id that a device has in topics: what every broker takes as a client id.
+pub const DEVICE_ID_BYTES_MAX: usize = 64;
+
+/// Questions of one device that may wait for an answer. An application that asks more at a time has
+/// the wrong profile, or is under attack.
+pub const ASKS_OUTSTANDING_MAX: usize = 8;
+
+/// Questions that a device may ask in a row, before [`ASK_EVERY`] holds it back.
+pub const ASKS_BURST: u32 = 8;
+
+/// How often a device may ask in the long run. A million devices that are all shown suspects must not
+/// become an attack on the server.
+pub const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long an answer is waited for. Whoever stands at a door waits no longer.
+pub const ASK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Keys that `recent` may hold and still take in what answers say: a quarter, so that tokens shown to
+/// a device on purpose never leave it without room for what deltas say.
+pub const RECENT_ANSWERS_MAX: usize = RECENT_ENTRIES_MAX / 4;
+
+/// Versions of `keys` that a device goes through to reach the newest: at one a month, 85 years.
+pub const KEYS_STEPS_MAX: u32 = 1_024;
+
+/// Bytes of a sealed `keys` object at all its limits, rounded up.
+pub const KEYS_BYTES_MAX: usize = 4 * 1024;
 
 /// Probes a filter may announce per line. Six serve a rate of 1e-4; more only cost time.
 pub const PROBES_PER_LINE_MAX: u8 = 7;

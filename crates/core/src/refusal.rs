@@ -159,6 +159,14 @@ pub enum Refusal {
         /// The first thing that was wrong.
         what: &'static str,
     },
+    /// An answer to a question that was never asked here, or is answered already.
+    ///
+    /// Caused by replay, by answers that came too late, or by a broker that mixes up devices.
+    #[error("an answer to a question that is not open: {what} differs")]
+    Unasked {
+        /// The first thing in which it fits no open question.
+        what: &'static str,
+    },
 }
 
 /// The order of manifests and keys: term, then sequence (or version), then issued-at.
@@ -175,7 +183,7 @@ pub struct Rank {
 
 impl Refusal {
     /// How many kinds of refusal there are; see [`Refusal::number`].
-    pub const COUNT: usize = 18;
+    pub const COUNT: usize = 19;
 
     /// The name used in logs, metrics, tests and reports.
     #[must_use]
@@ -199,6 +207,7 @@ impl Refusal {
             Self::Overflow { .. } => "overflow",
             Self::TooLarge { .. } => "too-large",
             Self::DamagedState { .. } => "damaged-state",
+            Self::Unasked { .. } => "unasked",
         }
     }
 
@@ -224,6 +233,7 @@ impl Refusal {
             Self::Overflow { .. } => 15,
             Self::TooLarge { .. } => 16,
             Self::DamagedState { .. } => 17,
+            Self::Unasked { .. } => 18,
         }
     }
 }

@@ -25,11 +25,20 @@ use crate::seal::{Digest, Kind, Sealed, Verified};
 use crate::set::{Freshness, RevocationSet};
 use crate::state::{BaseImage, EarlyRange, Head, Image, StoredImage};
 use crate::token::{Fingerprint, FingerprintFunction, RealmId, Width};
-use crate::update::{Address, Artifact, ArtifactSummary, Delta, Index, Keys, Layer, Manifest, Report, Role, Trust};
+use crate::update::{
+    Address, Artifact, ArtifactSummary, Delta, Finding, Index, Keys, Layer, Manifest, Nonce, Report, Role, Trust,
+};
 use crate::wire;
+
+mod asking;
+use asking::Asking;
+pub use asking::Unasked;
 
 mod download;
 use download::{Download, Finished};
+
+mod roots;
+use roots::Climb;
 
 /// How a device wants to follow a realm.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,6 +174,15 @@ pub enum Action {
     Persist(Image),
     /// Tell the server.
     Report(Report),
+    /// Send this sealed question to the server.
+    Ask(Vec<u8>),
+    /// A question is at its end. The set that knows the answer was exposed before.
+    Answered {
+        /// Which question.
+        nonce: Nonce,
+        /// What was found, by the server or here; `None` if no answer came in time.
+        finding: Option<Finding>,
+    },
     /// Log and count: this was not applied, or not wholly.
     Refused(Refusal),
 }
@@ -241,6 +259,9 @@ pub struct Replica {
     held_cutoffs: Arc<[u8]>,
     seen: VecDeque<(EarlyRange, Digest)>,
 
+    asking: Asking,
+    climb: Climb,
+
     connected: bool,
     asks: BTreeMap<Address, Ask>,
     /// The manifest is wanted (again).
@@ -305,6 +326,8 @@ impl Replica {
             held_index: Arc::default(),
             held_cutoffs: Arc::default(),
             seen: VecDeque::new(),
+            asking: Asking::default(),
+            climb: Climb::default(),
             connected: false,
             asks: BTreeMap::new(),
             reread: true,
@@ -454,7 +477,7 @@ impl Replica {
         let keys = stored(bytes, &self.realm, Kind::Keys)?.try_map(wire::decode_keys)?.into_inner();
         (self.trust.roots, self.trust.threshold) = (keys.roots, keys.threshold);
         // What was good when it was written stays good: expiry is for what arrives.
-        let accepted = self.accept_keys(UnixMillis::default(), bytes);
+        let accepted = self.accept_keys(UnixMillis::default(), bytes, None);
         (self.trust.roots, self.trust.threshold) = pinned;
         accepted.map(|_| ())
     }
@@ -490,12 +513,14 @@ impl Replica {
                 // Live first: nothing may be missed between it and the manifest.
                 if self.keys.is_some() {
                     self.actions.push_back(Action::Subscribe(Address::Live));
+                    self.actions.push_back(Action::Subscribe(Address::Answer));
                     self.actions.push_back(Action::Subscribe(Address::Keys));
                 }
             }
             Event::Disconnected => {
                 self.connected = false;
                 self.asks.clear();
+                self.asking.end_all();
             }
             Event::Packet { address, payload } => self.on_packet(now, address, payload),
             Event::Oversize { address, bytes } => {
@@ -534,7 +559,8 @@ impl Replica {
         let frozen = self.manifest.as_ref().and_then(|held| held.freeze_at);
         let gap = self.gap_since.map(|since| since + retry);
         let download = self.move_at.filter(|_| self.download.is_none());
-        let online = asked.chain(gap).chain(frozen).chain(download).filter(|_| self.connected);
+        let questions = self.asking.deadline().into_iter().chain(self.climb.deadline());
+        let online = asked.chain(gap).chain(frozen).chain(download).chain(questions).filter(|_| self.connected);
         online.chain(self.persist_due()).min()
     }
 
@@ -614,6 +640,8 @@ impl Replica {
         }
         let outcome = match address {
             Address::Keys => self.on_keys(now, payload),
+            Address::KeysAt { version } => self.on_keys_at(now, version, payload),
+            Address::Answer => self.on_answer(now, payload),
             Address::Manifest => self.on_manifest(now, payload),
             Address::Live => self.on_delta(now, payload, None),
             Address::Ladder { from, to } => self.on_delta(now, payload, Some((from, to))),
@@ -630,19 +658,35 @@ impl Replica {
     }
 
     fn on_keys(&mut self, now: Now, sealed: &[u8]) -> Result<(), Refusal> {
+        match self.take_keys(now, sealed, None) {
+            Ok(()) => {
+                self.found_newest_keys();
+                Ok(())
+            }
+            Err(refusal) => {
+                self.miss_keys(&refusal, sealed);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Takes in keys that arrived: the newest, or those of one version on the way there.
+    fn take_keys(&mut self, now: Now, sealed: &[u8], step: Option<u64>) -> Result<(), Refusal> {
         let first = self.keys.is_none();
-        if self.accept_keys(self.latest_time(now), sealed)? {
+        if self.accept_keys(self.latest_time(now), sealed, step)? {
             self.dirty.content = true;
             self.dirty.set = true;
             if first && self.connected {
                 self.actions.push_back(Action::Subscribe(Address::Live));
+                self.actions.push_back(Action::Subscribe(Address::Answer));
             }
         }
         Ok(())
     }
 
-    /// Checks and takes in keys; says whether they are new.
-    fn accept_keys(&mut self, time: UnixMillis, bytes: &[u8]) -> Result<bool, Refusal> {
+    /// Checks and takes in keys; says whether they are new. On the way to the newest (`step`) they may
+    /// have expired: what they sign is not believed then, but their successor is.
+    fn accept_keys(&mut self, time: UnixMillis, bytes: &[u8], step: Option<u64>) -> Result<bool, Refusal> {
         let sealed = Sealed::expect(bytes, &self.realm, Kind::Keys)?;
         let body = match &self.keys {
             Some(held) => sealed.by_threshold(&held.keys.roots, held.keys.threshold)?,
@@ -650,14 +694,18 @@ impl Replica {
         };
         let digest = Digest::of(body.get());
         let keys = body.try_map(wire::decode_keys)?.into_inner();
+        let expired = step.is_none() && time > keys.not_after.millis();
         // Rule 20: the new roots sign as well, or nobody could ever sign the next version.
         sealed.by_threshold(&keys.roots, keys.threshold)?;
+        if step.is_some_and(|version| version != keys.version) {
+            return Err(Refusal::Extraneous { expected: "keys of one version", found: "keys of another version" });
+        }
         if let Some(held) = &self.keys {
             let rank = |keys: &Keys| Rank { number: keys.version, ..Rank::default() };
             if keys.version < held.keys.version {
                 return Err(Refusal::Rollback { what: "keys", held: rank(&held.keys), offered: rank(&keys) });
             }
-            if keys.version == held.keys.version {
+            if keys.version == held.keys.version && !(expired && digest == held.digest) {
                 return if digest == held.digest { Ok(false) } else { Err(Refusal::Equivocation { what: "keys" }) };
             }
             // They live as long as the realm does: every structure is built from them.
@@ -665,7 +713,7 @@ impl Replica {
                 return Err(Refusal::Equivocation { what: "realm parameters" });
             }
         }
-        if time > keys.not_after.millis() {
+        if expired {
             return Err(Refusal::KeysExpired { not_after: keys.not_after });
         }
         if self.set.fingerprinter.is_none() {
@@ -784,8 +832,7 @@ impl Replica {
         let stamp = delta.to;
         let fresh_keys =
             |set: &RevocationSet, keys: &[Fingerprint]| keys.iter().filter(|key| !set.recent.holds(**key)).count();
-        let base_bytes = self.set.base.as_ref().map_or(0, |base| base.size_bytes());
-        let most = self.config.hold.recent_entries_max(base_bytes);
+        let most = self.recent_entries_max();
         let needed = fresh_keys(&self.set, &delta.revoked) + fresh_keys(&self.set, &delta.reinstated);
         let tight = self.set.recent.len() + needed > most
             || self.set.cutoffs.recent().len() + delta.cutoffs.len() + delta.lifts.len() > CUTOFFS_MAX;
@@ -829,6 +876,11 @@ impl Replica {
             self.set.overflow = true;
         }
         held
+    }
+
+    /// Entries that may be held beside the base.
+    fn recent_entries_max(&self) -> usize {
+        self.config.hold.recent_entries_max(self.set.base.as_ref().map_or(0, |base| base.size_bytes()))
     }
 
     /// Rule 7: moves revocations into this device's copy of the filter, where the issuer mints the `jti`s: somebody
@@ -942,10 +994,12 @@ impl Replica {
             let Ok(body) = sealed.by_threshold(&[publisher.key], 1) else {
                 continue;
             };
+            // Keys on the way to the newest may have expired, and with them whatever they vouch for.
+            let not_after = publisher.not_after.min(held.keys.not_after);
             if role == Role::Heartbeat && kind != Kind::Manifest {
                 refusal = Refusal::WrongRole { kind };
-            } else if time > publisher.not_after.millis() {
-                refusal = Refusal::KeysExpired { not_after: publisher.not_after };
+            } else if time > not_after.millis() {
+                refusal = Refusal::KeysExpired { not_after };
             } else {
                 return Ok((body, role));
             }
@@ -985,6 +1039,7 @@ impl Replica {
         self.renew_proof();
         self.plan_base(now);
         self.watch(now);
+        self.asking.expire(now.uptime);
         self.set.settle();
     }
 
@@ -1170,9 +1225,9 @@ impl Replica {
     /// What should be fetched, most urgent first; derived from what is held.
     fn wanted(&self) -> Vec<Address> {
         if self.keys.is_none() {
-            return alloc::vec![Address::Keys];
+            return alloc::vec![self.climb.wanted().unwrap_or(Address::Keys)];
         }
-        let mut wanted = Vec::new();
+        let mut wanted: Vec<Address> = self.climb.wanted().into_iter().collect();
         if self.reread {
             wanted.push(Address::Manifest);
         }
@@ -1200,8 +1255,8 @@ impl Replica {
         let asked = self.asks.remove(&address);
         match address {
             Address::Manifest => self.reread = false,
-            Address::Keys | Address::Live => {}
-            Address::Ladder { .. } | Address::Index { .. } | Address::Chunk { .. } => {
+            Address::Keys | Address::Live | Address::Answer => {}
+            Address::KeysAt { .. } | Address::Ladder { .. } | Address::Index { .. } | Address::Chunk { .. } => {
                 if asked.is_some_and(|ask| ask.subscribed) {
                     self.actions.push_back(Action::Unsubscribe(address));
                 }
@@ -1214,8 +1269,7 @@ impl Replica {
         if let Some(ask) = self.asks.get_mut(&address) {
             ask.since = now.uptime;
             ask.tries += 1;
-            let lasting = matches!(address, Address::Keys | Address::Manifest | Address::Live);
-            if ask.subscribed && !lasting {
+            if ask.subscribed && !is_lasting(address) {
                 ask.subscribed = false;
                 self.actions.push_back(Action::Unsubscribe(address));
             }
@@ -1232,15 +1286,17 @@ impl Replica {
             self.pump_asks(now);
         }
         self.pump_persist(now);
+        self.tell_findings();
     }
 
     fn pump_asks(&mut self, now: Now) {
+        self.watch_climb(now);
         let wanted = self.wanted();
         let idle: Vec<Address> = self.asks.keys().filter(|address| !wanted.contains(address)).copied().collect();
         for address in idle {
             if let Some(ask) = self.asks.remove(&address)
                 && ask.subscribed
-                && !matches!(address, Address::Keys | Address::Manifest | Address::Live)
+                && !is_lasting(address)
             {
                 self.actions.push_back(Action::Unsubscribe(address));
             }
@@ -1256,7 +1312,8 @@ impl Replica {
                 ask.since = now.uptime;
                 ask.subscribed = true;
                 self.actions.push_back(Action::Subscribe(*address));
-                stuck |= ask.tries >= TRIES_BEFORE_REREAD && *address != Address::Manifest;
+                let fetched = !matches!(address, Address::Manifest | Address::KeysAt { .. });
+                stuck |= ask.tries >= TRIES_BEFORE_REREAD && fetched;
             }
         }
         for address in overdue {
@@ -1384,6 +1441,11 @@ impl Replica {
         let most = most.as_millis().min(u128::from(u64::MAX)) as u64;
         Duration::from_millis(((u128::from(mixed) * u128::from(most)) >> 64) as u64)
     }
+}
+
+/// Whether a subscription stays for as long as the connection does.
+const fn is_lasting(address: Address) -> bool {
+    matches!(address, Address::Keys | Address::Manifest | Address::Live | Address::Answer)
 }
 
 /// Whether state is that of this realm, gathered under this trust.

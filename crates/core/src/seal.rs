@@ -4,7 +4,7 @@
 //! offset      size  field
 //! 0           3     magic "RVC"
 //! 3           1     format, 1
-//! 4           1     kind: 1 keys, 2 manifest, 3 index, 4 chunk, 5 delta, 6 report
+//! 4           1     kind: 1 keys, 2 manifest, 3 index, 4 chunk, 5 delta, 6 report, 7 ask, 8 answer
 //! 5           1     R, length of the realm id, 1 to 64
 //! 6           R     realm id, [a-z0-9-]
 //! 6+R         B     body; its layout is drawn on each type in `wire`
@@ -54,11 +54,16 @@ pub enum Kind {
     Delta = 5,
     /// Device to server: where a replica stands.
     Report = 6,
+    /// Device to server: a question about one token.
+    Ask = 7,
+    /// Server to one device: the answer to its question.
+    Answer = 8,
 }
 
 impl Kind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Self; 6] = [Self::Keys, Self::Manifest, Self::Index, Self::Chunk, Self::Delta, Self::Report];
+    pub const ALL: [Self; 8] =
+        [Self::Keys, Self::Manifest, Self::Index, Self::Chunk, Self::Delta, Self::Report, Self::Ask, Self::Answer];
 
     /// The name in the signed prefix, in logs and in `inspect`.
     #[must_use]
@@ -70,6 +75,8 @@ impl Kind {
             Self::Chunk => "chunk",
             Self::Delta => "delta",
             Self::Report => "report",
+            Self::Ask => "ask",
+            Self::Answer => "answer",
         }
     }
 
@@ -81,6 +88,8 @@ impl Kind {
             4 => Some(Self::Chunk),
             5 => Some(Self::Delta),
             6 => Some(Self::Report),
+            7 => Some(Self::Ask),
+            8 => Some(Self::Answer),
             _ => None,
         }
     }
@@ -94,6 +103,8 @@ impl Kind {
             Self::Chunk => b"revocast/1/chunk\0",
             Self::Delta => b"revocast/1/delta\0",
             Self::Report => b"revocast/1/report\0",
+            Self::Ask => b"revocast/1/ask\0",
+            Self::Answer => b"revocast/1/answer\0",
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::filter::{FilterBuf, Membership};
 use crate::position::{Position, Sequence};
 use crate::recent::{Recent, State};
 use crate::token::{Claims, Fingerprinter};
+use crate::update::Question;
 use crate::verdict::{Doubt, Verdict, Why};
 
 /// How current a set is, and what its device's clock may claim.
@@ -195,6 +196,27 @@ impl RevocationSet {
             InBase::Possible { false_positive_rate, by } => (Verdict::Suspect { false_positive_rate }, by),
             InBase::Absent { by } | InBase::Certain { by } => (Verdict::NotRevoked { at: self.position() }, by),
         }
+    }
+
+    /// What revokes the token in question for sure, as far as this set knows; the steps of
+    /// [`RevocationSet::check`] that no doubt softens.
+    pub(crate) fn known_revoked(&self, question: &Question) -> Option<Why> {
+        if question.exp <= self.horizon {
+            return Some(Why::Expired { horizon: self.horizon });
+        }
+        let cutoff = question.scopes().filter_map(|scope| self.cutoffs.in_scope(scope));
+        if let Some(cutoff) = cutoff.into_iter().find(|cutoff| question.precedes(cutoff.not_before)) {
+            return Some(Why::Cutoff { scope: cutoff.scope.kind, not_before: cutoff.not_before });
+        }
+        let (width, base) = (self.fingerprinter?.width(), self.base.as_ref());
+        let certain = match self.recent.get(question.fingerprint) {
+            Some(State::Revoked) => true,
+            Some(State::Reinstated) => false,
+            None => base.is_some_and(|base| {
+                matches!(base.query(question.fingerprint, width, question.iat), InBase::Certain { .. })
+            }),
+        };
+        certain.then_some(Why::Token)
     }
 
     /// Works out the short way again; after any change.

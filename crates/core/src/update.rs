@@ -7,13 +7,17 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 
+use thiserror::Error;
+
 use crate::clock::{UnixMillis, UnixTime};
-use crate::cutoff::{Cutoff, Scope};
+use crate::cutoff::{Cutoff, Scope, ScopeKind};
 use crate::filter::FilterParams;
+use crate::limits::DEVICE_ID_BYTES_MAX;
 use crate::position::{Epoch, Position, Sequence, Term};
 use crate::refusal::Rank;
 use crate::seal::{Digest, PublicKey};
-use crate::token::{Fingerprint, Fingerprinter, RealmId};
+use crate::token::{Claims, Fingerprint, Fingerprinter, RealmId};
+use crate::verdict::Why;
 
 /// What a publisher key may sign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -294,11 +298,199 @@ pub struct Report {
     pub last_refusal: Option<u8>,
 }
 
+/// The name of a device in topics: `[A-Za-z0-9._-]{1,64}`. Held inline, so it is `Copy`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId {
+    // Field order is comparison order: the text, zero padded, then its length.
+    text: [u8; DEVICE_ID_BYTES_MAX],
+    len: u8,
+}
+
+impl DeviceId {
+    /// Accepts letters, digits, hyphens, underscores and dots, 1 to 64 of them.
+    pub fn new(text: &str) -> Result<Self, DeviceIdError> {
+        Self::from_bytes(text.as_bytes())
+    }
+
+    /// The same, from bytes that crossed a wire.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DeviceIdError> {
+        if bytes.is_empty() {
+            return Err(DeviceIdError::Empty);
+        }
+        let mut text = [0; DEVICE_ID_BYTES_MAX];
+        let Some(head) = text.get_mut(..bytes.len()) else {
+            return Err(DeviceIdError::TooLong { bytes: bytes.len() });
+        };
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        if let Some(&byte) = bytes.iter().find(|byte| !allowed(**byte)) {
+            return Err(DeviceIdError::Character { byte });
+        }
+        head.copy_from_slice(bytes);
+        Ok(Self { text, len: bytes.len() as u8 })
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        // The constructor admitted ASCII only, so the default is never taken.
+        core::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+
+    /// The text as bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        self.text.get(..usize::from(self.len)).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceId({})", self.as_str())
+    }
+}
+
+/// Why a text is no device id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum DeviceIdError {
+    /// Nothing there.
+    #[error("the device id is empty")]
+    Empty,
+    /// Longer than what brokers take.
+    #[error("the device id has {bytes} bytes, more than {DEVICE_ID_BYTES_MAX}")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// Something that means more than itself in a topic.
+    #[error("the device id holds byte 0x{byte:02x}; only letters, digits, hyphens, underscores and dots are allowed")]
+    Character {
+        /// The first one that is not allowed.
+        byte: u8,
+    },
+}
+
+/// Sixteen random bytes that bind an answer to its question.
+pub type Nonce = [u8; 16];
+
+/// What a device asks the server about one token.
+///
+/// The scopes stand in it so that the server can judge cutoffs for a device whose own are old. It is
+/// not signed: devices have no keys of their own yet, so anybody who may publish on a device's topic
+/// can ask in its name, and learns nothing but the state of a fingerprint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Who asks.
+    pub device: DeviceId,
+    /// Binds the answer to this question.
+    pub nonce: Nonce,
+    /// Which token.
+    pub fingerprint: Fingerprint,
+    /// When it was issued, if it says so.
+    pub iat: Option<UnixTime>,
+    /// When it expires.
+    pub exp: UnixTime,
+    /// [`Fingerprinter::scope`] of its `sub`.
+    pub sub: Option<u64>,
+    /// The same of the key that signed it.
+    pub kid: Option<u64>,
+    /// The same of the client it was issued to.
+    pub client: Option<u64>,
+}
+
+impl Question {
+    /// The question about a token with these claims.
+    #[must_use]
+    pub fn new(device: DeviceId, nonce: Nonce, fingerprinter: &Fingerprinter, claims: &Claims<'_>) -> Self {
+        let name = |kind: ScopeKind, text: Option<&str>| text.map(|text| Scope::new(fingerprinter, kind, text).name);
+        Self {
+            device,
+            nonce,
+            fingerprint: fingerprinter.fingerprint(claims.jti),
+            iat: claims.iat,
+            exp: claims.exp,
+            sub: name(ScopeKind::Subject, claims.sub),
+            kid: name(ScopeKind::KeyId, claims.kid),
+            client: name(ScopeKind::Client, claims.client),
+        }
+    }
+
+    /// Every scope that the token is in, the whole realm first.
+    pub fn scopes(&self) -> impl Iterator<Item = Scope> {
+        let named = [(ScopeKind::Subject, self.sub), (ScopeKind::KeyId, self.kid), (ScopeKind::Client, self.client)];
+        let named = named.into_iter().filter_map(|(kind, name)| Some(Scope { kind, name: name? }));
+        core::iter::once(Scope::REALM).chain(named)
+    }
+
+    /// Whether a cutoff in one of its scopes takes the token (design rule 16).
+    #[must_use]
+    pub fn precedes(&self, not_before: UnixTime) -> bool {
+        self.iat.is_none_or(|iat| iat < not_before)
+    }
+}
+
+/// What the server knows about one token.
+///
+/// Not a [`Verdict`](crate::Verdict): the server holds everything, so it is never in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a finding that nobody looks at accepts every token"]
+pub enum Finding {
+    /// Nothing stands against it.
+    NotRevoked,
+    /// It must not be honored.
+    Revoked {
+        /// What says so.
+        why: Why,
+    },
+}
+
+impl Finding {
+    /// The name used in logs and JSON: that of the verdict.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::NotRevoked => "not-revoked",
+            Self::Revoked { .. } => "revoked",
+        }
+    }
+}
+
+/// What the server answers to one question, sealed by a content key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Who asked.
+    pub device: DeviceId,
+    /// The question's.
+    pub nonce: Nonce,
+    /// The question's.
+    pub fingerprint: Fingerprint,
+    /// What is known. A horizon in it is that of the answer.
+    pub finding: Finding,
+    /// Reign of the ledger.
+    pub term: Term,
+    /// The finding holds as of this sequence, the last there was.
+    pub sequence: Sequence,
+    /// When that was.
+    pub issued_at: UnixMillis,
+    /// Tokens with `exp` up to this are expired, whatever the device's clock says.
+    pub horizon: UnixTime,
+}
+
 /// Where an object lies under a realm's prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Address {
-    /// `keys`, retained.
+    /// `keys`, retained: the newest.
     Keys,
+    /// `keys/{version}`, retained for good: for devices that missed more than one.
+    KeysAt {
+        /// Which version.
+        version: u64,
+    },
     /// `manifest`, retained.
     Manifest,
     /// `live`, deltas as they happen, not retained.
@@ -326,6 +518,8 @@ pub enum Address {
         /// Its number.
         number: u32,
     },
+    /// `devices/{id}/answer`, not retained: answers to this device. Whose topic it is, the link knows.
+    Answer,
 }
 
 impl Address {
@@ -334,16 +528,19 @@ impl Address {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Keys => "keys",
+            Self::KeysAt { .. } => "keys of one version",
             Self::Manifest => "manifest",
             Self::Live => "live delta",
             Self::Ladder { .. } => "ladder piece",
             Self::Index { .. } => "index",
             Self::Chunk { layer: Layer::Content, .. } => "chunk",
             Self::Chunk { layer: Layer::Pages, .. } => "page",
+            Self::Answer => "answer",
         }
     }
 
-    /// The MQTT topic: `{prefix}/{realm}/{address}`.
+    /// The MQTT topic: `{prefix}/{realm}/{address}`. That of [`Address::Answer`] belongs to one device:
+    /// see [`DeviceTopic`].
     #[must_use]
     pub fn topic(&self, prefix: &str, realm: &RealmId) -> String {
         format!("{prefix}/{realm}/{self}")
@@ -362,6 +559,7 @@ impl Address {
         let mut parts = text.split('/');
         let address = match (parts.next()?, parts.next(), parts.next(), parts.next()) {
             ("keys", None, ..) => Self::Keys,
+            ("keys", Some(version), None, _) => Self::KeysAt { version: number(version)? },
             ("manifest", None, ..) => Self::Manifest,
             ("live", None, ..) => Self::Live,
             ("ladder", Some(range), None, _) => {
@@ -395,6 +593,8 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Keys => f.write_str("keys"),
+            Self::KeysAt { version } => write!(f, "keys/{version}"),
+            Self::Answer => f.write_str("answer"),
             Self::Manifest => f.write_str("manifest"),
             Self::Live => f.write_str("live"),
             Self::Ladder { from, to } => write!(f, "ladder/{from}-{to}"),
@@ -407,6 +607,47 @@ impl fmt::Display for Address {
                 write!(f, "e/{epoch}/{}{pages}/{number}", artifact.name())
             }
         }
+    }
+}
+
+/// What travels between one device and the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DeviceTopic {
+    /// Device to server: where a replica stands.
+    Report,
+    /// Device to server: a question about one token.
+    Ask,
+    /// Server to device: the answer.
+    Answer,
+}
+
+impl DeviceTopic {
+    /// The last level of the topic.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Report => "report",
+            Self::Ask => "ask",
+            Self::Answer => "answer",
+        }
+    }
+
+    /// The MQTT topic: `{prefix}/{realm}/devices/{device}/{name}`.
+    #[must_use]
+    pub fn topic(self, prefix: &str, realm: &RealmId, device: &DeviceId) -> String {
+        format!("{prefix}/{realm}/devices/{device}/{}", self.name())
+    }
+
+    /// Reads realm and device out of a topic of this kind; `None` if it is none of ours.
+    #[must_use]
+    pub fn parse(self, prefix: &str, topic: &str) -> Option<(RealmId, DeviceId)> {
+        let mut levels = topic.strip_prefix(prefix)?.strip_prefix('/')?.split('/');
+        let (realm, devices, device) = (levels.next()?, levels.next()?, levels.next()?);
+        let ours = devices == "devices" && levels.next() == Some(self.name()) && levels.next().is_none();
+        if !ours {
+            return None;
+        }
+        Some((RealmId::new(realm).ok()?, DeviceId::new(device).ok()?))
     }
 }
 

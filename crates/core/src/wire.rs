@@ -30,8 +30,10 @@ use crate::rice;
 use crate::seal::{Digest, PublicKey};
 use crate::token::{Fingerprint, FingerprintFunction, Fingerprinter, RealmKey, Width};
 use crate::update::{
-    Artifact, ArtifactSummary, Chunk, Delta, Index, Keys, Layer, Manifest, Piece, PublisherKey, Report, Role,
+    Answer, Artifact, ArtifactSummary, Chunk, Delta, DeviceId, Finding, Index, Keys, Layer, Manifest, Nonce, Piece,
+    PublisherKey, Question, Report, Role,
 };
+use crate::verdict::Why;
 
 /// Bytes of a cutoff on the wire.
 pub const CUTOFF_BYTES: usize = 17;
@@ -721,4 +723,177 @@ pub fn decode_report(mut body: &[u8]) -> Result<Report, WireError> {
         refusals: head.refusals,
         last_refusal: (head.last_refusal != u8::MAX).then_some(head.last_refusal),
     })
+}
+
+/// ```text
+/// offset  size  ask
+/// 0       16    nonce
+/// 16      8     fingerprint
+/// 24      8     exp, seconds
+/// 32      1     flags: 1 iat, 2 sub, 4 kid, 8 client
+/// 33      8     iat, seconds
+/// 41      8     scope of the sub
+/// 49      8     scope of the kid
+/// 57      8     scope of the client
+/// 65      1     d, bytes of the device id, 1 to 64
+/// 66      d     device id, [A-Za-z0-9._-]
+/// ```
+///
+/// A field whose flag is not set is zero.
+#[derive(Encode, Decode)]
+struct QuestionHead {
+    nonce: Nonce,
+    fingerprint: u64,
+    exp: u64,
+    flags: u8,
+    iat: u64,
+    sub: u64,
+    kid: u64,
+    client: u64,
+    device: u8,
+}
+
+const HAS_IAT: u8 = 1;
+const HAS_SUB: u8 = 2;
+const HAS_KID: u8 = 4;
+const HAS_CLIENT: u8 = 8;
+
+/// Encodes a question.
+pub fn encode_question(question: &Question) -> Result<Vec<u8>, WireError> {
+    let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+    let mut out = Sink::default();
+    out.put(QuestionHead {
+        nonce: question.nonce,
+        fingerprint: question.fingerprint.bits(),
+        exp: question.exp.secs(),
+        flags: flag(question.iat.is_some(), HAS_IAT)
+            | flag(question.sub.is_some(), HAS_SUB)
+            | flag(question.kid.is_some(), HAS_KID)
+            | flag(question.client.is_some(), HAS_CLIENT),
+        iat: question.iat.unwrap_or_default().secs(),
+        sub: question.sub.unwrap_or_default(),
+        kid: question.kid.unwrap_or_default(),
+        client: question.client.unwrap_or_default(),
+        device: question.device.as_bytes().len() as u8,
+    })?;
+    out.extend(question.device.as_bytes());
+    Ok(out.into_bytes())
+}
+
+/// Decodes a question about a fingerprint of this width.
+pub fn decode_question(mut body: &[u8], width: Width) -> Result<Question, WireError> {
+    let head: QuestionHead = take(&mut body)?;
+    let device = take_device(body, head.device)?;
+    if head.flags & !(HAS_IAT | HAS_SUB | HAS_KID | HAS_CLIENT) != 0 {
+        return Err(WireError::Range { field: "flags of a question" });
+    }
+    let field = |bit: u8, value: u64| match head.flags & bit {
+        0 if value == 0 => Ok(None),
+        0 => Err(WireError::Range { field: "a field that is not there" }),
+        _ => Ok(Some(value)),
+    };
+    Ok(Question {
+        device,
+        nonce: head.nonce,
+        fingerprint: fingerprint(head.fingerprint, width)?,
+        iat: field(HAS_IAT, head.iat)?.map(UnixTime::from_secs),
+        exp: UnixTime::from_secs(head.exp),
+        sub: field(HAS_SUB, head.sub)?,
+        kid: field(HAS_KID, head.kid)?,
+        client: field(HAS_CLIENT, head.client)?,
+    })
+}
+
+/// ```text
+/// offset  size  answer
+/// 0       16    nonce of the question
+/// 16      8     fingerprint
+/// 24      1     finding: 0 not revoked, 1 revoked by its jti, 2 by a cutoff, 3 expired
+/// 25      1     kind of scope of the cutoff; 0 without one
+/// 26      8     not-before of the cutoff, seconds; 0 without one
+/// 34      4     term
+/// 38      8     sequence
+/// 46      8     issued-at, milliseconds
+/// 54      8     gc_horizon, seconds
+/// 62      1     d, bytes of the device id, 1 to 64
+/// 63      d     device id, [A-Za-z0-9._-]
+/// ```
+#[derive(Encode, Decode)]
+struct AnswerHead {
+    nonce: Nonce,
+    fingerprint: u64,
+    finding: u8,
+    scope: u8,
+    not_before: u64,
+    term: u32,
+    sequence: u64,
+    issued_at: u64,
+    horizon: u64,
+    device: u8,
+}
+
+/// Encodes an answer.
+pub fn encode_answer(answer: &Answer) -> Result<Vec<u8>, WireError> {
+    let (finding, scope, not_before) = match answer.finding {
+        Finding::NotRevoked => (0, 0, 0),
+        Finding::Revoked { why: Why::Token } => (1, 0, 0),
+        Finding::Revoked { why: Why::Cutoff { scope, not_before } } => (2, scope as u8, not_before.secs()),
+        Finding::Revoked { why: Why::Expired { horizon } } if horizon == answer.horizon => (3, 0, 0),
+        Finding::Revoked { why: Why::Expired { .. } } => {
+            return Err(WireError::Range { field: "horizon of a finding" });
+        }
+    };
+    let mut out = Sink::default();
+    out.put(AnswerHead {
+        nonce: answer.nonce,
+        fingerprint: answer.fingerprint.bits(),
+        finding,
+        scope,
+        not_before,
+        term: answer.term.0,
+        sequence: answer.sequence.0,
+        issued_at: answer.issued_at.millis(),
+        horizon: answer.horizon.secs(),
+        device: answer.device.as_bytes().len() as u8,
+    })?;
+    out.extend(answer.device.as_bytes());
+    Ok(out.into_bytes())
+}
+
+/// Decodes an answer about a fingerprint of this width.
+pub fn decode_answer(mut body: &[u8], width: Width) -> Result<Answer, WireError> {
+    let head: AnswerHead = take(&mut body)?;
+    let device = take_device(body, head.device)?;
+    let horizon = UnixTime::from_secs(head.horizon);
+    let finding = match (head.finding, head.scope, head.not_before) {
+        (0, 0, 0) => Finding::NotRevoked,
+        (1, 0, 0) => Finding::Revoked { why: Why::Token },
+        (2, scope, not_before) => {
+            let scope = ScopeKind::from_number(scope).ok_or(WireError::Range { field: "kind of scope" })?;
+            Finding::Revoked { why: Why::Cutoff { scope, not_before: UnixTime::from_secs(not_before) } }
+        }
+        (3, 0, 0) => Finding::Revoked { why: Why::Expired { horizon } },
+        (_, _, _) => return Err(WireError::Range { field: "finding" }),
+    };
+    Ok(Answer {
+        device,
+        nonce: head.nonce,
+        fingerprint: fingerprint(head.fingerprint, width)?,
+        finding,
+        term: Term(head.term),
+        sequence: Sequence(head.sequence),
+        issued_at: UnixMillis::from_millis(head.issued_at),
+        horizon,
+    })
+}
+
+/// A device id that fills the rest of a body.
+fn take_device(rest: &[u8], length: u8) -> Result<DeviceId, WireError> {
+    let (device, rest) = rest.split_at_checked(length.into()).ok_or(WireError::Short)?;
+    finish(rest)?;
+    DeviceId::from_bytes(device).map_err(|_| WireError::Range { field: "device id" })
+}
+
+fn fingerprint(bits: u64, width: Width) -> Result<Fingerprint, WireError> {
+    Fingerprint::from_bits(bits, width).ok_or(WireError::Range { field: "fingerprint" })
 }

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use revocast_core::{Claims, Doubt, Now, Position, RevocationSet, UnixMillis, Verdict};
@@ -72,6 +73,12 @@ impl Checker {
             // Another set than last time, or a thread at its end.
             Ok(None) | Err(_) => self.check_newest(now, claims, stamp),
         }
+    }
+
+    /// How old the last proof of currency is; `None` without one.
+    #[must_use]
+    pub fn age(&self, now: Now) -> Option<Duration> {
+        self.shared.set.load().freshness().age(now)
     }
 
     /// Takes hold of the newest set and asks it.
@@ -154,8 +161,6 @@ impl fmt::Debug for Exposure {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use revocast_core::{Jti, RealmId, Replica, Trust, UnixTime};
 
     use super::*;

@@ -10,9 +10,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use base64::Engine as _;
-use revocast_core::limits::ROOTS_MAX;
+use revocast_core::limits::{DEVICE_ID_BYTES_MAX, ROOTS_MAX};
 use revocast_core::replica::Config as ReplicaConfig;
-use revocast_core::{PublicKey, RealmId, Trust, UnixTime};
+use revocast_core::{DeviceId, DeviceIdError, PublicKey, RealmId, Trust, UnixTime};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, pem};
 use rustls::{ClientConfig, RootCertStore};
@@ -23,7 +23,7 @@ use thiserror::Error;
 pub const DEFAULT_PREFIX: &str = "revocast";
 
 /// Bytes of a client id. MQTT 3.1.1 obliges brokers to 23; all in the field take 64.
-const CLIENT_ID_BYTES_MAX: usize = 64;
+const CLIENT_ID_BYTES_MAX: usize = DEVICE_ID_BYTES_MAX;
 
 /// Bytes of a prefix: with realm and address it stays far below what brokers accept.
 const PREFIX_BYTES_MAX: usize = 256;
@@ -263,32 +263,34 @@ pub enum TlsRootsError {
 ///
 /// Two devices with one name push each other off the broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientId(String);
+pub struct ClientId(DeviceId);
 
 impl ClientId {
     /// Accepts 1 to 64 letters, digits, hyphens, underscores and dots.
     pub fn new(text: &str) -> Result<Self, ClientIdError> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        match text.len() {
-            0 => Err(ClientIdError::Empty),
-            bytes if bytes > CLIENT_ID_BYTES_MAX => Err(ClientIdError::TooLong { bytes }),
-            _ => match text.bytes().find(|byte| !allowed(*byte)) {
-                Some(byte) => Err(ClientIdError::Character { byte }),
-                None => Ok(Self(text.to_owned())),
-            },
-        }
+        DeviceId::new(text).map(Self).map_err(|error| match error {
+            DeviceIdError::Empty => ClientIdError::Empty,
+            DeviceIdError::TooLong { bytes } => ClientIdError::TooLong { bytes },
+            DeviceIdError::Character { byte } => ClientIdError::Character { byte },
+        })
     }
 
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.as_str()
+    }
+
+    /// The name of the device in topics: the same.
+    #[must_use]
+    pub const fn device(&self) -> DeviceId {
+        self.0
     }
 }
 
 impl fmt::Display for ClientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        self.0.fmt(f)
     }
 }
 

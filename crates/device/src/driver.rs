@@ -12,7 +12,7 @@ use revocast_core::seal::{Kind, seal};
 use revocast_core::state::Image;
 use revocast_core::update::Report;
 use revocast_core::wire::encode_report;
-use revocast_core::{Action, Doubt, Event, Now, Position, RealmId, Refusal, Replica, Term, UnixMillis};
+use revocast_core::{Action, DeviceId, Doubt, Event, Now, Position, RealmId, Refusal, Replica, Term, UnixMillis};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -20,6 +20,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::checker::{Checker, Exposure};
 use crate::clock::{Clock, SystemClock};
 use crate::config::DeviceConfig;
+use crate::fallback::{Asker, Waiting, Wish};
 use crate::link::{Link, LinkConfig, LinkConfigError, LinkEvent, LinkStats, Transport};
 use crate::store::{Store, StoreError};
 
@@ -30,6 +31,7 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Device {
     checker: Checker,
+    asker: Asker,
     status: watch::Receiver<Status>,
     proofs: mpsc::Sender<UnixMillis>,
     stop: Option<oneshot::Sender<()>>,
@@ -54,6 +56,7 @@ impl Device {
         transport: impl FnOnce() -> T,
     ) -> Result<Self, StartError> {
         let now = clock.now();
+        let device = config.client_id.device();
         let (restored, store) = spawn_blocking(move || {
             let mut store = store;
             (restore(&config, &mut store, now), store)
@@ -62,6 +65,7 @@ impl Device {
         .map_err(|_| StartError::Interrupted)?;
         let Restored { replica, found, realm } = restored?;
         let (checker, exposure) = Checker::new(Arc::new(replica.set().clone()));
+        let (asker, wishes) = Asker::new(checker.clone());
         let status = watch::Sender::new(Status::new(found));
         let (stop, stopped) = oneshot::channel();
         let (proofs, proven) = mpsc::channel(1);
@@ -70,6 +74,9 @@ impl Device {
             status,
             replica,
             realm,
+            device,
+            wishes,
+            waiting: Waiting::default(),
             link: transport(),
             clock,
             exposure,
@@ -81,13 +88,19 @@ impl Device {
         // Whoever looks at once sees what was restored, not a device without state.
         driver.tell();
         let status = driver.watcher.clone();
-        Ok(Self { checker, status, proofs, stop: Some(stop), task: tokio::spawn(driver.run(stopped)) })
+        Ok(Self { checker, asker, status, proofs, stop: Some(stop), task: tokio::spawn(driver.run(stopped)) })
     }
 
     /// Where to ask questions. Remains usable after the device has stopped, and grows stale then.
     #[must_use]
     pub fn checker(&self) -> Checker {
         self.checker.clone()
+    }
+
+    /// Where to ask the server about a token, when this device cannot say.
+    #[must_use]
+    pub fn asker(&self) -> Asker {
+        self.asker.clone()
     }
 
     /// How it goes, and news of it.
@@ -249,6 +262,10 @@ struct Writing {
 struct Driver<T, C, S> {
     replica: Replica,
     realm: RealmId,
+    device: DeviceId,
+    wishes: mpsc::Receiver<Wish>,
+    /// Who waits for which answer.
+    waiting: Waiting,
     link: T,
     clock: C,
     exposure: Exposure,
@@ -273,6 +290,7 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
                 event = self.link.next() => self.take_in(event),
                 () = self.clock.until(self.replica.deadline()) => self.handle(Event::Elapsed),
                 saved = saved(&mut self.writing) => self.written(saved),
+                Some(wish) = self.wishes.recv() => self.ask(wish),
                 Some(wall) = self.proven.recv() => self.handle(Event::TimeProven { wall }),
                 _ = &mut stopped => break,
             }
@@ -312,6 +330,8 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
             Action::Unsubscribe(address) => self.link.unsubscribe(address),
             Action::Persist(image) => self.persist(image),
             Action::Report(report) => self.report(&report),
+            Action::Ask(sealed) => self.link.ask(sealed),
+            Action::Answered { nonce, finding } => self.waiting.answered(&nonce, finding),
             Action::Refused(refusal) => self.refused(refusal),
         }
     }
@@ -344,6 +364,12 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
             Ok(body) => self.link.report(seal(Kind::Report, &self.realm, &body, &[])),
             Err(error) => tracing::warn!(realm = %self.realm, %error, "report not sent"),
         }
+    }
+
+    fn ask(&mut self, wish: Wish) {
+        let Some(claims) = wish.claims() else { return };
+        let outcome = self.replica.ask(self.clock.now(), wish.nonce, self.device, &claims);
+        self.waiting.asked(wish, outcome);
     }
 
     fn refused(&mut self, refusal: Refusal) {

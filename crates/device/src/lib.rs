@@ -69,13 +69,16 @@ mod checker;
 pub use checker::{Checker, Exposure};
 
 mod policy;
-pub use policy::{Decision, Policy, Reason, Rule};
+pub use policy::{AGING_AFTER, CLASSES_MAX, Decision, Policies, Policy, Reason, Rule};
 
 mod validator;
 pub use validator::{
     KeyError, KeySet, KeySetError, Rejected, Rejection, Revocations, RevokedPairs, Token, Unchecked, Validator,
     ValidatorConfig, ValidatorError,
 };
+
+mod fallback;
+pub use fallback::{AskError, Asker};
 
 mod driver;
 pub use driver::{Device, FoundState, StartError, Status};

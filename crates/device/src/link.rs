@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use revocast_core::limits::{FETCH_WINDOW, SEALED_BYTES_MAX};
+use revocast_core::update::DeviceTopic;
 use revocast_core::{Address, RealmId};
 use rumqttc::mqttbytes::Error as PacketError;
 use rumqttc::{
@@ -30,7 +31,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::config::{BrokerUrl, ClientId, Credentials, DeviceConfig, Prefix, TlsRoots};
 use gate::{Backoff, Gate};
 
-/// Outgoing publishes are rare reports; the number is what packet ids are counted up to, and they
+/// Outgoing publishes are rare reports and questions; the number is what packet ids are counted up to, and they
 /// should not repeat within a window of subscriptions.
 const IN_FLIGHT: u16 = 100;
 
@@ -72,6 +73,9 @@ pub trait Transport: Send {
 
     /// Sends a sealed report, if there is a connection.
     fn report(&mut self, sealed: Vec<u8>);
+
+    /// Sends a sealed question, if there is a connection.
+    fn ask(&mut self, sealed: Vec<u8>);
 
     /// What has been counted so far.
     fn stats(&self) -> LinkStats;
@@ -153,8 +157,22 @@ impl LinkConfig {
         })
     }
 
-    fn report_topic(&self) -> String {
-        format!("{}/{}/devices/{}/report", self.prefix.as_str(), self.realm, self.client_id)
+    fn device_topic(&self, which: DeviceTopic) -> String {
+        which.topic(self.prefix.as_str(), &self.realm, &self.client_id.device())
+    }
+
+    /// Where an address lies; the topic of answers is this device's own.
+    fn topic(&self, address: Address) -> String {
+        match address {
+            Address::Answer => self.device_topic(DeviceTopic::Answer),
+            other => other.topic(self.prefix.as_str(), &self.realm),
+        }
+    }
+
+    fn address(&self, topic: &str) -> Option<Address> {
+        let (prefix, realm) = (self.prefix.as_str(), &self.realm);
+        let ours = DeviceTopic::Answer.parse(prefix, topic) == Some((*realm, self.client_id.device()));
+        if ours { Some(Address::Answer) } else { Address::from_topic(prefix, realm, topic) }
     }
 }
 
@@ -224,7 +242,11 @@ impl Transport for Link {
     }
 
     fn report(&mut self, sealed: Vec<u8>) {
-        self.request(Request::Report(sealed));
+        self.request(Request::Send(DeviceTopic::Report, sealed));
+    }
+
+    fn ask(&mut self, sealed: Vec<u8>) {
+        self.request(Request::Send(DeviceTopic::Ask, sealed));
     }
 
     fn stats(&self) -> LinkStats {
@@ -250,7 +272,7 @@ impl Drop for Link {
 enum Request {
     Subscribe(Address),
     Unsubscribe(Address),
-    Report(Vec<u8>),
+    Send(DeviceTopic, Vec<u8>),
     Close,
 }
 
@@ -384,7 +406,7 @@ impl Manager {
             }
             let now = self.now();
             while connected && let Some(address) = self.gate.poll(now) {
-                let topic = address.topic(self.config.prefix.as_str(), &self.config.realm);
+                let topic = self.config.topic(address);
                 if client.try_subscribe(topic, QoS::AtLeastOnce).is_err() {
                     // It never left, so it is not to blame for anything.
                     self.gate.unsubscribe(address);
@@ -416,8 +438,7 @@ impl Manager {
                         }
                     }
                     Some(Polled::Event(Event::Incoming(Packet::Publish(publish)))) => {
-                        let (prefix, realm) = (self.config.prefix.as_str(), &self.config.realm);
-                        let Some(address) = Address::from_topic(prefix, realm, &publish.topic) else {
+                        let Some(address) = self.config.address(&publish.topic) else {
                             count(&self.shared.ignored);
                             continue;
                         };
@@ -436,13 +457,13 @@ impl Manager {
                 request = self.requests.recv() => match request {
                     Some(Request::Subscribe(address)) if connected => self.gate.subscribe(self.now(), address),
                     Some(Request::Unsubscribe(address)) if connected => {
-                        let topic = address.topic(self.config.prefix.as_str(), &self.config.realm);
+                        let topic = self.config.topic(address);
                         if self.gate.unsubscribe(address) && client.try_unsubscribe(topic).is_err() {
                             return unsent(polled).await;
                         }
                     }
-                    Some(Request::Report(sealed)) if connected => {
-                        let topic = self.config.report_topic();
+                    Some(Request::Send(which, sealed)) if connected => {
+                        let topic = self.config.device_topic(which);
                         if sealed.len() <= SEALED_BYTES_MAX
                             && client.try_publish(topic, QoS::AtLeastOnce, false, sealed).is_err()
                         {
@@ -450,7 +471,7 @@ impl Manager {
                         }
                     }
                     // Without a connection nothing can be asked for; the replica asks again when there is one.
-                    Some(Request::Subscribe(_) | Request::Unsubscribe(_) | Request::Report(_)) => {}
+                    Some(Request::Subscribe(_) | Request::Unsubscribe(_) | Request::Send(..)) => {}
                     Some(Request::Close) | None => return End::Closed,
                 },
                 () = wait_until(wake) => {}
@@ -501,7 +522,7 @@ impl Manager {
                 () = &mut pause => return Ok(()),
                 request = self.requests.recv() => match request {
                     Some(Request::Close) | None => return Err(()),
-                    Some(Request::Subscribe(_) | Request::Unsubscribe(_) | Request::Report(_)) => {}
+                    Some(Request::Subscribe(_) | Request::Unsubscribe(_) | Request::Send(..)) => {}
                 },
             }
         }

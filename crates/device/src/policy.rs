@@ -3,8 +3,29 @@
 //! Core says what it knows; here it is decided what that means for the token at hand. The two
 //! answers in the middle are where safety is lost if somebody rounds them, so each has a rule of its
 //! own, and nothing is decided by a wildcard.
+//!
+//! Age has two limits. Beyond the hard one, the staleness that a replica allows (a day unless
+//! configured), there is no "not revoked" at all. Beyond the soft one, which belongs to a policy, a
+//! "not revoked" is *aging*, and a rule of its own applies:
+//!
+//! | | up to the soft limit (15 minutes) | up to the hard limit (24 hours) | beyond |
+//! | --- | --- | --- | --- |
+//! | [`Policy::strict`] | accept | ask; deny when nobody answers | deny |
+//! | [`Policy::routine`] | accept | accept | deny |
+//!
+//! Everything else is the same in both: deny what is revoked, ask about suspects, deny the unknown.
+//! An application that does more and less dangerous things gives each class of operation a policy of
+//! its own ([`Policies`]).
+
+use std::time::Duration;
 
 use revocast_core::{Doubt, Verdict, Why};
+
+/// The soft limit unless configured: thirty heartbeats of a server with default settings.
+pub const AGING_AFTER: Duration = Duration::from_mins(15);
+
+/// Classes of operations that one validator may tell apart. They are looked for one by one.
+pub const CLASSES_MAX: usize = 64;
 
 /// What to do with a token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,6 +80,11 @@ pub enum Reason {
         /// Why not.
         doubt: Doubt,
     },
+    /// It was not revoked when last heard of, which is longer ago than the policy likes.
+    Aging {
+        /// How long.
+        age: Duration,
+    },
 }
 
 impl Reason {
@@ -69,6 +95,7 @@ impl Reason {
             Self::Revoked { .. } => "revoked",
             Self::Suspect => "suspect",
             Self::Unknown { .. } => "unknown",
+            Self::Aging { .. } => "aging",
         }
     }
 }
@@ -96,10 +123,13 @@ pub struct Policy {
     time_unknown: Rule,
     overflow: Rule,
     not_followed: Rule,
+    aging: Rule,
+    aging_after: Duration,
 }
 
 impl Policy {
-    /// Asks about suspects, denies whatever is unknown.
+    /// Asks about suspects and about what has not been heard of for 15 minutes, denies whatever is
+    /// unknown. For what opens doors.
     #[must_use]
     pub const fn strict() -> Self {
         Self {
@@ -109,7 +139,29 @@ impl Policy {
             time_unknown: Rule::Deny,
             overflow: Rule::Deny,
             not_followed: Rule::Deny,
+            aging: Rule::Ask,
+            aging_after: AGING_AFTER,
         }
+    }
+
+    /// As strict, but lives with an aging answer up to the hard limit. For what can be undone.
+    #[must_use]
+    pub const fn routine() -> Self {
+        Self::strict().on_aging(Rule::Accept)
+    }
+
+    /// What to do with a token that is not revoked as of a time beyond the soft limit.
+    #[must_use]
+    pub const fn on_aging(mut self, rule: Rule) -> Self {
+        self.aging = rule;
+        self
+    }
+
+    /// Another soft limit than 15 minutes. The hard one is the replica's, and stays.
+    #[must_use]
+    pub const fn aging_after(mut self, limit: Duration) -> Self {
+        self.aging_after = limit;
+        self
     }
 
     /// What to do when the filter matches and nothing exact is at hand.
@@ -154,10 +206,13 @@ impl Policy {
         self
     }
 
-    /// Decides.
-    pub const fn decide(&self, verdict: &Verdict) -> Decision {
+    /// Decides. `age` is that of the set that gave the verdict; `None` if its source does not age.
+    pub fn decide(&self, verdict: &Verdict, age: Option<Duration>) -> Decision {
         match verdict {
-            Verdict::NotRevoked { .. } => Decision::Accept,
+            Verdict::NotRevoked { .. } => match age.filter(|age| *age > self.aging_after) {
+                Some(age) => apply(self.aging, Reason::Aging { age }),
+                None => Decision::Accept,
+            },
             Verdict::Revoked { why } => Decision::Deny { reason: Reason::Revoked { why: *why } },
             Verdict::Suspect { .. } => apply(self.suspect, Reason::Suspect),
             Verdict::Unknown { doubt } => {
@@ -182,10 +237,57 @@ const fn apply(rule: Rule, reason: Reason) -> Decision {
     }
 }
 
+/// A policy for each class of operation: unlocking a door needs more than reading a thermometer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policies {
+    default: Policy,
+    classes: Vec<(Box<str>, Policy)>,
+}
+
+impl Policies {
+    /// One policy for everything.
+    #[must_use]
+    pub const fn new(default: Policy) -> Self {
+        Self { default, classes: Vec::new() }
+    }
+
+    /// Another policy for one class; named twice, the last one counts. At most [`CLASSES_MAX`].
+    #[must_use]
+    pub fn with(mut self, class: &str, policy: Policy) -> Self {
+        match self.classes.iter_mut().find(|(name, _)| **name == *class) {
+            Some((_, held)) => *held = policy,
+            None => self.classes.push((class.into(), policy)),
+        }
+        self
+    }
+
+    /// The policy of a class; the default one if it has none of its own.
+    #[must_use]
+    pub fn of(&self, class: &str) -> &Policy {
+        self.classes.iter().find(|(name, _)| **name == *class).map_or(&self.default, |(_, policy)| policy)
+    }
+
+    /// The policy of operations without a class.
+    #[must_use]
+    pub const fn default_policy(&self) -> &Policy {
+        &self.default
+    }
+
+    /// How many classes have a policy of their own.
+    #[must_use]
+    pub const fn classes(&self) -> usize {
+        self.classes.len()
+    }
+}
+
+impl From<Policy> for Policies {
+    fn from(policy: Policy) -> Self {
+        Self::new(policy)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use revocast_core::Position;
 
     use super::*;
@@ -201,16 +303,16 @@ mod tests {
     #[test]
     fn strict_accepts_only_what_is_known_to_be_good() {
         let strict = Policy::strict();
-        assert_eq!(strict.decide(&Verdict::NotRevoked { at: Position::default() }), Decision::Accept);
+        assert_eq!(strict.decide(&Verdict::NotRevoked { at: Position::default() }, None), Decision::Accept);
         assert_eq!(
-            strict.decide(&Verdict::Revoked { why: Why::Token }),
+            strict.decide(&Verdict::Revoked { why: Why::Token }, None),
             Decision::Deny { reason: Reason::Revoked { why: Why::Token } }
         );
-        let suspect = strict.decide(&Verdict::Suspect { false_positive_rate: 0.01 });
+        let suspect = strict.decide(&Verdict::Suspect { false_positive_rate: 0.01 }, None);
         assert_eq!(suspect, Decision::Ask { reason: Reason::Suspect });
         assert_eq!(suspect.unanswered(), Decision::Deny { reason: Reason::Suspect });
         for doubt in DOUBTS {
-            let decision = strict.decide(&Verdict::Unknown { doubt });
+            let decision = strict.decide(&Verdict::Unknown { doubt }, None);
             assert_eq!(decision, Decision::Deny { reason: Reason::Unknown { doubt } });
         }
     }
@@ -227,12 +329,49 @@ mod tests {
         for (place, relax) in relaxed.iter().enumerate() {
             let policy = relax(Policy::strict(), Rule::Accept);
             for (other, doubt) in DOUBTS.into_iter().enumerate() {
-                let accepted = policy.decide(&Verdict::Unknown { doubt }) == Decision::Accept;
+                let accepted = policy.decide(&Verdict::Unknown { doubt }, None) == Decision::Accept;
                 assert_eq!(accepted, place == other, "{doubt:?}");
             }
-            assert_ne!(policy.decide(&Verdict::Revoked { why: Why::Token }), Decision::Accept);
+            assert_ne!(policy.decide(&Verdict::Revoked { why: Why::Token }, None), Decision::Accept);
         }
         let open = Policy::strict().on_suspect(Rule::Accept);
-        assert_eq!(open.decide(&Verdict::Suspect { false_positive_rate: 0.5 }), Decision::Accept);
+        assert_eq!(open.decide(&Verdict::Suspect { false_positive_rate: 0.5 }, None), Decision::Accept);
+    }
+
+    #[test]
+    fn an_aging_answer_is_asked_about_where_it_matters_and_accepted_in_routine() {
+        let good = Verdict::NotRevoked { at: Position::default() };
+        let minutes = |minutes| Some(Duration::from_mins(minutes));
+        let (strict, routine) = (Policy::strict(), Policy::routine());
+        for policy in [strict, routine] {
+            assert_eq!(policy.decide(&good, None), Decision::Accept);
+            assert_eq!(policy.decide(&good, minutes(15)), Decision::Accept);
+        }
+        let reason = Reason::Aging { age: Duration::from_mins(16) };
+        assert_eq!(strict.decide(&good, minutes(16)), Decision::Ask { reason });
+        assert_eq!(strict.decide(&good, minutes(16)).unanswered(), Decision::Deny { reason });
+        assert_eq!(routine.decide(&good, minutes(16)), Decision::Accept);
+        // Beyond the hard limit there is no "not revoked" to be lenient with, and age softens nothing else.
+        let stale = Verdict::Unknown { doubt: Doubt::Stale { age: Duration::from_hours(25) } };
+        let (revoked, suspect) = (Verdict::Revoked { why: Why::Token }, Verdict::Suspect { false_positive_rate: 0.1 });
+        for age in [None, minutes(0), minutes(16), minutes(25 * 60)] {
+            assert!(matches!(routine.decide(&stale, age), Decision::Deny { .. }));
+            assert!(matches!(routine.decide(&revoked, age), Decision::Deny { .. }));
+            assert_eq!(routine.decide(&suspect, age), Decision::Ask { reason: Reason::Suspect });
+        }
+        let hasty = strict.aging_after(Duration::from_mins(1)).on_aging(Rule::Deny);
+        assert!(matches!(hasty.decide(&good, minutes(2)), Decision::Deny { reason: Reason::Aging { .. } }));
+        assert_eq!(hasty.decide(&good, minutes(1)), Decision::Accept);
+    }
+
+    #[test]
+    fn a_class_has_its_own_policy_and_an_unknown_one_the_default() {
+        let lax = Policy::routine().on_suspect(Rule::Accept);
+        let policies = Policies::new(lax).with("unlock", Policy::routine()).with("unlock", Policy::strict());
+        assert_eq!((policies.of("unlock"), policies.classes()), (&Policy::strict(), 1));
+        for other in ["", "UNLOCK", "unlock ", "read"] {
+            assert_eq!(policies.of(other), &lax);
+        }
+        assert_eq!(Policies::from(lax).of("unlock"), policies.default_policy());
     }
 }

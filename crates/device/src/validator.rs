@@ -8,6 +8,7 @@
 //! Nothing is fetched and no file is opened, whatever a header asks for.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -18,7 +19,7 @@ use revocast_core::{
 use thiserror::Error;
 
 use crate::checker::Checker;
-use crate::policy::{Decision, Policy, Reason};
+use crate::policy::{CLASSES_MAX, Decision, Policies, Policy, Reason};
 
 mod crypto;
 mod json;
@@ -45,6 +46,11 @@ pub trait Revocations: Send + Sync {
     /// Whether the token with these claims, issued by `issuer`, is revoked.
     fn check(&self, now: Now, issuer: &str, claims: &Claims<'_>) -> Verdict;
 
+    /// The same, and how old the knowledge is that the answer comes from; `None` if it does not age.
+    fn check_aged(&self, now: Now, issuer: &str, claims: &Claims<'_>) -> (Verdict, Option<Duration>) {
+        (self.check(now, issuer, claims), None)
+    }
+
     /// The time as far as it can be told; not before what is known to have been signed.
     fn time(&self, now: Now) -> UnixMillis {
         now.wall
@@ -58,12 +64,18 @@ pub trait Revocations: Send + Sync {
 
 impl Revocations for Checker {
     fn check(&self, now: Now, issuer: &str, claims: &Claims<'_>) -> Verdict {
+        self.check_aged(now, issuer, claims).0
+    }
+
+    fn check_aged(&self, now: Now, issuer: &str, claims: &Claims<'_>) -> (Verdict, Option<Duration>) {
+        // One set for both, or an old answer could be given a younger set's age.
         let set = self.load();
-        match set.issuer() {
+        let verdict = match set.issuer() {
             // A `jti` is unique only within its realm.
             Some(followed) if followed != issuer => Verdict::Unknown { doubt: Doubt::NotFollowed },
             Some(_) | None => set.check(now, claims),
-        }
+        };
+        (verdict, set.freshness().age(now))
     }
 
     fn time(&self, now: Now) -> UnixMillis {
@@ -179,6 +191,12 @@ pub enum ValidatorError {
         /// What is allowed.
         most: u32,
     },
+    /// More than anybody tells apart; they are looked for one by one.
+    #[error("{classes} classes of operations, more than {CLASSES_MAX}")]
+    Classes {
+        /// How many there are.
+        classes: usize,
+    },
 }
 
 /// Validates tokens of one issuer. Takes no lock; share one between all threads.
@@ -186,13 +204,17 @@ pub enum ValidatorError {
 pub struct Validator<R> {
     config: ValidatorConfig,
     revocations: R,
-    policy: Policy,
+    policies: Policies,
 }
 
 impl<R: Revocations> Validator<R> {
-    /// Joins rules, knowledge of revocations, and what to do in doubt.
-    pub fn new(config: ValidatorConfig, revocations: R, policy: Policy) -> Result<Self, ValidatorError> {
+    /// Joins rules, knowledge of revocations, and what to do in doubt: one policy, or several.
+    pub fn new(config: ValidatorConfig, revocations: R, policies: impl Into<Policies>) -> Result<Self, ValidatorError> {
+        let policies = policies.into();
         Issuer::new(&config.issuer)?;
+        if policies.classes() > CLASSES_MAX {
+            return Err(ValidatorError::Classes { classes: policies.classes() });
+        }
         if config.audiences.is_empty() {
             return Err(ValidatorError::NoAudience);
         }
@@ -200,7 +222,7 @@ impl<R: Revocations> Validator<R> {
         if config.leeway > most {
             return Err(ValidatorError::Leeway { leeway: config.leeway, most });
         }
-        Ok(Self { config, revocations, policy })
+        Ok(Self { config, revocations, policies })
     }
 
     /// Validates a token in its compact form (RFC 7515 section 3.1).
@@ -213,6 +235,15 @@ impl<R: Revocations> Validator<R> {
     /// One signature. Before it, at most 2 KiB of header are parsed; after it, at most 8 KiB of
     /// claims.
     pub fn validate(&self, now: Now, token: &str) -> Result<Token, Rejected> {
+        self.validate_by(now, self.policies.default_policy(), token)
+    }
+
+    /// The same for an operation of some class; one without a policy of its own gets the default.
+    pub fn validate_for(&self, now: Now, class: &str, token: &str) -> Result<Token, Rejected> {
+        self.validate_by(now, self.policies.of(class), token)
+    }
+
+    fn validate_by(&self, now: Now, policy: &Policy, token: &str) -> Result<Token, Rejected> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(Rejection::TooLarge { bytes: token.len() }.into());
         }
@@ -247,16 +278,22 @@ impl<R: Revocations> Validator<R> {
         // The name that the key has in the set, so that a token cannot leave a cutoff by its `kid`.
         let kid = key.kid.clone().or(header.kid);
         let token = self.judge(now, claims, kid, payload)?;
-        match self.reject(now, &token) {
+        match self.reject(now, policy, &token) {
             None => Ok(token.token),
             Some((rejection, ask)) => Err(Rejected { rejection, ask, token: Some(Box::new(token.token)) }),
         }
     }
 
-    /// The rules in force.
+    /// The policy of operations without a class.
     #[must_use]
     pub const fn policy(&self) -> &Policy {
-        &self.policy
+        self.policies.default_policy()
+    }
+
+    /// All policies.
+    #[must_use]
+    pub const fn policies(&self) -> &Policies {
+        &self.policies
     }
 
     /// Asks whether the token is revoked, whatever else may be wrong with it.
@@ -269,8 +306,9 @@ impl<R: Revocations> Validator<R> {
             kid: kid.as_deref(),
             client: claims.client.as_deref(),
         };
-        let verdict = self.revocations.check(now, &claims.issuer, &asked);
+        let (verdict, age) = self.revocations.check_aged(now, &claims.issuer, &asked);
         Ok(Judged {
+            age,
             not_before: claims.not_before,
             audiences: claims.audiences,
             token: Token {
@@ -288,7 +326,7 @@ impl<R: Revocations> Validator<R> {
     }
 
     /// The first rule that the token does not meet, and whether the policy would rather ask.
-    fn reject(&self, now: Now, judged: &Judged) -> Option<(Rejection, bool)> {
+    fn reject(&self, now: Now, policy: &Policy, judged: &Judged) -> Option<(Rejection, bool)> {
         let token = &judged.token;
         let time = self.revocations.time(now).floor();
         // Rule 13: the realm's leeway may have become known only after the validator was made.
@@ -306,7 +344,7 @@ impl<R: Revocations> Validator<R> {
         if let Some(iat) = token.issued_at.filter(|iat| *iat > time.plus(leeway)) {
             return Some((Rejection::IssuedInTheFuture { iat, time }, false));
         }
-        let (reason, ask) = match self.policy.decide(&token.verdict) {
+        let (reason, ask) = match policy.decide(&token.verdict, judged.age) {
             Decision::Accept => return None,
             Decision::Deny { reason } => (reason, false),
             Decision::Ask { reason } => (reason, true),
@@ -315,6 +353,7 @@ impl<R: Revocations> Validator<R> {
             Reason::Revoked { why } => Rejection::Revoked { why },
             Reason::Suspect => Rejection::Suspect,
             Reason::Unknown { doubt } => Rejection::Unknown { doubt },
+            Reason::Aging { age } => Rejection::Aging { age },
         };
         Some((rejection, ask))
     }
@@ -323,6 +362,7 @@ impl<R: Revocations> Validator<R> {
 /// A token whose signature holds, with what is left to check.
 struct Judged {
     token: Token,
+    age: Option<Duration>,
     not_before: Option<UnixTime>,
     audiences: Vec<String>,
 }
@@ -376,6 +416,18 @@ impl Token {
     #[must_use]
     pub const fn issued_at(&self) -> Option<UnixTime> {
         self.issued_at
+    }
+
+    /// The claims that its revocation depends on.
+    pub fn claims(&self) -> Result<Claims<'_>, JtiError> {
+        Ok(Claims {
+            jti: Jti::new(&self.jti)?,
+            iat: self.issued_at,
+            exp: self.expires_at,
+            sub: self.subject.as_deref(),
+            kid: self.key_id.as_deref(),
+            client: self.client.as_deref(),
+        })
     }
 
     /// `exp`, rounded down to seconds.
@@ -541,6 +593,12 @@ pub enum Rejection {
         /// Why not.
         doubt: Doubt,
     },
+    /// It was not revoked when last heard of, and the policy wants to know more recently.
+    #[error("whether the token is revoked was last known {} s ago", .age.as_secs())]
+    Aging {
+        /// How long ago that was.
+        age: Duration,
+    },
 }
 
 impl Rejection {
@@ -571,6 +629,7 @@ impl Rejection {
             Self::Revoked { .. } => "revoked",
             Self::Suspect => "suspect",
             Self::Unknown { .. } => "unknown",
+            Self::Aging { .. } => "aging",
         }
     }
 }

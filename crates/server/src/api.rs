@@ -166,8 +166,8 @@ struct PublishedBody {
 
 impl From<RealmStatus> for RealmStatusBody {
     fn from(status: RealmStatus) -> Self {
-        let published =
-            status.published.map(|Published { term, position, at, objects, revocations, sizes, choice, trouble }| {
+        let published = status.published.map(
+            |Published { term, position, at, objects, revocations, sizes, choice, trouble, questions: _ }| {
                 PublishedBody {
                     term: term.0,
                     epoch: position.epoch.0,
@@ -183,7 +183,8 @@ impl From<RealmStatus> for RealmStatusBody {
                     filter: choice.map(|choice| choice.to_string()),
                     trouble,
                 }
-            });
+            },
+        );
         let (term, head, coverage) = (status.term.0, status.head.0, status.coverage.into());
         Self { realm: status.realm.into(), term, head, coverage, published }
     }

@@ -4,6 +4,9 @@
 //! left on; any trouble fails everything outstanding, and the publisher, whose plan is idempotent,
 //! begins again. What should stand on the broker is not known here.
 
+mod listener;
+pub use listener::{Incoming, Listener};
+
 #[cfg(feature = "embedded-broker")]
 mod embedded;
 #[cfg(feature = "embedded-broker")]
@@ -30,12 +33,15 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// Publishes on their way at a time. More do not make a broker faster; ten lose little when it dies.
-const IN_FLIGHT: u16 = 10;
+/// Publishes on their way at a time. More do not make a broker faster; a dozen lose little when it dies.
+const IN_FLIGHT: u16 = 12;
 
 /// How many of them are kept for what is not retained: a delta, which is news, never queues behind
 /// the chunks of a new epoch.
 const IN_FLIGHT_LIVE: u16 = 2;
+
+/// How many are kept for answers to single devices, which wait for neither and hold up neither.
+const IN_FLIGHT_ANSWERS: u16 = 2;
 
 /// Pings queue behind data; a shorter time breaks connections over slow links.
 const KEEP_ALIVE: Duration = Duration::from_mins(1);
@@ -340,8 +346,9 @@ impl Broker {
             config,
             link: Mutex::default(),
             state: watch::Sender::new(LinkState::Connecting),
-            retained: Semaphore::new(usize::from(IN_FLIGHT - IN_FLIGHT_LIVE)),
+            retained: Semaphore::new(usize::from(IN_FLIGHT - IN_FLIGHT_LIVE - IN_FLIGHT_ANSWERS)),
             live: Semaphore::new(usize::from(IN_FLIGHT_LIVE)),
+            answers: Semaphore::new(usize::from(IN_FLIGHT_ANSWERS)),
             reading: tokio::sync::Mutex::new(()),
         });
         let task = tokio::spawn(stay_connected(Arc::clone(&shared)));
@@ -353,8 +360,23 @@ impl Broker {
     /// An empty payload with `retain` removes what is retained. A `PUBACK` proves neither permission
     /// nor retention: read back what matters.
     pub async fn publish(&self, topic: &str, payload: Vec<u8>, retain: bool) -> Result<(), BrokerError> {
-        check(topic, payload.len())?;
         let lane = if retain { &self.shared.retained } else { &self.shared.live };
+        self.publish_in(lane, topic, payload, retain).await
+    }
+
+    /// The same for what goes to one device and is not retained.
+    pub async fn publish_answer(&self, topic: &str, payload: Vec<u8>) -> Result<(), BrokerError> {
+        self.publish_in(&self.shared.answers, topic, payload, false).await
+    }
+
+    async fn publish_in(
+        &self,
+        lane: &Semaphore,
+        topic: &str,
+        payload: Vec<u8>,
+        retain: bool,
+    ) -> Result<(), BrokerError> {
+        check(topic, payload.len())?;
         // Closed is never: the semaphore lives as long as this.
         let _permit = lane.acquire().await.map_err(|_| self.shared.down())?;
         let (reply, answer) = oneshot::channel();
@@ -370,6 +392,13 @@ impl Broker {
             link.queued.push_back(reply);
         }
         answer.await.unwrap_or_else(|_| Err(self.shared.down()))
+    }
+
+    /// Hears what comes on a filter, over a connection of its own that renews itself: whatever somebody
+    /// sends there cannot break the one that publishes. Needs a tokio runtime; ends when it is dropped.
+    #[must_use]
+    pub fn listen(&self, filter: String) -> Listener {
+        Listener::start(self.shared.config.clone(), filter)
     }
 
     /// Asks what is retained on some exact topics, over a connection of its own.
@@ -450,6 +479,8 @@ struct Shared {
     retained: Semaphore,
     /// Permits to publish the rest.
     live: Semaphore,
+    /// Permits to publish answers.
+    answers: Semaphore,
     reading: tokio::sync::Mutex<()>,
 }
 

@@ -21,6 +21,8 @@ pub use choice::{Because, Choice, choose};
 mod epoch;
 pub use epoch::{Built, Draft, Filtered};
 
+pub mod answers;
+
 mod run;
 pub use run::{Publishing, RunError, run};
 
@@ -31,7 +33,7 @@ use std::time::Duration;
 use proof::ProofError;
 use revocast_core::exceptions::ExceptionsError;
 use revocast_core::limits::{CHUNK_BYTES_DEFAULT, LADDER_PIECES_MAX, RECENT_ENTRIES_MAX};
-use revocast_core::update::{Artifact, Layer, Piece};
+use revocast_core::update::{Artifact, Layer, Piece, Question};
 use revocast_core::wire::{self, WireError};
 use revocast_core::{
     Address, Delta, Digest, Epoch, FilterBuf, GeometryError, Index, Kind, Manifest, Now, Position, Refusal, Salt,
@@ -285,6 +287,7 @@ impl Publisher {
             let shelved = Shelved { bytes: object.bytes, stored: true, retained: false, superseded: Some(now.uptime) };
             publisher.shelf.insert(address, shelved);
         }
+        publisher.keep_keys()?;
         publisher.load_manifest(now, term)?;
         if publisher.cut_to > head {
             return Err(PublishError::LedgerBehind { realm: publisher.realm.id, head, published: publisher.cut_to });
@@ -310,6 +313,18 @@ impl Publisher {
         }
         publisher.mark_superseded(now);
         Ok(publisher)
+    }
+
+    /// Lets the present version of the keys stand under its number, too: for devices that come back
+    /// when there are newer ones.
+    fn keep_keys(&mut self) -> Result<(), PublishError> {
+        let Some(shelved) = self.shelf.get(&Address::Keys) else { return Ok(()) };
+        let keys = decode(Address::Keys, &shelved.bytes, self.realm.id, Kind::Keys, wire::decode_keys)?;
+        let address = Address::KeysAt { version: keys.version };
+        if !self.shelf.contains_key(&address) {
+            self.put(address, shelved.bytes.clone());
+        }
+        Ok(())
     }
 
     fn load_manifest(&mut self, now: Now, term: Term) -> Result<(), PublishError> {
@@ -742,8 +757,9 @@ impl Publisher {
     /// Whether an address is part of what should stand now.
     fn is_current(&self, address: &Address) -> bool {
         match address {
-            Address::Keys | Address::Manifest => true,
-            Address::Live => false,
+            // Every version of the keys stays for good.
+            Address::Keys | Address::KeysAt { .. } | Address::Manifest => true,
+            Address::Live | Address::Answer => false,
             Address::Ladder { from, to } => {
                 self.ladder.iter().any(|rung| rung.delta.from == *from && rung.delta.to == *to)
             }
@@ -778,11 +794,11 @@ impl Publisher {
     /// manifest; at last what nobody needs any more.
     fn publication(&self, expired: &[Address]) -> Vec<Step> {
         let rank = |address: &Address| match address {
-            Address::Keys => 0,
+            Address::Keys | Address::KeysAt { .. } => 0,
             Address::Chunk { .. } => 1,
             Address::Index { .. } => 2,
             Address::Ladder { .. } => 3,
-            Address::Manifest | Address::Live => 4,
+            Address::Manifest | Address::Live | Address::Answer => 4,
         };
         let mut missing: Vec<(&Address, &Shelved)> =
             self.shelf.iter().filter(|(_, shelved)| !shelved.retained && shelved.superseded.is_none()).collect();
@@ -844,7 +860,13 @@ impl Publisher {
     fn in_catalog(&self, address: &Address) -> bool {
         match address {
             Address::Ladder { to, .. } => self.manifest.as_ref().is_some_and(|(manifest, _)| *to <= manifest.sequence),
-            Address::Keys | Address::Manifest | Address::Live | Address::Index { .. } | Address::Chunk { .. } => true,
+            Address::Keys
+            | Address::KeysAt { .. }
+            | Address::Manifest
+            | Address::Live
+            | Address::Answer
+            | Address::Index { .. }
+            | Address::Chunk { .. } => true,
         }
     }
 
@@ -880,6 +902,27 @@ impl Publisher {
         self.book.term()
     }
 
+    /// The time that an answer given from here on may name. To be read before the ledger is: what it
+    /// says by then was all there was at that time.
+    pub fn time_of_answers(&mut self, now: Now) -> UnixMillis {
+        self.clock.read(now)
+    }
+
+    /// The sealed answer to a question; `None` before anything is published, and while the ledger holds
+    /// entries that no delta carries yet: an answer never knows more than what is stored for devices.
+    pub fn answer(&self, question: &Question, at: UnixMillis) -> Result<Option<Vec<u8>>, PublishError> {
+        if self.manifest.is_none() || self.cut_to != self.book.sequence() {
+            return Ok(None);
+        }
+        let standing = answers::Standing {
+            term: self.book.term(),
+            sequence: self.book.sequence(),
+            at,
+            horizon: self.realm.horizon(at.floor()),
+        };
+        Ok(Some(answers::answer(&self.book, question, standing, &self.realm.id, &self.signer.content)?))
+    }
+
     /// What is wrong with the clock, if anything.
     #[must_use]
     pub const fn clock_alarm(&self) -> Option<ClockAlarm> {
@@ -906,6 +949,8 @@ impl Publisher {
                 Address::Ladder { .. } if shelved.superseded.is_none() => sizes.ladder += bytes,
                 Address::Manifest => sizes.manifest += bytes,
                 Address::Keys
+                | Address::KeysAt { .. }
+                | Address::Answer
                 | Address::Live
                 | Address::Ladder { .. }
                 | Address::Index { .. }

@@ -105,6 +105,17 @@ pub struct Published {
     pub choice: Option<crate::publisher::Choice>,
     /// What keeps the publisher from going on, if anything.
     pub trouble: Option<String>,
+    /// Questions of devices since the start.
+    pub questions: Questions,
+}
+
+/// What became of the questions of devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Questions {
+    /// Answered, and the broker acknowledged it.
+    pub answered: u64,
+    /// Not answered: no question, too late, too often, or there was no way to send.
+    pub dropped: u64,
 }
 
 /// What is published, by realm.
@@ -209,8 +220,11 @@ impl Service {
         };
         // Before it is encoded, which would refuse it less clearly.
         Issuer::new(&realm.issuer).map_err(LedgerError::Issuer)?;
-        let keys = Object { address: Address::Keys.to_string(), bytes: self.keys_object(&realm, now)? };
-        Ok(self.ledger.create_realm(realm, vec![keys]).await?)
+        let bytes = self.keys_object(&realm, now)?;
+        let at = |address: Address| Object { address: address.to_string(), bytes: bytes.clone() };
+        // The newest, and the first for good: whoever was away for long comes back over it.
+        let keys = vec![at(Address::Keys), at(Address::KeysAt { version: 1 })];
+        Ok(self.ledger.create_realm(realm, keys).await?)
     }
 
     /// Every realm.

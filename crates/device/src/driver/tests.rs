@@ -27,6 +27,7 @@ struct BrokerState {
     subscribed: BTreeSet<Address>,
     device: Option<mpsc::UnboundedSender<LinkEvent>>,
     reports: Vec<Vec<u8>>,
+    questions: Vec<Vec<u8>>,
     closed: bool,
 }
 
@@ -89,6 +90,10 @@ impl Transport for FakeLink {
 
     fn report(&mut self, sealed: Vec<u8>) {
         self.broker.state().reports.push(sealed);
+    }
+
+    fn ask(&mut self, sealed: Vec<u8>) {
+        self.broker.state().questions.push(sealed);
     }
 
     fn stats(&self) -> LinkStats {

@@ -103,9 +103,10 @@ impl Gate {
         }
         self.watched = None;
         let cautious = now < self.cautious_until;
-        // Live deltas are not retained and may come at any time. Asked for last, they cannot break
-        // the connection while another address is being watched.
-        let place = match self.queue.iter().position(|address| *address != Address::Live) {
+        // Live deltas and answers are not retained and may come at any time. Asked for last, they cannot
+        // break the connection while another address is being watched.
+        let retained = |address: &Address| !matches!(address, Address::Live | Address::Answer);
+        let place = match self.queue.iter().position(retained) {
             Some(place) if cautious => place,
             _ => 0,
         };

@@ -516,6 +516,42 @@ fn the_policy_has_the_last_word() {
     assert_eq!(judge(revoked, open).unwrap_err(), ("revoked", false));
 }
 
+#[test]
+fn each_class_of_operation_has_its_policy() {
+    /// Knowledge of some age.
+    #[derive(Clone, Copy)]
+    struct Aged(Duration);
+    impl Revocations for Aged {
+        fn check(&self, _: Now, _: &str, _: &Claims<'_>) -> Verdict {
+            Verdict::NotRevoked { at: Position::default() }
+        }
+
+        fn check_aged(&self, now: Now, issuer: &str, claims: &Claims<'_>) -> (Verdict, Option<Duration>) {
+            (self.check(now, issuer, claims), Some(self.0))
+        }
+    }
+    let signers = hs();
+    let token = signers[0].token(&claims(""));
+    let policies = Policies::new(Policy::routine()).with("unlock", Policy::strict());
+    let judge = |minutes, class: Option<&str>| {
+        let aged = Aged(Duration::from_mins(minutes));
+        let validator = Validator::new(rules(&signers), aged, policies.clone()).unwrap();
+        let judged = match class {
+            Some(class) => validator.validate_for(now(), class, &token),
+            None => validator.validate(now(), &token),
+        };
+        judged.map(drop).map_err(|rejected| (rejected.reason(), rejected.ask))
+    };
+    for class in [None, Some("read"), Some("unlock")] {
+        assert_eq!(judge(15, class), Ok(()));
+    }
+    assert_eq!(judge(16, Some("unlock")), Err(("aging", true)));
+    assert_eq!((judge(16, None), judge(16, Some("read"))), (Ok(()), Ok(())));
+    let many = (0..=CLASSES_MAX).fold(policies, |all, class| all.with(&class.to_string(), Policy::strict()));
+    let refused = Validator::new(rules(&signers), Aged(Duration::ZERO), many).map(drop).unwrap_err();
+    assert_eq!(refused, ValidatorError::Classes { classes: CLASSES_MAX + 2 });
+}
+
 /// Row 18: a clock that was reset does not bring expired tokens back.
 #[test]
 fn what_was_signed_is_a_floor_under_the_clock() {

@@ -238,7 +238,7 @@ async fn a_delta_does_not_queue_behind_an_epoch() {
         let broker = broker.clone();
         sends.spawn(async move { broker.publish("c", vec![1], true).await });
     }
-    let retained = usize::from(IN_FLIGHT - IN_FLIGHT_LIVE);
+    let retained = usize::from(IN_FLIGHT - IN_FLIGHT_LIVE - IN_FLIGHT_ANSWERS);
     let mut chunks = vec![0; 8 * retained];
     socket.read_exact(&mut chunks).await.unwrap();
     assert!(chunks.chunks(8).all(|packet| packet[..2] == [0x33, 6]));
@@ -251,6 +251,15 @@ async fn a_delta_does_not_queue_behind_an_epoch() {
     assert_eq!((packet[0], packet[4], packet[7]), (0x32, b'd', 2));
     socket.write_all(&[0x40, 2, packet[5], packet[6]]).await.unwrap();
     timeout(PATIENCE, delta).await.unwrap().unwrap().unwrap();
+    // Nor does an answer to a device.
+    let answer = tokio::spawn({
+        let broker = broker.clone();
+        async move { broker.publish_answer("e", vec![3]).await }
+    });
+    timeout(PATIENCE, socket.read_exact(&mut packet)).await.expect("the answer waits").unwrap();
+    assert_eq!((packet[0], packet[4], packet[7]), (0x32, b'e', 3));
+    socket.write_all(&[0x40, 2, packet[5], packet[6]]).await.unwrap();
+    timeout(PATIENCE, answer).await.unwrap().unwrap().unwrap();
     sends.abort_all();
     task.stop().await;
 }

@@ -183,6 +183,12 @@ impl Book {
         self.live.contains_key(&fingerprint)
     }
 
+    /// The cutoff in force in one scope.
+    #[must_use]
+    pub fn cutoff(&self, scope: &Scope) -> Option<UnixTime> {
+        self.cutoffs.get(scope).copied()
+    }
+
     /// The fingerprints of all live revocations, sorted.
     #[must_use]
     pub fn revoked(&self) -> Vec<Fingerprint> {

@@ -3,25 +3,29 @@
 //! One task a realm. Deltas go out as soon as they are cut; what is retained follows beside them, so
 //! that a large epoch on its way never delays a revocation.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::pending;
 use std::pin::Pin;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, mpsc as threads};
 use std::time::Duration;
 
+use revocast_core::limits::ASK_PATIENCE;
+use revocast_core::update::{DeviceTopic, Question};
 use revocast_core::{
-    Address, Digest, FilterBuf, Fingerprint, Kind, Manifest, RealmId, Salt, Sealed, Sequence, UnixTime, wire,
+    Address, Digest, FilterBuf, Fingerprint, Kind, Manifest, RealmId, Salt, Sealed, Sequence, UnixMillis, UnixTime,
+    wire,
 };
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
+use super::answers::Admission;
 use super::{Built, Draft, Filtered, Plan, PublishError, Publisher, Settings, Signer, Step};
-use crate::broker::{Broker, BrokerError, LinkState};
+use crate::broker::{Broker, BrokerError, Incoming, LinkState, Listener};
 use crate::clock::Clock;
-use crate::ledger::{Coverage, Ledger, LedgerError, Object, Visitor};
+use crate::ledger::{Coverage, Ledger, LedgerError, Object, Realm, Visitor};
 use crate::minting::LiveFilters;
 use crate::service::{Published, PublishedRealms};
 
@@ -33,6 +37,10 @@ const VISITORS: usize = 2;
 
 /// Entries read from the ledger at a time.
 const SCAN_LIMIT: usize = 10_000;
+
+/// Questions that wait for a realm's publisher, and answers on their way at a time. What comes beyond
+/// is dropped and counted.
+const QUESTIONS_MAX: usize = 64;
 
 /// Pauses after a failure: the first, and the longest.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
@@ -98,33 +106,39 @@ pub enum RunError {
 /// Publishes every realm, those founded later included, until it is dropped.
 pub async fn run(publishing: Publishing) -> Infallible {
     let mut tasks = JoinSet::new();
-    let mut known = HashSet::new();
+    let mut known: HashMap<RealmId, mpsc::Sender<Incoming>> = HashMap::new();
     let mut wakes = publishing.ledger.subscribe();
+    let mut dropped = 0;
+    let mut listener = publishing.broker.listen(format!("{}/+/devices/+/ask", publishing.prefix));
     loop {
         wakes.mark_unchanged();
         match publishing.ledger.realms().await {
             Ok(realms) => {
                 for realm in realms {
-                    if known.insert(realm.id) {
-                        tasks.spawn(keep_publishing(publishing.clone(), realm.id));
-                    }
+                    known.entry(realm.id).or_insert_with(|| {
+                        let (asked, questions) = mpsc::channel(QUESTIONS_MAX);
+                        tasks.spawn(keep_publishing(publishing.clone(), realm.id, questions));
+                        asked
+                    });
                 }
             }
             Err(error) => tracing::error!(%error, "realms cannot be read; trying again"),
         }
-        tokio::select! {
-            changed = wakes.changed() => if changed.is_err() { pending::<()>().await },
-            () = sleep(BACKOFF_MAX) => {}
+        if listener.dropped() > dropped {
+            dropped = listener.dropped();
+            tracing::warn!(dropped, "questions that were too large, or came too fast to be looked at");
         }
+        publishing.hand_on(&mut listener, &known, &mut wakes).await;
     }
 }
 
 /// Publishes one realm; after a failure it begins anew from what is stored.
-async fn keep_publishing(publishing: Publishing, realm: RealmId) {
+async fn keep_publishing(publishing: Publishing, realm: RealmId, questions: mpsc::Receiver<Incoming>) {
     let mut backoff = BACKOFF_MIN;
+    let mut desk = Desk { questions, admission: Admission::default(), waiting: Vec::new(), sending: JoinSet::new() };
     loop {
         let started = publishing.clock.now().uptime;
-        let Err(error) = publish(&publishing, realm).await;
+        let Err(error) = publish(&publishing, realm, &mut desk).await;
         tracing::error!(%realm, error = %chain(&error), "publishing stopped; beginning anew");
         publishing.tell(realm, |published| published.trouble = Some(chain(&error)));
         if let RunError::Publish(PublishError::LedgerBehind { published, .. }) = error
@@ -143,7 +157,27 @@ type Building<'a> = Pin<Box<dyn Future<Output = Result<Built, RunError>> + Send 
 
 type Catalog<'a> = Pin<Box<dyn Future<Output = (Plan, Result<(), RunError>)> + Send + 'a>>;
 
-async fn publish(publishing: &Publishing, realm: RealmId) -> Result<Infallible, RunError> {
+/// Where a realm's questions are taken in and answered.
+struct Desk {
+    questions: mpsc::Receiver<Incoming>,
+    admission: Admission,
+    waiting: Vec<Incoming>,
+    sending: JoinSet<Result<(), BrokerError>>,
+}
+
+impl Desk {
+    /// Takes in what has come, besides the first.
+    fn take_in(&mut self, first: Incoming) {
+        self.waiting.push(first);
+        while self.waiting.len() < QUESTIONS_MAX
+            && let Ok(more) = self.questions.try_recv()
+        {
+            self.waiting.push(more);
+        }
+    }
+}
+
+async fn publish(publishing: &Publishing, realm: RealmId, desk: &mut Desk) -> Result<Infallible, RunError> {
     let mut wakes = publishing.ledger.subscribe();
     let mut link = publishing.broker.state();
     let mut publisher = publishing.load(realm).await?;
@@ -180,6 +214,7 @@ async fn publish(publishing: &Publishing, realm: RealmId) -> Result<Infallible, 
             }
             audit_at = now.uptime + publishing.settings.heartbeat;
         }
+        let asked_by = publisher.time_of_answers(publishing.clock.now());
         publishing.catch_up(&mut publisher).await?;
         let live = publisher.plan_live(publishing.clock.now())?;
         if !live.is_empty() {
@@ -193,6 +228,7 @@ async fn publish(publishing: &Publishing, realm: RealmId) -> Result<Infallible, 
                 Err(error) => return Err(error),
             }
         }
+        publishing.answer(&publisher, desk, asked_by)?;
         if catalog.is_none() {
             let coverage = publishing.ledger.coverage(realm).await?;
             publisher.cover(coverage);
@@ -235,6 +271,8 @@ async fn publish(publishing: &Publishing, realm: RealmId) -> Result<Infallible, 
             }
             _ = wakes.changed() => {}
             _ = link.changed() => {}
+            Some(question) = desk.questions.recv() => desk.take_in(question),
+            Some(sent) = desk.sending.join_next() => publishing.sent(realm, sent.is_ok_and(|sent| sent.is_ok())),
             () = sleep(until), if waiting => {}
         }
     }
@@ -289,7 +327,7 @@ impl Publishing {
         realm: RealmId,
         filtered: &Arc<Filtered>,
     ) -> Result<(Coverage, Vec<Fingerprint>), RunError> {
-        let (found, finds) = mpsc::channel();
+        let (found, finds) = threads::channel();
         let visitors = (0..VISITORS).map(|_| {
             let (filtered, found) = (Arc::clone(filtered), found.clone());
             let visit = move |tokens: &[(Fingerprint, UnixTime)]| {
@@ -321,6 +359,76 @@ impl Publishing {
         }
         let now = self.clock.now();
         Ok(Publisher::load(realm, self.settings.clone(), self.signer.clone(), now, head, objects, entries)?)
+    }
+
+    /// Hands questions on to the realms they belong to, until there may be a new realm.
+    async fn hand_on(
+        &self,
+        listener: &mut Listener,
+        known: &HashMap<RealmId, mpsc::Sender<Incoming>>,
+        wakes: &mut watch::Receiver<u64>,
+    ) {
+        let until = Instant::now() + BACKOFF_MAX;
+        loop {
+            tokio::select! {
+                changed = wakes.changed() => {
+                    if changed.is_err() {
+                        pending::<()>().await;
+                    }
+                    return;
+                }
+                question = listener.next() => {
+                    let Some((realm, _)) = DeviceTopic::Ask.parse(&self.prefix, &question.topic) else { continue };
+                    let Some(asked) = known.get(&realm) else { continue };
+                    if asked.try_send(question).is_err() {
+                        self.sent(realm, false);
+                    }
+                }
+                () = sleep_until(until) => return,
+            }
+        }
+    }
+
+    /// Answers what waits, as far as it may be answered. Nothing waits for the answers to be sent.
+    fn answer(&self, publisher: &Publisher, desk: &mut Desk, at: UnixMillis) -> Result<(), RunError> {
+        let realm = publisher.realm.id;
+        for message in std::mem::take(&mut desk.waiting) {
+            let question = self.admit(publisher, desk, &message);
+            let answer = match &question {
+                Some(question) => publisher.answer(question, at)?,
+                None => None,
+            };
+            match (question, answer) {
+                (Some(question), Some(bytes)) if desk.sending.len() < QUESTIONS_MAX => {
+                    let topic = DeviceTopic::Answer.topic(&self.prefix, &realm, &question.device);
+                    let broker = self.broker.clone();
+                    desk.sending.spawn(async move { broker.publish_answer(&topic, bytes).await });
+                }
+                _ => {
+                    tracing::debug!(%realm, topic = message.topic, "a question is not answered");
+                    self.sent(realm, false);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn admit(&self, publisher: &Publisher, desk: &mut Desk, message: &Incoming) -> Option<Question> {
+        // Nobody waits for it any more.
+        if message.at.elapsed() > ASK_PATIENCE {
+            return None;
+        }
+        let (_, device) = DeviceTopic::Ask.parse(&self.prefix, &message.topic)?;
+        let Realm { id, fingerprinter, .. } = &publisher.realm;
+        desk.admission.admit(self.clock.now().uptime, id, device, &message.payload, fingerprinter.width())
+    }
+
+    fn sent(&self, realm: RealmId, answered: bool) {
+        self.tell(realm, |published| {
+            let questions = &mut published.questions;
+            let count = if answered { &mut questions.answered } else { &mut questions.dropped };
+            *count += 1;
+        });
     }
 
     async fn catch_up(&self, publisher: &mut Publisher) -> Result<(), RunError> {
@@ -449,6 +557,7 @@ impl Publishing {
                 sizes,
                 choice,
                 trouble,
+                questions: published.questions,
             };
         });
         if let Err(error) = self.ledger.expire(realm, manifest.horizon).await {
