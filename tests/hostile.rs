@@ -13,7 +13,7 @@ use revocast_core::artifact::{Cut, Cutting};
 use revocast_core::limits::{CHUNK_BYTES_MAX, RECENT_ENTRIES_MAX, SEALED_BYTES_MAX};
 use revocast_core::update::{Answer, Artifact, ArtifactSummary, Finding, Layer};
 use revocast_core::{
-    Address, Base, Claims, Delta, DeviceId, Digest, Doubt, Epoch, Event, Filter, Fingerprint, FingerprintFunction,
+    Address, Claims, Delta, DeviceId, Digest, Doubt, Epoch, Event, Filter, Fingerprint, FingerprintFunction,
     Fingerprinter, Jti, Kind, Membership, Profile, RealmId, RealmKey, Refusal, Sequence, SigningKey, Term, UnixTime,
     Verdict, Width, seal, wire,
 };

@@ -4,9 +4,10 @@
 //! or a whole shelf of them. [`Site`] is a ledger and a publisher whose retained objects are that shelf.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use revocast_core::limits::ISSUED_BATCH_MAX;
 use revocast_core::replica::Config;
 use revocast_core::update::{Finding, Nonce, PublisherKey, Report, Role};
 use revocast_core::{
@@ -14,8 +15,8 @@ use revocast_core::{
     Refusal, Replica, RevocationSet, Salt, Sealed, Sequence, SigningKey, Trust, Unasked, UnixMillis, UnixTime, Verdict,
     seal, wire,
 };
-use revocast_server::ledger::{self, Entry, Ledger as _, MemoryLedger, Object, Realm, Receipt, Request};
-use revocast_server::publisher::{Plan, PublishError, Publisher, Settings, Signer, Step};
+use revocast_server::ledger::{self, Entry, Issued, Ledger as _, MemoryLedger, Object, Realm, Receipt, Request};
+use revocast_server::publisher::{Draft, Filtered, Plan, PublishError, Publisher, Settings, Signer, Step};
 
 use crate::forge::START;
 use crate::{Random, ready};
@@ -414,14 +415,88 @@ impl Site {
         }
         let live = self.publisher.plan_live(now).expect("a plan");
         let sent = self.execute(&live);
-        let salt = Salt(self.random.sixteen());
-        let catalog = self.publisher.plan_catalog(now, || salt).expect("a plan");
+        if let Some(draft) = self.draft() {
+            let filtered = self.filter(draft);
+            self.finish(filtered);
+        }
+        let catalog = self.publisher.plan_standing(now).expect("a plan");
         self.execute(&catalog);
         if let Some(manifest) = self.publisher.manifest() {
             ready(self.ledger.expire(self.realm.id, manifest.horizon)).expect("expired entries are dropped");
         }
         self.live.extend_from_slice(&sent);
         sent
+    }
+
+    /// The first step of a new epoch, if one is due: its entries are frozen.
+    ///
+    /// # Panics
+    ///
+    /// If there is no plan.
+    pub fn draft(&mut self) -> Option<Draft> {
+        let coverage = ready(self.ledger.coverage(self.realm.id)).expect("a coverage");
+        self.publisher.cover(coverage);
+        self.publisher.draft(self.now()).expect("a draft")
+    }
+
+    /// The second: its filter is known, and whoever mints avoids it.
+    ///
+    /// # Panics
+    ///
+    /// If there is no filter.
+    pub fn filter(&mut self, draft: Draft) -> Filtered {
+        let coverage = ready(self.ledger.coverage(self.realm.id)).expect("a coverage");
+        let random = &mut self.random;
+        draft.filter(&coverage, || Salt(random.sixteen())).expect("a filter")
+    }
+
+    /// The last: the registry is frozen, and the epoch built and put on the shelf.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be built.
+    pub fn finish(&mut self, filtered: Filtered) {
+        let filtered = Arc::new(filtered);
+        let found = Arc::new(Mutex::new(Vec::new()));
+        let visitor: ledger::Visitor = Box::new({
+            let (filtered, found) = (Arc::clone(&filtered), Arc::clone(&found));
+            move |tokens| {
+                let needed = tokens.iter().filter(|(fingerprint, exp)| filtered.needs_exception(*fingerprint, *exp));
+                found.lock().expect("one thread").extend(needed.map(|(fingerprint, _)| *fingerprint));
+                true
+            }
+        });
+        let coverage = ready(self.ledger.visit_registered(self.realm.id, vec![visitor])).expect("a visit");
+        let excepted = std::mem::take(&mut *found.lock().expect("one thread"));
+        let filtered = Arc::into_inner(filtered).expect("the visitor is gone");
+        let built = filtered.build(&coverage, excepted).expect("an epoch");
+        self.publisher.install(self.now(), built);
+    }
+
+    /// Registers tokens that were issued now and live for a day.
+    ///
+    /// # Panics
+    ///
+    /// If the ledger refuses.
+    pub fn register<'a>(&mut self, jtis: impl IntoIterator<Item = &'a str>) {
+        let now = UnixTime::from_secs(self.seconds());
+        let exp = now.plus(24 * 3_600);
+        let mut issued =
+            jtis.into_iter().map(|jti| Issued { jti: jti.to_owned(), iat: now, exp, sub: None }).peekable();
+        while issued.peek().is_some() {
+            let some = issued.by_ref().take(ISSUED_BATCH_MAX).collect();
+            ready(self.ledger.register(self.realm.id, now, some)).expect("registered tokens");
+        }
+    }
+
+    /// Says that every token issued before this second, `at` seconds after the start, is registered.
+    ///
+    /// # Panics
+    ///
+    /// If the ledger refuses.
+    pub fn cover(&mut self, at: u64) {
+        let now = UnixTime::from_secs(self.seconds());
+        ready(self.ledger.cover(self.realm.id, now, UnixTime::from_secs(START + at))).expect("a coverage");
     }
 
     fn execute(&mut self, plan: &Plan) -> Vec<Vec<u8>> {
