@@ -26,7 +26,7 @@ pub enum Hold {
 }
 
 /// Bytes of a budget that neither base nor recent may take: keys, manifest, bookkeeping.
-const FIXED_BYTES: u64 = 5 * 1024;
+const FIXED_BYTES: u64 = 6 * 1024;
 
 /// The share of a budget that is kept for what comes after a base.
 const RECENT_SHARE: u64 = 8;
@@ -73,6 +73,14 @@ impl Hold {
                 .find(|profile| profile.size_bytes(index, width).is_some_and(|bytes| bytes <= self.base_bytes_max()))
                 .ok_or_else(|| Refusal::TooLarge { bytes: smallest_budget(index, width), max: budget }),
         }
+    }
+
+    /// The next profile after this one that takes less of the same index, within a budget.
+    pub(crate) fn next_smaller(self, profile: Profile, index: &Index, width: Width) -> Option<Profile> {
+        let Self::Budget(_) = self else { return None };
+        let held = profile.size_bytes(index, width)?;
+        let after = Profile::BEST_FIRST.into_iter().skip_while(|other| *other != profile).skip(1);
+        after.into_iter().find(|other| other.size_bytes(index, width).is_some_and(|bytes| bytes < held))
     }
 
     /// Whether a base that was stored in this profile still serves.

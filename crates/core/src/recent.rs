@@ -85,7 +85,12 @@ impl Recent {
                 }
             }
             Err(at) => {
-                Arc::make_mut(page).insert(at, statement);
+                let page = Arc::make_mut(page);
+                if page.len() == page.capacity() {
+                    // A sixteenth, not the double: a device may have given all that is left to this.
+                    page.reserve_exact((page.len() / 16).max(4));
+                }
+                page.insert(at, statement);
                 self.len += 1;
             }
         }
