@@ -17,6 +17,9 @@ const PAGE_BITS_MAX: u32 = 8;
 /// Entries of a full page, from which on there are several: a small device has one page and little around it.
 const PAGE_ENTRIES: usize = 256;
 
+/// Entries by which a page grows. By doubling it would take up to twice the memory that a budget gives it.
+const PAGE_GROWTH: usize = 8;
+
 /// The state of one key as of some sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
@@ -87,8 +90,7 @@ impl Recent {
             Err(at) => {
                 let page = Arc::make_mut(page);
                 if page.len() == page.capacity() {
-                    // A sixteenth, not the double: a device may have given all that is left to this.
-                    page.reserve_exact((page.len() / 16).max(4));
+                    page.reserve_exact(PAGE_GROWTH);
                 }
                 page.insert(at, statement);
                 self.len += 1;
