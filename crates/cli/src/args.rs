@@ -437,8 +437,8 @@ pub struct Verify {
     /// JSON array of [iss, jti] pairs that are revoked.
     #[arg(long, value_name = "FILE")]
     pub revoked: Option<PathBuf>,
-    /// Say with each verdict what it rests on: witness, position, age_seconds, profile, covered.
-    #[arg(long, requires = "state")]
+    /// Say with each verdict what it rests on: witness, position, age_seconds, profile, covered. Needs --state.
+    #[arg(long)]
     pub why: bool,
 }
 

@@ -23,6 +23,15 @@ pub const REJECTED: u8 = 3;
 const LINE_BYTES_MAX: u64 = 1024 * 1024;
 
 pub fn run(arguments: &Verify) -> Result<ExitCode, Failure> {
+    // Not by `requires`: clap lets it pass beside `--revoked`, which excludes `--state`.
+    if arguments.why && arguments.state.is_none() {
+        return Err(Failure::plain(
+            "no-state-named",
+            "--why says what is known of an agent's state, and none is named",
+        )
+        .help("name the state folder of an agent with --state DIR")
+        .usage());
+    }
     let keys = key_set(&arguments.jwks)?;
     let mut config =
         ValidatorConfig::new(&arguments.issuer, arguments.audience.clone(), keys).with_leeway_secs(arguments.leeway);
