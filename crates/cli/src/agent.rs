@@ -11,7 +11,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use revocast_core::{Claims, Config, Digest, Finding, Hold, Jti, Profile, RealmId, UnixTime, Verdict};
+use revocast_core::{Claims, Config, Digest, Doubt, Finding, Hold, Jti, Profile, RealmId, UnixTime, Verdict};
 use revocast_device::{
     Asker, Checker, ClientId, Credentials, Decision, Device, DeviceConfig, DiskStore, KeySet, Policy, Prefix,
     StartError, Status, SystemClock, TlsRoots, Validator, ValidatorConfig, random_seed, trust_from_file,
@@ -387,6 +387,11 @@ async fn log_changes(mut status: watch::Receiver<Status>, checker: Checker, aske
                 doubt = Some(now.doubt);
                 match now.doubt {
                     None => tracing::info!("answers are current"),
+                    Some(Doubt::Overflow) => tracing::warn!(
+                        doubt = "overflow",
+                        "more was revoked since the base than there is room for; answers are \"unknown\" where nothing \
+                         is revoked, until the next base or a restart with more --memory"
+                    ),
                     Some(doubt) => {
                         tracing::warn!(doubt = doubt.name(), "answers are \"unknown\" where nothing is revoked");
                     }

@@ -1,6 +1,6 @@
 //! What a device holds of its realm, and why, in one sentence and as JSON.
 
-use revocast_core::{Base, Holding, Profile, RevocationSet};
+use revocast_core::{Base, Hold, Holding, Profile, RevocationSet};
 use serde_json::{Value, json};
 
 /// Says what is held, and what would answer better. `asked` is the profile that was asked for, if no budget was given.
@@ -50,6 +50,7 @@ pub fn words(holding: &Holding, asked: Option<Profile>) -> String {
 /// The same for programs, with what the base itself says.
 pub fn value(holding: &Holding, set: &RevocationSet, asked: Option<Profile>) -> Value {
     let base = set.base();
+    let room = holding.budget.map(|budget| Hold::Budget(budget).recent_entries_max(base.map_or(0, Base::size_bytes)));
     let offers = holding.offers.iter().map(|(profile, bytes)| json!({ "profile": profile.name(), "bytes": bytes }));
     json!({
         "profile": holding.profile.map(Profile::name),
@@ -57,6 +58,7 @@ pub fn value(holding: &Holding, set: &RevocationSet, asked: Option<Profile>) -> 
         "budget": holding.budget,
         "base_bytes": base.map(Base::size_bytes),
         "base_bytes_max": holding.budget.map(|_| holding.base_bytes_max),
+        "recent_entries_max": room,
         "offers": offers.collect::<Vec<_>>(),
         "needed": holding.needed,
         "covered_until": base.map(|base| base.covered_until().secs()).filter(|until| *until > 0),

@@ -40,7 +40,7 @@ impl Findings {
                 }),
                 other => other.to_string(),
             };
-            let _ = writeln!(words, "{name:<20}{text}");
+            let _ = writeln!(words, "{name:<22}{text}");
         }
         words.trim_end().to_owned()
     }
