@@ -83,7 +83,12 @@ impl Hold {
         after.into_iter().find(|other| other.size_bytes(index, width).is_some_and(|bytes| bytes < held))
     }
 
-    /// Whether a base that was stored in this profile still serves.
+    /// Whether a base of this index that was stored in this profile still fits.
+    pub(crate) fn fits(self, stored: Profile, index: &Index, width: Width) -> bool {
+        stored.size_bytes(index, width).is_some_and(|bytes| bytes <= self.base_bytes_max())
+    }
+
+    /// Whether a base that was stored in this profile still serves, if it fits.
     pub(crate) fn accepts(self, stored: Profile) -> bool {
         match self {
             // Without exceptions, or with later revocations folded in, a covered base is a filter.

@@ -125,6 +125,9 @@ pub struct Holding {
     pub base_bytes_max: u64,
     /// What each profile of this base would take, the one that answers best first: the first that fits is held.
     pub offers: Vec<(Profile, u64)>,
+    /// The budget that would do, if this one holds nothing of the newest base that was offered. What was held before
+    /// stays.
+    pub needed: Option<u64>,
 }
 
 /// What the driver tells a replica.
@@ -286,6 +289,8 @@ pub struct Replica {
     move_at: Option<Duration>,
     /// An epoch whose base cannot be had, so that it is not fetched again and again.
     given_up: Option<(Term, Epoch)>,
+    /// The budget that would do, if nothing of the last index fits into the one that is given.
+    needed: Option<u64>,
 
     revision: u64,
     dirty: Dirty,
@@ -349,6 +354,7 @@ impl Replica {
             download: None,
             move_at: None,
             given_up: None,
+            needed: None,
             revision: 0,
             dirty: Dirty::default(),
             persist_in_flight: None,
@@ -371,6 +377,9 @@ impl Replica {
     /// publisher's key may have rotated out, and the digests vouch for them. So they do for the chain of
     /// keys from those pinned to those held, unless others were pinned since. Damage is refused; the
     /// caller tries its other slot, then starts anew.
+    ///
+    /// A base that no longer fits the budget is dropped, and what came since stays in force; a budget into which
+    /// nothing of it fits is refused ([`Refusal::TooLarge`], with the budget that would do).
     ///
     /// # Complexity
     ///
@@ -412,7 +421,8 @@ impl Replica {
             // A base for another profile is of no use; what else is known stays in force.
             (Some(_), _) if !serves => Self::go_on(config, realm, trust, now, head, None),
             (Some(digest), Some(bytes)) if Digest::of(bytes) == digest => {
-                Self::go_on(config, realm, trust, now, head, Some(bytes))
+                let fits = fits(&config, &realm, &head, bytes)?;
+                Self::go_on(config, realm, trust, now, head, fits.then_some(bytes))
             }
             (Some(_), _) => Err(Refusal::DamagedState { what: "the base image is missing or damaged" }),
             (None, _) => Self::go_on(config, realm, trust, now, head, None),
@@ -629,7 +639,15 @@ impl Replica {
             },
             base_bytes_max: self.config.hold.base_bytes_max(),
             offers: offers.as_ref().map(sizes).unwrap_or_default(),
+            needed: self.needed,
         }
+    }
+
+    /// The budget that would do, if this one holds nothing of the newest base that was offered; as in [`Holding`], but
+    /// without decoding anything.
+    #[must_use]
+    pub const fn budget_needed(&self) -> Option<u64> {
+        self.needed
     }
 
     /// The smallest budget that can hold something of the held base; `None` before the first.
@@ -961,6 +979,7 @@ impl Replica {
             return Err(Refusal::MixAndMatch { what: "the index" });
         }
         let width = self.width();
+        self.needed = self.config.hold.choose(&index, width).is_err().then(|| smallest_budget(&index, width));
         let refused = self
             .download
             .as_mut()
@@ -1495,6 +1514,20 @@ fn belongs(head: &Head, realm: &RealmId, trust: &Trust) -> Result<(), Refusal> {
         return Err(Refusal::DamagedState { what: "it was written under another trust" });
     }
     Ok(())
+}
+
+/// Whether a stored base fits the budget of this device. A budget into which nothing of it fits is refused: its owner
+/// can still change it.
+fn fits(config: &Config, realm: &RealmId, head: &Head, base: &[u8]) -> Result<bool, Refusal> {
+    if matches!(config.hold, Hold::Profile(_)) {
+        return Ok(true);
+    }
+    let image = StoredImage::decode(base)?;
+    let index = stored(image.index, realm, Kind::Index)?.try_map(wire::decode_index)?.into_inner();
+    let keys = stored(&head.keys, realm, Kind::Keys)?.try_map(wire::decode_keys)?.into_inner();
+    let width = keys.fingerprinter.width();
+    config.hold.choose(&index, width)?;
+    Ok(config.hold.fits(image.profile, &index, width))
 }
 
 /// The body of an object from an image whose digest was checked: it was verified when it arrived.
