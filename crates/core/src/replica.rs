@@ -372,11 +372,11 @@ impl Replica {
 
     /// A replica that goes on from what it wrote down.
     ///
-    /// Everything is checked again: the digests of both images, the signatures of the keys, and the base
-    /// image against its index. Manifest and index were verified when they arrived; since then their
-    /// publisher's key may have rotated out, and the digests vouch for them. So they do for the chain of
-    /// keys from those pinned to those held, unless others were pinned since. Damage is refused; the
-    /// caller tries its other slot, then starts anew.
+    /// The digests of both images and the signatures of the keys are checked again. Manifest, index and base were
+    /// verified when they arrived; since then their publisher's key may have rotated out, and the base may have
+    /// been cut or folded, so the digests vouch for them. So they do for the chain of keys from those pinned to
+    /// those held, unless others were pinned since. Damage is refused; the caller tries its other slot, then starts
+    /// anew.
     ///
     /// A base that no longer fits the budget is dropped, and what came since stays in force; a budget into which
     /// nothing of it fits is refused ([`Refusal::TooLarge`], with the budget that would do).
