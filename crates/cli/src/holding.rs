@@ -1,5 +1,7 @@
 //! What a device holds of its realm, and why, in one sentence and as JSON.
 
+use std::fmt::Write as _;
+
 use revocast_core::{Base, Hold, Holding, Profile, RevocationSet};
 use serde_json::{Value, json};
 
@@ -23,26 +25,27 @@ pub fn words(holding: &Holding, asked: Option<Profile>) -> String {
             None => format!("{name}: {bytes} bytes, as was asked for"),
         };
     };
+    // Writing to a text cannot fail.
     let mut words = format!("{name}: {bytes} of {} bytes", grouped(*budget));
     let better = offers.iter().take_while(|(offered, _)| offered != profile).copied();
     let (fit, large): (Vec<_>, Vec<_>) = better.partition(|(_, bytes)| bytes <= base_bytes_max);
     if large.iter().any(|(_, bytes)| bytes <= budget) {
         // Or nobody would understand why it is not held.
-        words.push_str(&format!(", {} of them for a base", grouped(*base_bytes_max)));
+        let _ = write!(words, ", {} of them for a base", grouped(*base_bytes_max));
     }
     for (at, (profile, bytes)) in large.iter().enumerate() {
         let (before, verb) = if at == 0 { (";", " would take") } else { (",", "") };
-        words.push_str(&format!("{before} {}{verb} {}", profile.name(), grouped(*bytes)));
+        let _ = write!(words, "{before} {}{verb} {}", profile.name(), grouped(*bytes));
     }
     if let Some((best, _)) = fit.first() {
         // Stored under a smaller budget, or later revocations were folded in.
-        words.push_str(&format!("; {} fits, and can be held from the next epoch on", best.name()));
+        let _ = write!(words, "; {} fits, and can be held from the next epoch on", best.name());
     }
     if let (true, true, None) = (fit.is_empty(), large.is_empty(), needed) {
         words.push_str("; nothing answers better");
     }
     if let Some(needed) = needed {
-        words.push_str(&format!("; of the newest base nothing fits: {} would do", grouped(*needed)));
+        let _ = write!(words, "; of the newest base nothing fits: {} would do", grouped(*needed));
     }
     words
 }

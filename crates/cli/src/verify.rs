@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use revocast_core::{Now, RevocationSet, UnixTime, Witness};
+use revocast_core::{Base, Now, RevocationSet, UnixTime, Witness};
 use revocast_device::{
     Checker, KeySet, Policy, Rejected, Revocations, RevokedPairs, Rule, SystemClock, Token, Unchecked, Validator,
     ValidatorConfig,
@@ -82,7 +82,7 @@ fn judge<R: Revocations>(
         let outcome = validator.validate(now, &line);
         rejected |= outcome.is_err();
         let grounds = explains.map(|set| Grounds::of(set, now, &outcome));
-        let line = Line { line: number, judged: Judged::of(&outcome), grounds };
+        let line = Printed { line: number, judged: Judged::of(&outcome), grounds };
         serde_json::to_writer(&mut output, &line).map_err(|error| failed(error.into()))?;
         writeln!(output).map_err(failed)?;
     }
@@ -120,7 +120,7 @@ fn next_line(input: &mut impl std::io::BufRead) -> std::io::Result<Option<String
 
 /// What is printed about a line. The order of the members is that of the documentation.
 #[derive(Serialize)]
-struct Line<'a> {
+struct Printed<'a> {
     line: u64,
     #[serde(flatten)]
     judged: Judged<'a>,
@@ -153,7 +153,7 @@ impl Grounds {
             let followed = set.issuer().is_none_or(|issuer| issuer == token.issuer());
             if followed { set.explain(now, &claims).1 } else { Witness::Nothing }
         });
-        let covered_until = base.map_or(UnixTime::default(), |base| base.covered_until());
+        let covered_until = base.map_or(UnixTime::default(), Base::covered_until);
         Self {
             witness: witness.map(Witness::name),
             position: set.position().to_string(),

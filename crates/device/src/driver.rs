@@ -424,12 +424,13 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
             && logged.is_none_or(|at| at + LOG_EVERY <= now)
         {
             *logged = Some(now);
-            match (&refusal, self.replica.budget_needed()) {
-                (Refusal::TooLarge { max: budget, .. }, Some(needed)) => tracing::warn!(
+            if let (Refusal::TooLarge { max: budget, .. }, Some(needed)) = (&refusal, self.replica.budget_needed()) {
+                tracing::warn!(
                     realm = %self.realm, refusal = name, budget, needed,
                     "a memory budget of {budget} bytes holds nothing of the newest base; give this device {needed} bytes"
-                ),
-                _ => tracing::warn!(realm = %self.realm, refusal = name, "{refusal}"),
+                );
+            } else {
+                tracing::warn!(realm = %self.realm, refusal = name, "{refusal}");
             }
         }
         self.status.send_modify(|status| status.last_refusal = Some(refusal));
