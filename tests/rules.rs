@@ -27,7 +27,7 @@ use revocast_server::minting::LiveFilters;
 use revocast_server::publisher::{Book, Settings, SigningClock};
 use revocast_tests::follower::{Follower, Shelf, Site, prompt, small_settings};
 use revocast_tests::forge::{Epochal, Forge, START, horizon, time};
-use revocast_tests::{Random, hs256, ready};
+use revocast_tests::{Random, colliding, hs256, ready};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -377,17 +377,6 @@ fn rule_04_moving_to_a_base_keeps_what_is_newer_and_never_goes_back() {
     assert_eq!((device.epoch(), device.sequence()), (1, 10));
     assert_eq!(names(&device.refused), ["rollback"]);
     assert!(is_revoked(device.ask("a")));
-}
-
-/// Two `jti`s whose fingerprints of 40 bits are one: found by the birthday bound.
-fn colliding(fingerprinter: &Fingerprinter) -> (String, String) {
-    let text = |number: u64| format!("token-{number}");
-    let mut all: Vec<(Fingerprint, u64)> = (0..4_000_000_u64)
-        .map(|number| (fingerprinter.fingerprint(Jti::new(&text(number)).unwrap()), number))
-        .collect();
-    all.sort_unstable();
-    let pair = all.windows(2).find(|pair| pair[0].0 == pair[1].0).expect("four million of 2^40 collide");
-    (text(pair[0].1), text(pair[1].1))
 }
 
 #[test]
