@@ -1511,17 +1511,14 @@ fn row_25_no_history_makes_a_revoked_token_an_exception() {
                 let fingerprint = fingerprinter().fingerprint(Jti::new(jti).unwrap());
                 let in_list =
                     excepted.as_ref().is_some_and(|(cut, keys)| keys.binary_search(&cut.key(fingerprint)).is_ok());
-                match revoked.contains(&which) {
-                    true => {
-                        assert!(!is_good(verdict), "seed {seed}: {jti} is revoked and {verdict:?} by {by:?}");
-                        // Listed as good, and revoked since: the exact revocation wins.
-                        assert!(!in_list || by == Witness::Recent, "seed {seed}: {verdict:?} by {by:?}");
-                        beaten += u32::from(in_list);
-                    }
-                    false => {
-                        assert!(!is_revoked(verdict), "seed {seed}: {jti} is good and {verdict:?} by {by:?}");
-                        listed += u32::from(by == Witness::Exceptions);
-                    }
+                if revoked.contains(&which) {
+                    assert!(!is_good(verdict), "seed {seed}: {jti} is revoked and {verdict:?} by {by:?}");
+                    // Listed as good, and revoked since: the exact revocation wins.
+                    assert!(!in_list || by == Witness::Recent, "seed {seed}: {verdict:?} by {by:?}");
+                    beaten += u32::from(in_list);
+                } else {
+                    assert!(!is_revoked(verdict), "seed {seed}: {jti} is good and {verdict:?} by {by:?}");
+                    listed += u32::from(by == Witness::Exceptions);
                 }
             }
         }
@@ -1624,7 +1621,7 @@ fn row_26_what_is_published_names_nobody_to_whoever_has_not_the_key() {
         let mut forbidden = BTreeSet::new();
         for text in jtis.iter().chain(&subs) {
             let digest = Digest::of(text.as_bytes());
-            let hex: String = digest.0.iter().map(|byte| format!("{byte:02x}")).collect();
+            let hex = digest.to_string();
             let hashed = plain.fingerprint(Jti::new(text).unwrap()).bits();
             for run in [text.as_bytes(), &digest.0, &digest.0[24..], hex.as_bytes()] {
                 let run: [u8; 8] = *run.first_chunk().unwrap();
@@ -1833,15 +1830,15 @@ fn row_27_any_history_of_cutoffs_and_lifts_comes_out_as_in_a_plain_model() {
             for (device, profile) in devices.iter_mut().zip(profiles) {
                 device.wall = site.time;
                 device.tell(Event::Elapsed);
-                live.iter().for_each(|bytes| device.hear(Address::Live, bytes));
+                for bytes in &live {
+                    device.hear(Address::Live, bytes);
+                }
                 match random.below(5) {
                     0 => device.restart(),
                     1 => *device = site.device(prompt(profile)),
                     _ => {}
                 }
-                if !device.replica.keys().is_some_and(|_| device.sequence() == site.publisher.book().sequence().0)
-                    || random.chance(20)
-                {
+                if device.sequence() != site.publisher.book().sequence().0 || random.chance(20) {
                     device.reconnect(&site.shelf);
                 }
                 assert_eq!(device.sequence(), site.publisher.book().sequence().0, "seed {seed}, step {step}");

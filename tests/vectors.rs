@@ -499,7 +499,8 @@ fn covered_worlds() -> Value {
             wides(&keys)
         };
         let mut pick = |from: &[String], count| -> Vec<String> {
-            (0..count).filter_map(|_| (!from.is_empty()).then(|| random.pick(from).clone())).collect()
+            let count = if from.is_empty() { 0 } else { count };
+            (0..count).map(|_| random.pick(from).clone()).collect()
         };
         let matched: Vec<String> = good.iter().filter(flagged).cloned().collect();
         let asked = [
