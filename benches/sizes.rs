@@ -4,7 +4,7 @@
 
 use bloomfilter::Bloom;
 use fastbloom::BloomFilter;
-use revocast_benches::{COUNTS, Keys, filter, fingerprinter, fingerprints, present_keys};
+use revocast_benches::{COUNTS, Keys, filter, fingerprinter, fingerprints, forge, present_keys, replica};
 use revocast_core::{ExactList, Jti, Membership, Width, rice};
 
 /// Questions about absent keys for each rate: enough for a thousand false positives at 1e-4.
@@ -42,6 +42,11 @@ fn main() {
         }
         let list = ExactList::from_sorted(&sorted, Width::W48).expect("sorted fingerprints");
         row(name, "list 48, in memory", list.size_bytes() as f64 * 8.0 / entries, None);
+        let cut = ExactList::<Vec<u8>>::size_bytes_of(sorted.len() as u64, Width::W40).expect("within limits");
+        row(name, "list profile, 40 bits", cut as f64 * 8.0 / entries, None);
+        let held = replica(&forge(), &keys);
+        let exact = held.set().base().expect("a base").size_bytes();
+        row(name, "exact profile", exact as f64 * 8.0 / entries, None);
         let code = rice::encode(&sorted, Width::W48).expect("sorted fingerprints");
         row(name, "list 48, as it travels", code.len() as f64 * 8.0 / entries, None);
     }

@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use revocast_tests::process::{
-    AUDIENCE, ISSUER, Mosquitto, Process, REALM, Site, Via, ask, free_port, mint, now, number, revocast, text, tool,
-    until, until_true,
+    AUDIENCE, Agent, ISSUER, Listener, Minted, Mosquitto, Process, REALM, Server, Site, Via, ask, free_port, mint, now,
+    number, revocast, revocast_with, text, tool, until, until_true,
 };
 use serde_json::{Value, json};
 
@@ -144,9 +144,9 @@ fn issued_tokens_are_imported_in_parts() {
     // From standard input.
     let (url, token) = (server.url(), site.text("data/keys/admin.token"));
     let piped = ["--json", "issued", "import", "-", "--realm", REALM, "--server", &url, "--admin-token-file", &token];
-    let ran = revocast_tests::process::revocast_with(piped, issued(60_000, 2).trim_end().as_bytes()).ok();
+    let ran = revocast_with(piped, issued(60_000, 2).trim_end().as_bytes()).ok();
     assert_eq!(number(&ran.json(), "registered"), 2);
-    revocast_tests::process::revocast_with(piped, b"").fails(2, &["standard input names no token"]);
+    revocast_with(piped, b"").fails(2, &["standard input names no token"]);
 }
 
 #[test]
@@ -446,6 +446,241 @@ fn an_agent_that_cannot_start_says_why() {
     agent(&[], &["--prefix", "a//b"]).fails(2, &["--prefix"]);
     agent(&[], &["--jwks", &trust]).fails(2, &["--audience"]);
     agent(&[], &["--jwks", &trust, "--audience", "a"]).fails(2, &["trust.json"]);
+}
+
+/// A realm with twenty thousand revocations in its base; they are named `jti-0` and so on.
+fn large(site: &Site) -> (Server, u64) {
+    let server = site.found(Via::Embedded);
+    let exp = now() + 3_000;
+    let jtis: Vec<String> = (0..20_000).map(|number| format!("jti-{number}")).collect();
+    server.revoke_all(&jtis, exp);
+    until_true("they are in a base", || {
+        // The filter of all of them has 24 KB.
+        number(&server.wait_until_published(), "filter_bytes") > 20_000
+    });
+    (server, exp)
+}
+
+/// What an agent holds, once it is at the end and its base takes at least so many bytes.
+fn held(agent: &Agent, base_bytes: u64) -> Value {
+    agent.wait_until_at(20_000);
+    until("the base that holds them all", || {
+        let holding = agent.status().get("holding").cloned()?;
+        (number(&holding, "base_bytes") >= base_bytes).then_some(holding)
+    })
+}
+
+#[test]
+fn an_agent_holds_the_best_that_fits_into_its_memory_and_asks_where_it_is_not_sure() {
+    let site = Site::new();
+    let (server, exp) = large(&site);
+    let roomy = site.agent_with("roomy", &server.broker(), &["--memory", "1MiB"]);
+    let small = site.agent_with("small", &server.broker(), &["--memory", "64KiB"]);
+    let silent = site.agent_with("silent", &server.broker(), &["--profile", "folded-twice", "--no-ask"]);
+
+    let holding = held(&roomy, 100_000);
+    assert_eq!((text(&holding, "profile"), number(&holding, "budget")), ("exact".to_owned(), 1_048_576));
+    let why = text(&holding, "why");
+    assert!(why.starts_with("exact: ") && why.ends_with(" of 1,048,576 bytes; nothing answers better"), "{why}");
+
+    let holding = held(&small, 20_000);
+    assert_eq!((text(&holding, "profile"), number(&holding, "budget")), ("filter".to_owned(), 65_536));
+    assert!(number(&holding, "bytes") <= 65_536 && holding.get("needed").is_some_and(Value::is_null), "{holding}");
+    assert!(number(&holding, "base_bytes") <= number(&holding, "base_bytes_max"), "{holding}");
+    let offers: Vec<(String, u64)> = holding["offers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|offer| (text(offer, "profile"), number(offer, "bytes")))
+        .collect();
+    let names: Vec<&str> = offers.iter().map(|(name, _)| &**name).collect();
+    assert_eq!(names, ["exact", "list", "filter", "folded", "folded-twice"]);
+    let why = text(&holding, "why");
+    assert!(why.starts_with("filter: ") && why.contains(" of 65,536 bytes; exact would take 1"), "{why}");
+
+    let holding = held(&silent, 5_000);
+    assert_eq!((text(&holding, "profile"), holding.get("budget")), ("folded-twice".to_owned(), Some(&Value::Null)));
+    assert!(text(&holding, "why").ends_with(" bytes, as was asked for"), "{holding}");
+
+    // The filter alone cannot say; the server can.
+    let told = |answer: &Value| ["verdict", "decision", "asked"].map(|name| text(answer, name));
+    assert_eq!(told(&small.check("jti-7", exp)), ["revoked", "deny", "revoked"]);
+    let unsure = silent.check("jti-7", exp);
+    assert_eq!(told(&unsure), ["suspect", "ask", ""], "{unsure}");
+    assert_eq!(told(&roomy.check("jti-7", exp)), ["revoked", "deny", ""]);
+    // One good token in a hundred is asked about, and then accepted.
+    let good = (0..5_000).map(|number| format!("good-{number}"));
+    let asked = good.map(|jti| small.check(&jti, exp)).find(|answer| answer.get("asked").is_some()).unwrap();
+    assert_eq!(told(&asked), ["not-revoked", "accept", "not-revoked"]);
+    // With nobody to ask, the answer is no.
+    drop(server);
+    until_true("the agent notices", || small.status().get("connected") == Some(&json!(false)));
+    assert_eq!(told(&small.check("jti-8", exp)), ["suspect", "deny", "unanswered"]);
+}
+
+#[test]
+fn a_memory_budget_that_holds_nothing_ends_the_agent_with_the_number_that_would_do() {
+    let site = Site::new();
+    let (server, exp) = large(&site);
+    let (broker, trust) = (server.broker(), site.trust());
+    let arguments = |state: &str, more: &[&str]| -> Vec<String> {
+        let fixed = ["--json", "agent", "--broker", &broker, "--realm", REALM, "--trust", &trust, "--state", state];
+        let listen = ["--listen", "127.0.0.1:0", "--epoch-jitter", "1"];
+        fixed.iter().chain(&listen).chain(more).map(|&argument| argument.to_owned()).collect()
+    };
+    let agent = |name: &str, more: &[&str]| revocast(arguments(&site.text(name), more));
+    // At once: below what any realm takes, or no size at all.
+    agent("door", &["--memory", "8000"]).fails(2, &["budget-too-small", "8000 bytes", "8192 bytes would do"]);
+    for wrong in ["64K", "64 KiB", "1GiB", "0x40", ""] {
+        agent("door", &["--memory", wrong]).fails(2, &["--memory", "65536, 64KiB or 1MiB"]);
+    }
+    agent("door", &["--memory", "64KiB", "--profile", "exact"]).fails(2, &["--memory", "--profile"]);
+    agent("door", &["--profile", "tiny"]).fails(2, &["covered", "folded", "folded-twice"]);
+
+    // When the first index tells.
+    let ran = agent("door", &["--memory", "8KiB"]);
+    ran.fails(2, &["budget-too-small", "8192 bytes holds nothing of this realm", "--memory "]);
+    let error: Value = serde_json::from_str(ran.stderr.lines().last().unwrap()).unwrap();
+    let needed = text(&error, "help").split(' ').find_map(|word| word.trim_end_matches(',').parse::<u64>().ok());
+    let needed = needed.expect("the number that would do").to_string();
+    assert!(ran.stderr.contains("give this device"), "the log says what to do: {ran:?}");
+    let mut fits = site.agent_with("door", &broker, &["--memory", &needed]);
+    let holding = held(&fits, 5_000);
+    assert_eq!(text(&holding, "profile"), "folded-twice", "{holding}");
+    assert_eq!(fits.verdict("jti-1", exp), "revoked");
+    assert!(fits.process().stop().success());
+
+    // At once, by what is stored; and nothing of that is lost.
+    let ran = agent("door", &["--memory", "8KiB"]);
+    ran.fails(2, &["budget-too-small", &format!("{needed} bytes would do")]);
+    assert_eq!(ran.stdout, "", "it never answered");
+    fits.start();
+    assert_eq!(text(&held(&fits, 5_000), "profile"), "folded-twice");
+}
+
+#[test]
+fn verify_says_why() {
+    let site = Site::new();
+    let server = site.found(Via::Embedded);
+    let (tokens, jwks) = mint(&site, 4);
+    let [in_base, since, good] = [&tokens[0], &tokens[1], &tokens[2]];
+    let jtis: Vec<String> = (0..2_000).map(|number| format!("jti-{number}")).collect();
+    server.revoke_all(jtis.iter().chain([&in_base.jti]), in_base.exp);
+    let iat = in_base.iat;
+    until_true("the second in which they were issued is over", || now() > iat + 1);
+    let issued = |token: &Minted| json!({ "jti": token.jti, "iat": iat, "exp": token.exp }).to_string() + "\n";
+    let file = site.write("issued.ndjson", [issued(in_base), issued(since), issued(good)].concat());
+    let until_when = (iat + 1).to_string();
+    let import = ["issued", "import", &file, "--realm", REALM, "--complete-until", &until_when];
+    let _ = server.command(&import).ok();
+    let mut covered = site.agent_with("covered", &server.broker(), &["--profile", "covered"]);
+    let mut exact = site.agent("exact", &server.broker());
+    until_true("the base covers them", || {
+        let holding = |agent: &Agent| agent.status().get("holding").cloned().unwrap_or_default();
+        text(&holding(&covered), "profile") == "covered" && number(&holding(&exact), "base_bytes") > 1_000
+    });
+    let head = server.revoke(&since.jti, since.exp);
+    for agent in [&mut covered, &mut exact] {
+        agent.wait_until_at(head);
+        assert!(agent.process().stop().success());
+    }
+
+    let rules = ["verify", "--jwks", &jwks, "--issuer", ISSUER, "--audience", AUDIENCE];
+    let input = [&in_base.token, &since.token, &good.token, "garbage"].join("\n");
+    let verify = |more: &[&str]| revocast_with(rules.iter().chain(more), input.as_bytes());
+    let told = |state: &str| -> Vec<[Value; 4]> {
+        let ran = verify(&["--state", &site.text(state), "--why"]);
+        assert_eq!(ran.code, 3, "{ran:?}");
+        for line in ran.objects() {
+            let (epoch, sequence) = line["position"].as_str().unwrap().split_once('.').unwrap();
+            assert!(epoch.parse::<u64>().unwrap() > 0 && sequence == head.to_string(), "{line}");
+            assert!(line["age_seconds"].as_u64().is_some_and(|age| age < 60), "{line}");
+        }
+        let part = |line: &Value| ["revocation", "witness", "covered", "profile"].map(|name| line[name].clone());
+        ran.objects().iter().map(part).collect()
+    };
+    let line = |revocation: &str, witness: &str, covered: bool, profile: &str| {
+        [json!(revocation), json!(witness), json!(covered), json!(profile)]
+    };
+    let nothing = |profile: &str| [json!("unknown"), Value::Null, Value::Null, json!(profile)];
+    assert_eq!(
+        told("exact"),
+        [
+            line("revoked", "list", false, "exact"),
+            line("revoked", "recent", false, "exact"),
+            line("not-revoked", "filter", false, "exact"),
+            nothing("exact"),
+        ]
+    );
+    let by_cover = told("covered");
+    assert_eq!(
+        by_cover[..2],
+        [line("revoked", "coverage", true, "covered"), line("revoked", "recent", true, "covered")]
+    );
+    // By the filter, or where it matches by chance, as an exception.
+    assert!(by_cover[2][1] == json!("filter") || by_cover[2][1] == json!("exceptions"), "{by_cover:?}");
+    assert_eq!((&by_cover[2][0], &by_cover[2][2]), (&json!("not-revoked"), &json!(true)));
+    // Without the switch the lines are what they were.
+    let plain = verify(&["--state", &site.text("exact")]);
+    assert!(plain.objects().iter().all(|line| line.as_object().unwrap().len() == 5), "{plain:?}");
+    verify(&["--why"]).fails(2, &["--state"]);
+    let list = site.write("revoked.json", "[]");
+    verify(&["--why", "--revoked", &list]).fails(2, &["--state"]);
+}
+
+#[test]
+fn inspect_tells_what_each_profile_takes_and_reads_every_kind() {
+    let site = Site::new();
+    let server = site.found(Via::Embedded);
+    let passing = Listener::start(&server.broker(), "revocast/#");
+    let exp = now() + 3_000;
+    let jtis: Vec<String> = (0..2_000).map(|number| format!("jti-{number}")).collect();
+    server.revoke_all(&jtis, exp);
+    let file = site.write("issued.ndjson", issued(0, 3_000));
+    let until_when = (now() - 5).to_string();
+    let _ = server.command(&["issued", "import", &file, "--realm", REALM, "--complete-until", &until_when]).ok();
+    let mut agent = site.agent_with("door", &server.broker(), &["--profile", "covered"]);
+    until_true("the base is covered", || {
+        agent.status().pointer("/holding/profile") == Some(&json!("covered"))
+            && number(&agent.status()["holding"], "base_bytes") > 1_000
+    });
+    // Nobody registered it, so the device asks wherever the filter matches.
+    let asked = (0..20_000).map(|number| agent.check(&format!("stranger-{number}"), exp));
+    assert!(asked.into_iter().any(|answer| answer.get("asked").is_some()));
+
+    let keys = site.write("keys.rvc", passing.wait_for("/keys"));
+    let inspect = |part: &str, more: &[&str]| {
+        let file = site.write("object.rvc", passing.wait_for(part));
+        revocast([&["--json", "inspect", &file], more].concat()).ok().json()
+    };
+    let checked = ["--verify", &site.trust(), "--keys", &keys];
+    let question = inspect("/ask", &checked);
+    assert_eq!((text(&question, "kind"), text(&question, "device")), ("ask".to_owned(), "door".to_owned()));
+    assert!(text(&question, "verified").starts_with("no:"), "{question}");
+    let answer = inspect("/answer", &checked);
+    assert_eq!((text(&answer, "kind"), text(&answer, "finding")), ("answer".to_owned(), "not-revoked".to_owned()));
+    assert!(text(&answer, "verified").starts_with("by a publisher key"), "{answer}");
+    let version = inspect("/keys/1", &checked);
+    assert_eq!((text(&version, "kind"), number(&version, "version")), ("keys".to_owned(), 1));
+
+    let profiles = |value: &Value, name: &str| -> Vec<String> {
+        let lines = value[name].as_array().unwrap_or_else(|| panic!("no {name}: {value}"));
+        lines.iter().map(|line| line.as_str().unwrap().to_owned()).collect()
+    };
+    let index = inspect("/index", &checked);
+    let lines = profiles(&index, "profiles");
+    let names: Vec<&str> = lines.iter().map(|line| line.split_once(": ").unwrap().0).collect();
+    assert_eq!(names, ["exact", "list", "covered", "filter", "folded", "folded-twice"], "{index}");
+    assert!(lines.iter().all(|line| line.contains(" bytes, ") && line.ends_with(" bits a revocation")), "{lines:?}");
+    let why = text(&index, "why_this_filter");
+    assert!(why.contains("bits a revocation with its exceptions; the list takes "), "{why}");
+    assert_eq!(number(&index, "covered_until").to_string(), until_when);
+
+    assert!(agent.process().stop().success());
+    let state = revocast(["--json", "inspect", &site.text("door")]).ok().json();
+    assert_eq!((text(&state, "profile"), profiles(&state, "base_profiles")), ("covered".to_owned(), lines));
+    let words = revocast(["inspect", &site.text("door")]).ok();
+    assert!(words.stdout.contains("covered: ") && words.stdout.contains("why this filter"), "{words:?}");
 }
 
 /// The agent pins another site's roots: it follows nothing, says so, and vouches for no token.

@@ -370,7 +370,7 @@ async fn a_million_tokens_are_told_apart_by_devices_of_every_profile() {
     }
     let named = |name: &str| fleet.devices.iter().position(|(found, _)| *found == name).unwrap();
     for (name, profile) in
-        [("within-64-kib", Profile::List), ("within-32-kib", Profile::Covered), ("within-16-kib", Profile::Folded)]
+        [("within-64-kib", Profile::List), ("within-32-kib", Profile::Covered), ("within-16-kib", Profile::FoldedTwice)]
     {
         let set = fleet.devices[named(name)].1.checker().set();
         let budget: u64 = name.trim_start_matches("within-").trim_end_matches("-kib").parse().unwrap();

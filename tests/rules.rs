@@ -479,7 +479,7 @@ fn rule_06_probes_depend_on_the_bits_of_the_fingerprint_and_the_salt_alone() {
 }
 
 /// Two thousand revoked and twenty thousand registered tokens, all issued in the first 50 seconds: of such a base a
-/// device of ten kibibytes holds filter and exceptions, and some ninety statements beside it.
+/// device of eleven kibibytes holds filter and exceptions, and some ninety statements beside it.
 struct Crowd {
     forge: Forge,
     revoked: Vec<String>,
@@ -503,7 +503,7 @@ impl Crowd {
     }
 
     fn small() -> Config {
-        Config { hold: Config::within(10 * 1024, 1).unwrap().hold, ..prompt(Profile::Exact) }
+        Config { hold: Config::within(11 * 1024, 1).unwrap().hold, ..prompt(Profile::Exact) }
     }
 
     /// A device that stands on a base at 3, and the good tokens that it knows by their exceptions.

@@ -1034,6 +1034,8 @@ pub struct Minted {
     pub alg: String,
     /// Its `jti`.
     pub jti: String,
+    /// Its `iat`.
+    pub iat: u64,
     /// Its `exp`.
     pub exp: u64,
     /// Its compact form.
@@ -1064,6 +1066,7 @@ pub fn mint_until(site: &Site, count: usize, exp: u64) -> (Vec<Minted>, String) 
         Minted {
             alg: text(&token, "alg"),
             jti: text(&token, "jti"),
+            iat: number(&token, "iat"),
             exp: number(&token, "exp"),
             token: text(&token, "token"),
         }

@@ -11,20 +11,20 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use revocast_core::{Claims, Config, Digest, Hold, Jti, Profile, RealmId, UnixTime, Verdict};
+use revocast_core::{Claims, Config, Digest, Doubt, Finding, Hold, Jti, Profile, RealmId, UnixTime, Verdict};
 use revocast_device::{
-    Checker, ClientId, Credentials, Device, DeviceConfig, DiskStore, KeySet, Policy, Prefix, StartError, Status,
-    SystemClock, TlsRoots, Validator, ValidatorConfig, random_seed, trust_from_file,
+    Asker, Checker, ClientId, Credentials, Decision, Device, DeviceConfig, DiskStore, KeySet, Policy, Prefix,
+    StartError, Status, SystemClock, TlsRoots, Validator, ValidatorConfig, random_seed, trust_from_file,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
-use crate::args::{Agent, ProfileArgument};
+use crate::args::Agent;
 use crate::output::{Failure, Output};
 use crate::verify::{Judged, key_set};
-use crate::{asked_to_end, runtime};
+use crate::{asked_to_end, holding, runtime};
 
 /// Where the agent answers unless told otherwise.
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8181);
@@ -59,23 +59,68 @@ pub fn run(output: Output, arguments: &Agent) -> Result<ExitCode, Failure> {
             let failure = Failure::new("not-started", "the agent did not start", &error);
             match error {
                 StartError::Link(_) => failure.help("name them with --broker-ca FILE, for mqtts:// only").usage(),
+                StartError::Budget { budget, needed } => too_small(budget, needed),
                 StartError::Store(_) | StartError::Interrupted => failure,
             }
         })?;
-        let shared =
-            Arc::new(Shared { checker: device.checker(), status: device.status(), tokens, validator: OnceLock::new() });
+        let asked_for = arguments.memory.is_none().then(|| profile(arguments));
+        let shared = Arc::new(Shared {
+            checker: device.checker(),
+            asker: (!arguments.no_ask).then(|| device.asker()),
+            status: device.status(),
+            asked_for,
+            tokens,
+            validator: OnceLock::new(),
+        });
         let words = format!("answers on http://{address}, state in {}", arguments.state.display());
         output.result(
             words,
             &json!({ "listen": format!("http://{address}"), "state": arguments.state.display().to_string() }),
         );
-        let logging = tokio::spawn(log_changes(device.status(), device.checker()));
-        let serving = axum::serve(listener, router(shared)).with_graceful_shutdown(asked_to_end());
+        let logging = tokio::spawn(log_changes(device.status(), device.checker(), asked_for));
+        let (status, (tell, told)) = (device.status(), oneshot::channel());
+        let ends = async move {
+            tokio::select! {
+                () = asked_to_end() => {}
+                budget = outgrown(status) => drop(tell.send(budget)),
+            }
+        };
+        let serving = axum::serve(listener, router(shared)).with_graceful_shutdown(ends);
         serving.await.map_err(|error| Failure::new("io", "the interface failed", &error))?;
         logging.abort();
         device.stop().await;
-        Ok(ExitCode::SUCCESS)
+        match told.await {
+            Ok((budget, needed)) => Err(too_small(budget, needed)),
+            // It was asked to end.
+            Err(_) => Ok(ExitCode::SUCCESS),
+        }
     })
+}
+
+/// Waits until it turns out that the budget holds nothing of the realm, while no older base is held either: an agent
+/// that can never answer should not look like one that soon will. Gives the budget, and the one that would do.
+async fn outgrown(mut status: watch::Receiver<Status>) -> (u64, u64) {
+    let seen = status.wait_for(|status| status.holding.profile.is_none() && status.holding.needed.is_some()).await;
+    let found = seen.ok().and_then(|status| status.holding.budget.zip(status.holding.needed));
+    match found {
+        Some(found) => found,
+        // The device has ended, or there is no budget: there is nothing to wait for.
+        None => std::future::pending().await,
+    }
+}
+
+fn too_small(budget: u64, needed: u64) -> Failure {
+    Failure::plain(
+        "budget-too-small",
+        format!("a memory budget of {budget} bytes holds nothing of this realm; {needed} bytes would do"),
+    )
+    .help(format!("start the agent with --memory {needed}, and more if the realm grows"))
+    .usage()
+}
+
+/// The profile that is held, whatever it takes, where no budget is given.
+fn profile(arguments: &Agent) -> Profile {
+    arguments.profile.map_or(Profile::Exact, Profile::from)
 }
 
 fn device_config(arguments: &Agent) -> Result<DeviceConfig, Failure> {
@@ -92,16 +137,14 @@ fn device_config(arguments: &Agent) -> Result<DeviceConfig, Failure> {
         ClientId::new(&format!("agent-{}", digest.get(..16).unwrap_or(&digest)))
     };
     let seed = random_seed().map_err(|error| bad("no random seed", &error))?;
-    let profile = match arguments.profile {
-        ProfileArgument::Filter => Profile::Filter,
-        ProfileArgument::List => Profile::List,
-        ProfileArgument::Exact => Profile::Exact,
+    let replica = match arguments.memory {
+        Some(budget) => Config::within(budget, seed).map_err(|error| too_small(error.budget, error.needed))?,
+        None => Config { hold: Hold::Profile(profile(arguments)), ..Config::exact(seed) },
     };
     let replica = Config {
-        hold: Hold::Profile(profile),
         staleness_max: Duration::from_secs(arguments.staleness),
         epoch_jitter: Duration::from_secs(arguments.epoch_jitter),
-        ..Config::exact(seed)
+        ..replica
     };
     let client_id = client_id.map_err(|error| bad("--client-id", &error))?;
     let prefix = Prefix::new(&arguments.prefix).map_err(|error| bad("--prefix", &error))?;
@@ -137,7 +180,11 @@ fn tokens(arguments: &Agent) -> Result<Option<Tokens>, Failure> {
 
 struct Shared {
     checker: Checker,
+    /// `None` with `--no-ask`.
+    asker: Option<Asker>,
     status: watch::Receiver<Status>,
+    /// The profile that was asked for, where no budget is given.
+    asked_for: Option<Profile>,
     tokens: Option<Tokens>,
     validator: OnceLock<Validator<Checker>>,
 }
@@ -229,11 +276,34 @@ async fn check(
         kid: question.kid.as_deref(),
         client: question.client.as_deref(),
     };
-    let now = SystemClock::now();
-    let (verdict, age) = (shared.checker.check(now, &claims), shared.checker.age(now));
+    let decide = || {
+        let now = SystemClock::now();
+        let (verdict, age) = (shared.checker.check(now, &claims), shared.checker.age(now));
+        (verdict, Policy::strict().decide(&verdict, age))
+    };
+    let (mut verdict, mut decision) = decide();
+    let mut asked = None;
+    if let (Decision::Ask { .. }, Some(asker)) = (decision, &shared.asker) {
+        let found = asker.ask(&claims).await;
+        (verdict, decision) = decide();
+        // What the device would still rather ask about has just been answered, or was not.
+        match (&found, decision) {
+            (Ok(Finding::NotRevoked), Decision::Ask { .. }) => decision = Decision::Accept,
+            (Ok(Finding::NotRevoked), _) => {}
+            (Ok(Finding::Revoked { why }), _) => {
+                verdict = Verdict::Revoked { why: *why };
+                decision = Policy::strict().decide(&verdict, None);
+            }
+            (Err(_), _) => decision = decision.unanswered(),
+        }
+        asked = Some(found.as_ref().map_or("unanswered", Finding::name));
+        if let Err(error) = found {
+            tracing::info!(%error, "the server was not asked, or did not answer; denied");
+        }
+    }
     let mut answer = json!({
         "verdict": verdict.name(),
-        "decision": Policy::strict().decide(&verdict, age).name(),
+        "decision": decision.name(),
         "position": shared.checker.position().to_string(),
     });
     let detail = match verdict {
@@ -242,22 +312,28 @@ async fn check(
         Verdict::Suspect { false_positive_rate } => Some(("false_positive_rate", json!(false_positive_rate))),
         Verdict::Unknown { doubt } => Some(("doubt", json!(doubt.name()))),
     };
-    if let (Some((name, value)), Some(fields)) = (detail, answer.as_object_mut()) {
-        fields.insert(name.to_owned(), value);
+    if let Some(fields) = answer.as_object_mut() {
+        let asked = asked.map(|asked| ("asked", json!(asked)));
+        fields.extend(detail.into_iter().chain(asked).map(|(name, value)| (name.to_owned(), value)));
     }
     Ok(Json(answer))
 }
 
 async fn verify(State(shared): State<Arc<Shared>>, token: String) -> Result<Json<Value>, Problem> {
-    let outcome = shared.validator()?.validate(SystemClock::now(), token.trim());
+    let (validator, token) = (shared.validator()?, token.trim());
+    let outcome = match &shared.asker {
+        // Of no class in particular: the strict policy.
+        Some(asker) => asker.validate_or_ask(validator, &SystemClock, "", token).await,
+        None => validator.validate(SystemClock::now(), token),
+    };
     Ok(Json(json!(Judged::of(&outcome))))
 }
 
 async fn status(State(shared): State<Arc<Shared>>) -> Json<Value> {
-    Json(status_object(&shared.status.borrow(), &shared.checker))
+    Json(status_object(&shared.status.borrow(), &shared.checker, shared.asked_for))
 }
 
-fn status_object(status: &Status, checker: &Checker) -> Value {
+fn status_object(status: &Status, checker: &Checker, asked_for: Option<Profile>) -> Value {
     let set = checker.set();
     let now = SystemClock::now();
     json!({
@@ -270,6 +346,7 @@ fn status_object(status: &Status, checker: &Checker) -> Value {
         "age_seconds": set.freshness().age(now).map(|age| age.as_secs()),
         "horizon": set.horizon().secs(),
         "memory_bytes": set.size_bytes(),
+        "holding": holding::value(&status.holding, &set, asked_for),
         "recent_entries": set.recent_entries(),
         "refusals": status.refusals_total(),
         "last_refusal": status.last_refusal.as_ref().map(revocast_core::Refusal::name),
@@ -279,8 +356,9 @@ fn status_object(status: &Status, checker: &Checker) -> Value {
 }
 
 /// Logs what changes, as long as the device runs.
-async fn log_changes(mut status: watch::Receiver<Status>, checker: Checker) {
+async fn log_changes(mut status: watch::Receiver<Status>, checker: Checker, asked_for: Option<Profile>) {
     let (mut connected, mut position, mut doubt) = (None, None, None);
+    let mut held = None;
     loop {
         {
             let now = status.borrow_and_update();
@@ -299,10 +377,21 @@ async fn log_changes(mut status: watch::Receiver<Status>, checker: Checker) {
                 let set = checker.set();
                 tracing::info!(position = %set.position(), recent = set.recent_entries(), bytes = set.size_bytes(), "moved");
             }
+            // What came since the base is no news here.
+            let holding = (now.holding.profile, now.holding.offers.clone(), now.holding.needed);
+            if held.as_ref() != Some(&holding) {
+                held = Some(holding);
+                tracing::info!("holds {}", holding::words(&now.holding, asked_for));
+            }
             if doubt != Some(now.doubt) {
                 doubt = Some(now.doubt);
                 match now.doubt {
                     None => tracing::info!("answers are current"),
+                    Some(Doubt::Overflow) => tracing::warn!(
+                        doubt = "overflow",
+                        "more was revoked since the base than there is room for; answers are \"unknown\" where nothing \
+                         is revoked, until the next base or a restart with more --memory"
+                    ),
                     Some(doubt) => {
                         tracing::warn!(doubt = doubt.name(), "answers are \"unknown\" where nothing is revoked");
                     }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use revocast_core::Profile;
 
 /// Makes "this token is revoked" true on every device about a second after somebody says so.
 #[derive(Debug, Parser)]
@@ -335,9 +336,12 @@ pub struct Agent {
     /// First level of every topic.
     #[arg(long, default_value = "revocast")]
     pub prefix: String,
-    /// What to hold of a base.
-    #[arg(long, value_enum, default_value_t = ProfileArgument::Exact)]
-    pub profile: ProfileArgument,
+    /// Memory for the realm, such as 64KiB, 1MiB or 65536: the best profile that fits is held.
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "profile")]
+    pub memory: Option<u64>,
+    /// What to hold of a base, whatever it takes [default: exact].
+    #[arg(long, value_enum)]
+    pub profile: Option<ProfileArgument>,
     /// Answer "unknown" when the last proof of currency is older, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 24 * 3600)]
     pub staleness: u64,
@@ -356,17 +360,52 @@ pub struct Agent {
     /// Clock difference to allow for, seconds; at most the realm's.
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub leeway: u32,
+    /// Never ask the server about a token that this device is not sure of.
+    #[arg(long)]
+    pub no_ask: bool,
+}
+
+/// Reads a number of bytes: 65536, 64KiB or 1MiB.
+fn size(text: &str) -> Result<u64, String> {
+    let (number, unit) = match (text.strip_suffix("KiB"), text.strip_suffix("MiB")) {
+        (Some(number), _) => (number, 1024),
+        (None, Some(number)) => (number, 1024 * 1024),
+        (None, None) => (text, 1),
+    };
+    // Without the sign that `parse` would take.
+    let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    let bytes = digits.then(|| number.parse::<u64>().ok()?.checked_mul(unit)).flatten();
+    bytes.ok_or_else(|| "no number of bytes; write it like 65536, 64KiB or 1MiB".to_owned())
 }
 
 /// `--profile`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ProfileArgument {
-    /// The published filter alone: smallest; a match is "suspect".
+    /// The published filter alone; a match is "suspect".
     Filter,
-    /// The list alone: exact, slower.
+    /// The list alone, cut to 40 bits: a match is "suspect", rarely wrongly; slower.
     List,
     /// The list and a filter of its own: exact and fast.
     Exact,
+    /// The published filter and its exceptions: exact for registered tokens.
+    Covered,
+    /// The published filter folded to half its size; more is "suspect".
+    Folded,
+    /// Folded to a quarter.
+    FoldedTwice,
+}
+
+impl From<ProfileArgument> for Profile {
+    fn from(profile: ProfileArgument) -> Self {
+        match profile {
+            ProfileArgument::Filter => Self::Filter,
+            ProfileArgument::List => Self::List,
+            ProfileArgument::Exact => Self::Exact,
+            ProfileArgument::Covered => Self::Covered,
+            ProfileArgument::Folded => Self::Folded,
+            ProfileArgument::FoldedTwice => Self::FoldedTwice,
+        }
+    }
 }
 
 /// `verify`
@@ -398,4 +437,25 @@ pub struct Verify {
     /// JSON array of [iss, jti] pairs that are revoked.
     #[arg(long, value_name = "FILE")]
     pub revoked: Option<PathBuf>,
+    /// Say with each verdict what it rests on: witness, position, age_seconds, profile, covered. Needs --state.
+    #[arg(long)]
+    pub why: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_bytes_kib_or_mib_and_nothing_else() {
+        for (text, bytes) in [("65536", 65_536), ("64KiB", 65_536), ("1MiB", 1_048_576), ("0", 0)] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "KiB", "64K", "64kib", "64 KiB", "64KB", "+64", "-1", "1.5MiB", "1GiB", "18446744073709551616"]
+        {
+            let error = size(text).unwrap_err();
+            assert!(["65536", "64KiB", "1MiB"].iter().all(|example| error.contains(example)), "{text}: {error}");
+        }
+        assert!(size("18446744073709551615KiB").is_err(), "more than a number holds");
+    }
 }

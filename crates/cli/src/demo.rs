@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use crate::admin::Api;
 use crate::args::Demo;
 use crate::output::{Failure, Output};
-use crate::{keygen, runtime};
+use crate::{holding, keygen, runtime};
 
 const REALM: &str = "demo";
 const ISSUER: &str = "https://issuer.demo.example";
@@ -43,6 +43,12 @@ const EPOCH_JITTER: Duration = Duration::from_millis(500);
 
 /// Revocations in one request: below the server's limit.
 const BATCH: usize = 1_000;
+
+/// A ladder of twice what the server lets grow on an empty base: a new epoch is sure to come.
+const LADDER_BYTES_SURE: u64 = 8 * 1024;
+
+/// Tokens that are issued at the end, with `jti`s that the server drew. In one request: its limit is higher.
+const CLEAN: usize = 200;
 
 pub fn run(output: Output, arguments: Demo) -> Result<ExitCode, Failure> {
     let folder = Scratch::new()?;
@@ -112,6 +118,7 @@ struct Show {
     arguments: Demo,
     folder: PathBuf,
     keys: KeySet,
+    mint: Mint,
     trust: Trust,
     admin: String,
     server: Option<Server>,
@@ -139,15 +146,16 @@ impl Show {
             .map_err(|error| Failure::new("bad-jwks", "our own key set cannot be read", &error))?;
         let now = ServerClock::new().unix_time().secs();
         let count = arguments.revocations as usize;
-        let mut mint = Mint::new(keys.issuer(), now)?;
-        let bad = (0..count).map(|_| mint.issue()).collect::<Result<Vec<_>, _>>()?;
-        let good = (0..count.max(200)).map(|_| mint.issue()).collect::<Result<Vec<_>, _>>()?;
+        let mint = Mint::new(keys.issuer(), now)?;
+        let bad = (0..count).map(|_| mint.issue_random()).collect::<Result<Vec<_>, _>>()?;
+        let good = (0..count.max(200)).map(|_| mint.issue_random()).collect::<Result<Vec<_>, _>>()?;
         output.progress(format!("issued {} tokens, EdDSA, valid for an hour", bad.len() + good.len()));
         let mut show = Self {
             output,
             arguments,
             folder: folder.to_owned(),
             keys: key_set,
+            mint,
             trust: keys.trust().clone(),
             admin: keys.admin().as_str().to_owned(),
             server: None,
@@ -305,28 +313,41 @@ impl Show {
     }
 
     async fn finish(&mut self) -> Result<Value, Failure> {
-        let sizes = self.sizes().await?;
+        let sizes = self.sizes_of_newest().await?;
         self.wait_for_epoch(number(&sizes, "epoch")).await?;
-        let (mut accepted, mut refused, mut suspects) = (0, 0, 0);
+        let clean = self.issue_clean().await?;
+        let (mut accepted, mut refused, mut suspects, mut clean_suspects) = (0, 0, 0, 0);
+        let mut small = None;
         for follower in &self.followers {
             accepted += self.count_accepted(follower, &self.bad)?;
             let checked = self.good.len();
             match follower.profile {
-                Profile::Filter => suspects += checked - self.count_accepted(follower, &self.good)?,
+                Profile::Filter => {
+                    suspects += checked - self.count_accepted(follower, &self.good)?;
+                    clean_suspects += clean.len() - self.count_accepted(follower, &clean)?;
+                    small = follower.device.as_ref();
+                }
                 Profile::Exact | Profile::List | Profile::Covered | Profile::Folded | Profile::FoldedTwice => {
-                    refused += checked - self.count_accepted(follower, &self.good)?
+                    refused += checked - self.count_accepted(follower, &self.good)?;
+                    refused += clean.len() - self.count_accepted(follower, &clean)?;
                 }
             }
         }
         let memory = self.followers.first().and_then(|follower| follower.device.as_ref());
         let memory = memory.map_or(0, |device| device.checker().set().size_bytes());
+        let asked_for = Some(Profile::Filter);
+        let small_holds = small.map(|device| {
+            let held = device.status().borrow().holding.clone();
+            (holding::words(&held, asked_for), holding::value(&held, &device.checker().set(), asked_for))
+        });
+        let (small_words, small_holds) = small_holds.unwrap_or_default();
         let snapshot = number(&sizes, "snapshot_bytes");
         let bits = |bytes: u64| bytes as f64 * 8.0 / self.bad.len().max(1) as f64;
         let max = self.propagation.last().copied().unwrap_or_default();
         let mut summary = json!({
             "devices": self.arguments.devices,
             "revocations": self.arguments.revocations,
-            "tokens": self.bad.len() + self.good.len(),
+            "tokens": self.bad.len() + self.good.len() + clean.len(),
             "propagation_ms": {
                 "p50": millis_exact(self.percentile(50)),
                 "p99": millis_exact(self.percentile(99)),
@@ -336,6 +357,9 @@ impl Show {
             "wrongly_accepted": accepted,
             "wrongly_refused": refused,
             "false_positives": suspects,
+            "clean_tokens": clean.len(),
+            "clean_false_positives": clean_suspects,
+            "small_device": small_holds,
             "snapshot_bytes": snapshot,
             "filter_bytes": number(&sizes, "filter_bytes"),
             "snapshot_bits_per_revocation": rounded(bits(snapshot)),
@@ -351,13 +375,17 @@ impl Show {
              refused after         p50 {p50} ms, p99 {p99} ms, max {max} ms\n\
              wrongly accepted      {accepted}\n\
              wrongly refused       {refused}\n\
-             false positives       {suspects} of {checked} good tokens, on the device that holds the filter alone\n\
+             false positives       {suspects} of {checked} good tokens, on the device that holds the filter alone;\n\
+             {nothing:22}{clean_suspects} of {clean} whose jti the server drew\n\
+             that device holds     {small_words}\n\
              one revocation        {delta} bytes on the wire\n\
              snapshot              {snapshot} bytes, {bits:.1} bits a revocation\n\
              in memory             {memory} bytes",
             devices = self.arguments.devices,
             revocations = self.arguments.revocations,
-            tokens = self.bad.len() + self.good.len(),
+            tokens = self.bad.len() + self.good.len() + clean.len(),
+            nothing = "",
+            clean = clean.len(),
             p50 = millis(self.percentile(50)),
             p99 = millis(self.percentile(99)),
             max = millis(max),
@@ -374,6 +402,14 @@ impl Show {
     }
 
     // ---- parts -------------------------------------------------------------------------------
+
+    /// Tokens whose `jti`s the server drew: no filter in force flags them.
+    async fn issue_clean(&self) -> Result<Vec<Issued>, Failure> {
+        let answer = self.get(&format!("/v1/realms/{REALM}/jti?count={CLEAN}")).await?;
+        let jtis = answer.get("jtis").and_then(Value::as_array);
+        let jtis = jtis.ok_or_else(|| Failure::plain("bad-answer", format!("the server drew no jtis: {answer}")))?;
+        Ok(jtis.iter().filter_map(Value::as_str).map(|jti| self.mint.issue(jti.to_owned())).collect())
+    }
 
     /// On any free ports the first time, so that busy ones do not matter; on the same ones later.
     async fn start_server(&mut self) -> Result<(), Failure> {
@@ -522,19 +558,36 @@ impl Show {
         }
     }
 
+    /// The same, once an epoch that is sure to come is there: the first one is empty, and says nothing about filters.
+    async fn sizes_of_newest(&self) -> Result<Value, Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let sizes = self.sizes().await?;
+            let comes = number(&sizes, "epoch") < 2 && number(&sizes, "ladder_bytes") > LADDER_BYTES_SURE;
+            if !comes || Instant::now() > deadline {
+                return Ok(sizes);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     async fn head(&self) -> Result<Sequence, Failure> {
         Ok(Sequence(number(&self.realm_status().await?, "head")))
     }
 
     async fn realm_status(&self) -> Result<Value, Failure> {
-        let api = self.client();
-        let status = tokio::task::spawn_blocking(move || api.get("/v1/status")).await;
-        let status = status.map_err(|error| Failure::new("interrupted", "the demo was interrupted", &error))??;
+        let status = self.get("/v1/status").await?;
         let realms = status.get("realms").and_then(Value::as_array);
         realms
             .and_then(|realms| realms.first())
             .cloned()
             .ok_or_else(|| Failure::plain("bad-answer", format!("the server does not know the demo's realm: {status}")))
+    }
+
+    async fn get(&self, path: &str) -> Result<Value, Failure> {
+        let (api, path) = (self.client(), path.to_owned());
+        let answer = tokio::task::spawn_blocking(move || api.get(&path)).await;
+        answer.map_err(|error| Failure::new("interrupted", "the demo was interrupted", &error))?
     }
 
     async fn post(&self, path: &str, body: Value) -> Result<Value, Failure> {
@@ -586,17 +639,20 @@ impl Mint {
         Ok(Self { key, kid: issuer.kid(), now })
     }
 
-    fn issue(&mut self) -> Result<Issued, Failure> {
+    fn issue_random(&self) -> Result<Issued, Failure> {
         let mut random = [0; 16];
         getrandom::fill(&mut random).map_err(|error| Failure::new("no-random", "no random bytes", &error))?;
-        let jti = URL_SAFE_NO_PAD.encode(random);
+        Ok(self.issue(URL_SAFE_NO_PAD.encode(random)))
+    }
+
+    fn issue(&self, jti: String) -> Issued {
         let exp = self.now + 3_600;
         let header = json!({ "alg": "EdDSA", "typ": "JWT", "kid": self.kid });
         let claims = json!({ "iss": ISSUER, "aud": AUDIENCE, "sub": "demo", "jti": jti, "iat": self.now, "exp": exp });
         let message =
             format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()));
         let signature = URL_SAFE_NO_PAD.encode(self.key.sign(message.as_bytes()));
-        Ok(Issued { jti, exp, text: format!("{message}.{signature}") })
+        Issued { jti, exp, text: format!("{message}.{signature}") }
     }
 }
 

@@ -40,7 +40,7 @@ impl Findings {
                 }),
                 other => other.to_string(),
             };
-            let _ = writeln!(words, "{name:<20}{text}");
+            let _ = writeln!(words, "{name:<22}{text}");
         }
         words.trim_end().to_owned()
     }
@@ -127,8 +127,13 @@ fn object(findings: &mut Findings, bytes: &[u8], trust: Option<&Trust>, keys: Op
                 .map(|piece| format!("({}, {}] {} bytes {}", piece.from, piece.to, piece.bytes, piece.digest));
             findings.add("ladder", pieces.collect::<Vec<_>>());
         }
-        // An index does not say how wide its fingerprints are; nearly all realms have 48 bits.
-        Kind::Index => describe_index(findings, &wire::decode_index(body).map_err(unreadable)?, Width::W48),
+        // An index does not say how wide its fingerprints are; the realm's keys do, and nearly all realms have 48 bits.
+        Kind::Index => {
+            let keys = keys.and_then(|keys| wire::decode_keys(Sealed::parse(keys).ok()?.unverified_body()).ok());
+            let width = keys.map_or(Width::W48, |keys| keys.fingerprinter.width());
+            findings.add("read as width", width.bits());
+            describe_index(findings, &wire::decode_index(body).map_err(unreadable)?, width);
+        }
         Kind::Chunk => {
             let chunk = wire::decode_chunk(body).map_err(unreadable)?;
             findings.add("term", chunk.term.0);

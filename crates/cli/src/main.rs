@@ -9,6 +9,7 @@ mod admin;
 mod agent;
 mod args;
 mod demo;
+mod holding;
 mod inspect;
 mod issued;
 mod keygen;

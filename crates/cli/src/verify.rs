@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use revocast_core::{Now, UnixTime};
+use revocast_core::{Now, RevocationSet, UnixTime, Witness};
 use revocast_device::{
     Checker, KeySet, Policy, Rejected, Revocations, RevokedPairs, Rule, SystemClock, Token, Unchecked, Validator,
     ValidatorConfig,
@@ -23,6 +23,15 @@ pub const REJECTED: u8 = 3;
 const LINE_BYTES_MAX: u64 = 1024 * 1024;
 
 pub fn run(arguments: &Verify) -> Result<ExitCode, Failure> {
+    // Not by `requires`: clap lets it pass beside `--revoked`, which excludes `--state`.
+    if arguments.why && arguments.state.is_none() {
+        return Err(Failure::plain(
+            "no-state-named",
+            "--why says what is known of an agent's state, and none is named",
+        )
+        .help("name the state folder of an agent with --state DIR")
+        .usage());
+    }
     let keys = key_set(&arguments.jwks)?;
     let mut config =
         ValidatorConfig::new(&arguments.issuer, arguments.audience.clone(), keys).with_leeway_secs(arguments.leeway);
@@ -35,17 +44,18 @@ pub fn run(arguments: &Verify) -> Result<ExitCode, Failure> {
     };
     if let Some(folder) = &arguments.state {
         let replica = state::restore(&state::newest(folder)?, now)?;
-        let (checker, _exposure) = Checker::new(Arc::new(replica.set().clone()));
-        return judge(config, checker, Policy::strict(), now);
+        let set = Arc::new(replica.set().clone());
+        let (checker, _exposure) = Checker::new(Arc::clone(&set));
+        return judge(config, checker, Policy::strict(), now, arguments.why.then_some(&*set));
     }
     if let Some(path) = &arguments.revoked {
         let pairs = RevokedPairs::from_json(&read_file(path, "the list")?).map_err(|error| {
             Failure::new("bad-list", format!("{} is no JSON array of [iss, jti] pairs", path.display()), &error).usage()
         })?;
-        return judge(config, pairs, Policy::strict(), now);
+        return judge(config, pairs, Policy::strict(), now, None);
     }
     // Nobody named a source: the caller asks about everything but revocation, and every line says so.
-    judge(config, Unchecked, Policy::strict().on_not_followed(Rule::Accept), now)
+    judge(config, Unchecked, Policy::strict().on_not_followed(Rule::Accept), now, None)
 }
 
 /// Reads a JWKS file.
@@ -59,6 +69,7 @@ fn judge<R: Revocations>(
     revocations: R,
     policy: Policy,
     now: Now,
+    explains: Option<&RevocationSet>,
 ) -> Result<ExitCode, Failure> {
     let validator = Validator::new(config, revocations, policy)
         .map_err(|error| Failure::new("bad-rules", "no validator can be made of these arguments", &error).usage())?;
@@ -70,7 +81,8 @@ fn judge<R: Revocations>(
         number += 1;
         let outcome = validator.validate(now, &line);
         rejected |= outcome.is_err();
-        let line = Line { line: number, judged: Judged::of(&outcome) };
+        let grounds = explains.map(|set| Grounds::of(set, now, &outcome));
+        let line = Line { line: number, judged: Judged::of(&outcome), grounds };
         serde_json::to_writer(&mut output, &line).map_err(|error| failed(error.into()))?;
         writeln!(output).map_err(failed)?;
     }
@@ -112,6 +124,52 @@ struct Line<'a> {
     line: u64,
     #[serde(flatten)]
     judged: Judged<'a>,
+    #[serde(flatten)]
+    grounds: Option<Grounds>,
+}
+
+/// What the answer about a token's revocation rests on, for `--why`.
+#[derive(Serialize)]
+struct Grounds {
+    /// Which structure answered; `None` where the signature does not hold, so that nothing was asked.
+    witness: Option<&'static str>,
+    /// Where the state stands: epoch and sequence.
+    position: String,
+    /// Seconds since the last proof that it is current; `None` without one.
+    age_seconds: Option<u64>,
+    /// What is held of the base.
+    profile: Option<&'static str>,
+    /// Whether the token was issued while all tokens were registered; `None` where the signature does not hold.
+    covered: Option<bool>,
+}
+
+impl Grounds {
+    fn of(set: &RevocationSet, now: Now, outcome: &Result<Token, Rejected>) -> Self {
+        let base = set.base();
+        let token = token_of(outcome);
+        // The one that the validator asked with.
+        let witness = token.and_then(|token| Some((token, token.claims().ok()?))).map(|(token, claims)| {
+            // Of another issuer: the validator asked nothing of this set.
+            let followed = set.issuer().is_none_or(|issuer| issuer == token.issuer());
+            if followed { set.explain(now, &claims).1 } else { Witness::Nothing }
+        });
+        let covered_until = base.map_or(UnixTime::default(), |base| base.covered_until());
+        Self {
+            witness: witness.map(Witness::name),
+            position: set.position().to_string(),
+            age_seconds: set.age(now).map(|age| age.as_secs()),
+            profile: base.map(|base| base.profile().name()),
+            covered: token.map(|token| token.issued_at().is_some_and(|iat| iat < covered_until)),
+        }
+    }
+}
+
+/// The token, if its signature holds.
+fn token_of(outcome: &Result<Token, Rejected>) -> Option<&Token> {
+    match outcome {
+        Ok(token) => Some(token),
+        Err(rejected) => rejected.token.as_deref(),
+    }
 }
 
 /// A verdict on a token, as `verify` prints it and the agent answers.
@@ -126,10 +184,11 @@ pub struct Judged<'a> {
 impl<'a> Judged<'a> {
     /// What a validator's outcome comes to.
     pub fn of(outcome: &'a Result<Token, Rejected>) -> Self {
-        let (verdict, reason, token) = match outcome {
-            Ok(token) => ("accept", "accepted", Some(token)),
-            Err(rejected) => ("reject", rejected.reason(), rejected.token.as_deref()),
+        let (verdict, reason) = match outcome {
+            Ok(_) => ("accept", "accepted"),
+            Err(rejected) => ("reject", rejected.reason()),
         };
+        let token = token_of(outcome);
         let revocation = token.map_or("unknown", |token| token.verdict().name());
         Self { verdict, reason, jti: token.map(Token::jti), revocation }
     }

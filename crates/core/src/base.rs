@@ -446,7 +446,8 @@ impl Base {
                     }
                     Profile::Filter | Profile::List | Profile::Exact | Profile::Folded | Profile::FoldedTwice => None,
                 };
-                Lookup::Approximate(Approximate::new(index, filter, exceptions, folded_through))
+                let entries = summary(index, Artifact::Filter).map_or(0, |summary| summary.entries);
+                Lookup::Approximate(Approximate::new(entries, filter, exceptions, folded_through))
             }
         };
         Ok(Self::new(index, lookup))
@@ -460,12 +461,11 @@ impl Base {
 
 impl Approximate {
     fn new(
-        index: &Index,
+        entries: u64,
         filter: FilterBuf,
         exceptions: Option<Arc<Exceptions>>,
         folded_through: Option<Sequence>,
     ) -> Self {
-        let entries = summary(index, Artifact::Filter).map_or(0, |summary| summary.entries);
         Self {
             rate: filter.false_positive_rate(),
             rate_meant: filter.params().false_positive_rate(entries),
@@ -640,13 +640,7 @@ impl BaseBuilder {
                     Some(intake) => Some(Arc::new(intake.finish(&filter)?)),
                     None => None,
                 };
-                Lookup::Approximate(Approximate {
-                    rate: filter.false_positive_rate(),
-                    rate_meant: filter.params().false_positive_rate(self.entries),
-                    filter: Arc::new(filter),
-                    exceptions,
-                    folded_through: None,
-                })
+                Lookup::Approximate(Approximate::new(self.entries, filter, exceptions, None))
             }
         };
         let (term, epoch, sequence) = (self.term, self.epoch, self.sequence);

@@ -26,7 +26,7 @@ pub enum Hold {
 }
 
 /// Bytes of a budget that neither base nor recent may take: keys, manifest, bookkeeping.
-const FIXED_BYTES: u64 = 5 * 1024;
+const FIXED_BYTES: u64 = 6 * 1024;
 
 /// The share of a budget that is kept for what comes after a base.
 const RECENT_SHARE: u64 = 8;
@@ -75,7 +75,20 @@ impl Hold {
         }
     }
 
-    /// Whether a base that was stored in this profile still serves.
+    /// The next profile after this one that takes less of the same index, within a budget.
+    pub(crate) fn next_smaller(self, profile: Profile, index: &Index, width: Width) -> Option<Profile> {
+        let Self::Budget(_) = self else { return None };
+        let held = profile.size_bytes(index, width)?;
+        let after = Profile::BEST_FIRST.into_iter().skip_while(|other| *other != profile).skip(1);
+        after.into_iter().find(|other| other.size_bytes(index, width).is_some_and(|bytes| bytes < held))
+    }
+
+    /// Whether a base of this index that was stored in this profile still fits.
+    pub(crate) fn fits(self, stored: Profile, index: &Index, width: Width) -> bool {
+        stored.size_bytes(index, width).is_some_and(|bytes| bytes <= self.base_bytes_max())
+    }
+
+    /// Whether a base that was stored in this profile still serves, if it fits.
     pub(crate) fn accepts(self, stored: Profile) -> bool {
         match self {
             // Without exceptions, or with later revocations folded in, a covered base is a filter.

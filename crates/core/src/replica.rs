@@ -95,9 +95,12 @@ impl Config {
         Ok(Self { hold: Hold::Budget(memory_budget), ..Self::exact(seed) })
     }
 
-    /// What to hold of this index, if all that must be fetched for it may be.
-    fn choose(&self, index: &Index, width: Width) -> Result<Profile, Refusal> {
-        let profile = self.hold.choose(index, width)?;
+    /// What to hold of this index, if all that must be fetched for it may be; less than `crowded`, if that is given.
+    fn choose(&self, index: &Index, width: Width, crowded: Option<Profile>) -> Result<Profile, Refusal> {
+        let profile = match crowded.and_then(|crowded| self.hold.next_smaller(crowded, index, width)) {
+            Some(profile) => profile,
+            None => self.hold.choose(index, width)?,
+        };
         let fetched = |summary: &&ArtifactSummary| {
             summary.artifact == Artifact::Cutoffs || profile.artifacts().contains(&summary.artifact)
         };
@@ -122,6 +125,9 @@ pub struct Holding {
     pub base_bytes_max: u64,
     /// What each profile of this base would take, the one that answers best first: the first that fits is held.
     pub offers: Vec<(Profile, u64)>,
+    /// The budget that would do, if this one holds nothing of the newest base that was offered. What was held before
+    /// stays.
+    pub needed: Option<u64>,
 }
 
 /// What the driver tells a replica.
@@ -233,6 +239,14 @@ struct Dirty {
 /// Deltas whose digests are remembered, to notice two that claim one range.
 const SEEN_DELTAS: usize = 64;
 
+/// Half a digest: two bodies that share it cannot be found either, and a small device has room for twice as many.
+type Mark = [u8; 16];
+
+fn mark(digest: &Digest) -> Mark {
+    // A digest has 32 bytes, so the default is never taken.
+    digest.0.first_chunk().copied().unwrap_or_default()
+}
+
 /// After this many unanswered tries the manifest is read again: it may name something else by now.
 const TRIES_BEFORE_REREAD: u32 = 2;
 
@@ -252,12 +266,14 @@ pub struct Replica {
     position: Option<(Term, Sequence)>,
     early: Vec<EarlyRange>,
     overflow: Option<Sequence>,
+    /// Something did not fit beside the base that is held now.
+    crowding: bool,
     set: RevocationSet,
     /// The base as it is written down.
     base_image: Option<BaseImage>,
     held_index: Arc<[u8]>,
     held_cutoffs: Arc<[u8]>,
-    seen: VecDeque<(EarlyRange, Digest)>,
+    seen: VecDeque<(EarlyRange, Mark)>,
 
     asking: Asking,
     climb: Climb,
@@ -273,6 +289,8 @@ pub struct Replica {
     move_at: Option<Duration>,
     /// An epoch whose base cannot be had, so that it is not fetched again and again.
     given_up: Option<(Term, Epoch)>,
+    /// The budget that would do, if nothing of the last index fits into the one that is given.
+    needed: Option<u64>,
 
     revision: u64,
     dirty: Dirty,
@@ -309,6 +327,7 @@ impl Replica {
             position: None,
             early: Vec::new(),
             overflow: None,
+            crowding: false,
             set: RevocationSet {
                 fingerprinter: None,
                 base: None,
@@ -335,6 +354,7 @@ impl Replica {
             download: None,
             move_at: None,
             given_up: None,
+            needed: None,
             revision: 0,
             dirty: Dirty::default(),
             persist_in_flight: None,
@@ -352,11 +372,14 @@ impl Replica {
 
     /// A replica that goes on from what it wrote down.
     ///
-    /// Everything is checked again: the digests of both images, the signatures of the keys, and the base
-    /// image against its index. Manifest and index were verified when they arrived; since then their
-    /// publisher's key may have rotated out, and the digests vouch for them. So they do for the chain of
-    /// keys from those pinned to those held, unless others were pinned since. Damage is refused; the
-    /// caller tries its other slot, then starts anew.
+    /// The digests of both images and the signatures of the keys are checked again. Manifest, index and base were
+    /// verified when they arrived; since then their publisher's key may have rotated out, and the base may have
+    /// been cut or folded, so the digests vouch for them. So they do for the chain of keys from those pinned to
+    /// those held, unless others were pinned since. Damage is refused; the caller tries its other slot, then starts
+    /// anew.
+    ///
+    /// A base that no longer fits the budget is dropped, and what came since stays in force; a budget into which
+    /// nothing of it fits is refused ([`Refusal::TooLarge`], with the budget that would do).
     ///
     /// # Complexity
     ///
@@ -398,7 +421,8 @@ impl Replica {
             // A base for another profile is of no use; what else is known stays in force.
             (Some(_), _) if !serves => Self::go_on(config, realm, trust, now, head, None),
             (Some(digest), Some(bytes)) if Digest::of(bytes) == digest => {
-                Self::go_on(config, realm, trust, now, head, Some(bytes))
+                let fits = fits(&config, &realm, &head, bytes)?;
+                Self::go_on(config, realm, trust, now, head, fits.then_some(bytes))
             }
             (Some(_), _) => Err(Refusal::DamagedState { what: "the base image is missing or damaged" }),
             (None, _) => Self::go_on(config, realm, trust, now, head, None),
@@ -548,7 +572,12 @@ impl Replica {
 
     /// The next thing to do.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        let action = self.actions.pop_front();
+        if action.is_none() && self.actions.capacity() > 0 {
+            // A small device does not keep the room that the largest batch has taken.
+            self.actions = VecDeque::new();
+        }
+        action
     }
 
     /// The uptime at which to tell [`Event::Elapsed`] if nothing else happens before.
@@ -610,7 +639,15 @@ impl Replica {
             },
             base_bytes_max: self.config.hold.base_bytes_max(),
             offers: offers.as_ref().map(sizes).unwrap_or_default(),
+            needed: self.needed,
         }
+    }
+
+    /// The budget that would do, if this one holds nothing of the newest base that was offered; as in [`Holding`], but
+    /// without decoding anything.
+    #[must_use]
+    pub const fn budget_needed(&self) -> Option<u64> {
+        self.needed
     }
 
     /// The smallest budget that can hold something of the held base; `None` before the first.
@@ -791,14 +828,14 @@ impl Replica {
             return Err(Refusal::Rollback { what: "delta", held, offered });
         }
         match self.seen.iter().find(|(seen, _)| *seen == range) {
-            Some((_, seen)) if *seen != digest => {
+            Some((_, seen)) if *seen != mark(&digest) => {
                 // Rule 10: of two histories keep every revocation, and nothing that softens.
                 self.apply(Delta { reinstated: Vec::new(), lifts: Vec::new(), ..delta });
                 return Err(Refusal::Equivocation { what: "delta" });
             }
             // Seen before: taking it in again changes nothing.
             Some(_) => {}
-            None => self.remember(range, digest),
+            None => self.remember(range, mark(&digest)),
         }
         self.set.freshness.floor = self.set.freshness.floor.max(delta.issued_at);
         self.raise_horizon(delta.horizon);
@@ -832,7 +869,7 @@ impl Replica {
         let stamp = delta.to;
         let fresh_keys =
             |set: &RevocationSet, keys: &[Fingerprint]| keys.iter().filter(|key| !set.recent.holds(**key)).count();
-        let most = self.recent_entries_max();
+        let mut most = self.recent_entries_max();
         let needed = fresh_keys(&self.set, &delta.revoked) + fresh_keys(&self.set, &delta.reinstated);
         let tight = self.set.recent.len() + needed > most
             || self.set.cutoffs.recent().len() + delta.cutoffs.len() + delta.lifts.len() > CUTOFFS_MAX;
@@ -843,6 +880,8 @@ impl Replica {
             self.set.cutoffs.drop_lifts();
             if self.set.recent.len() + fresh_keys(&self.set, &delta.revoked) > most {
                 self.fold_recent();
+                // Without its exceptions the base takes less.
+                most = self.recent_entries_max();
             }
         } else {
             for fingerprint in delta.reinstated {
@@ -873,6 +912,7 @@ impl Replica {
         }
         if !held {
             self.overflow = self.overflow.max(Some(stamp));
+            self.crowding = true;
             self.set.overflow = true;
         }
         held
@@ -919,11 +959,11 @@ impl Replica {
         self.early = merged;
     }
 
-    fn remember(&mut self, range: EarlyRange, digest: Digest) {
+    fn remember(&mut self, range: EarlyRange, mark: Mark) {
         if self.seen.len() == SEEN_DELTAS {
             self.seen.pop_front();
         }
-        self.seen.push_back((range, digest));
+        self.seen.push_back((range, mark));
     }
 
     fn on_index(&mut self, epoch: Epoch, bytes: &[u8]) -> Result<(), Refusal> {
@@ -939,6 +979,7 @@ impl Replica {
             return Err(Refusal::MixAndMatch { what: "the index" });
         }
         let width = self.width();
+        self.needed = self.config.hold.choose(&index, width).is_err().then(|| smallest_budget(&index, width));
         let refused = self
             .download
             .as_mut()
@@ -1054,6 +1095,12 @@ impl Replica {
             }
         }
         self.early.retain(|range| range.term > term || (range.term == term && range.to > sequence));
+        if self.overflow.is_some_and(|overflow| overflow <= sequence) {
+            // What did not fit has come again, and all of it is held.
+            self.overflow = None;
+            self.set.overflow = false;
+            self.dirty.set = true;
+        }
         if sequence != self.set.sequence {
             self.position = Some((term, sequence));
             self.set.sequence = sequence;
@@ -1095,7 +1142,9 @@ impl Replica {
         }
         let held = self.set.base.as_ref().map(|base| (base.term(), base.epoch()));
         let newer = held.is_none_or(|held| held < (term, epoch));
-        if !newer {
+        // Rule 8: what came since this base finds no room beside it; the same base is fetched in a smaller profile.
+        let crowded = if held == Some((term, epoch)) && self.crowding { self.crowded() } else { None };
+        if !newer && crowded.is_none() {
             self.move_at = None;
             return;
         }
@@ -1113,8 +1162,15 @@ impl Replica {
         };
         self.move_at = Some(move_at);
         if self.download.is_none() && move_at <= now.uptime {
-            self.download = Some(Download::new(term, epoch, index));
+            self.download = Some(Download::new(term, epoch, index, crowded));
         }
+    }
+
+    /// The profile that is held, if its budget could be spent on a smaller one.
+    fn crowded(&self) -> Option<Profile> {
+        let profile = self.set.base.as_ref().filter(|base| base.folded_through().is_none())?.profile();
+        self.offered().filter(|index| self.config.hold.next_smaller(profile, index, self.width()).is_some())?;
+        Some(profile)
     }
 
     /// Rule 4: moves to a base that has arrived whole.
@@ -1181,6 +1237,7 @@ impl Replica {
             self.set.overflow = false;
         }
         self.base_unwritten = Some(self.revision + 1);
+        self.crowding = false;
         self.move_at = None;
         self.dirty.content = true;
         self.dirty.set = true;
@@ -1457,6 +1514,20 @@ fn belongs(head: &Head, realm: &RealmId, trust: &Trust) -> Result<(), Refusal> {
         return Err(Refusal::DamagedState { what: "it was written under another trust" });
     }
     Ok(())
+}
+
+/// Whether a stored base fits the budget of this device. A budget into which nothing of it fits is refused: its owner
+/// can still change it.
+fn fits(config: &Config, realm: &RealmId, head: &Head, base: &[u8]) -> Result<bool, Refusal> {
+    if matches!(config.hold, Hold::Profile(_)) {
+        return Ok(true);
+    }
+    let image = StoredImage::decode(base)?;
+    let index = stored(image.index, realm, Kind::Index)?.try_map(wire::decode_index)?.into_inner();
+    let keys = stored(&head.keys, realm, Kind::Keys)?.try_map(wire::decode_keys)?.into_inner();
+    let width = keys.fingerprinter.width();
+    config.hold.choose(&index, width)?;
+    Ok(config.hold.fits(image.profile, &index, width))
 }
 
 /// The body of an object from an image whose digest was checked: it was verified when it arrived.

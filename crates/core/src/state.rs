@@ -406,9 +406,9 @@ pub struct StoredImage<'a> {
 impl<'a> StoredImage<'a> {
     /// Finds the parts; what they say is checked by whoever builds a base of them.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, Refusal> {
+        type Numbers = ([u8; 4], u8, u8, u64, u32, u32, u64, u64, u64);
         let damaged = || Refusal::DamagedState { what: "a base image whose lengths make no sense" };
         let (head, mut rest) = bytes.split_at_checked(BASE_HEAD_BYTES).ok_or_else(damaged)?;
-        type Numbers = ([u8; 4], u8, u8, u64, u32, u32, u64, u64, u64);
         let (magic, profile, folded, through, draw, index, filter, list, cutoffs): Numbers =
             take(&mut &*head).map_err(|_| damaged())?;
         if magic != BASE_MAGIC {

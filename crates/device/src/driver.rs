@@ -8,11 +8,15 @@ use std::future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use revocast_core::limits::MEMORY_BUDGET_MIN;
 use revocast_core::seal::{Kind, seal};
 use revocast_core::state::Image;
 use revocast_core::update::Report;
 use revocast_core::wire::encode_report;
-use revocast_core::{Action, DeviceId, Doubt, Event, Now, Position, RealmId, Refusal, Replica, Term, UnixMillis};
+use revocast_core::{
+    Action, Base, DeviceId, Doubt, Epoch, Event, Hold, Holding, Now, Position, Profile, RealmId, Refusal, Replica,
+    Sequence, Term, UnixMillis,
+};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -43,6 +47,9 @@ impl Device {
     ///
     /// When this returns, checkers answer from the stored state, connected or not. Without any, or
     /// with state that is damaged, they answer `Unknown` until the device has caught up.
+    ///
+    /// A memory budget into which nothing of the stored base fits is refused ([`StartError::Budget`]). Where nothing is
+    /// stored, the first index tells: see [`Holding::needed`] in [`Status::holding`].
     pub async fn start(config: DeviceConfig, store: impl Store + 'static) -> Result<Self, StartError> {
         let link = LinkConfig::new(&config)?;
         Self::start_over(config, store, SystemClock, || Link::start(link)).await
@@ -66,10 +73,11 @@ impl Device {
         let Restored { replica, found, realm } = restored?;
         let (checker, exposure) = Checker::new(Arc::new(replica.set().clone()));
         let (asker, wishes) = Asker::new(checker.clone());
-        let status = watch::Sender::new(Status::new(found));
+        let status = watch::Sender::new(Status::new(found, replica.holding()));
         let (stop, stopped) = oneshot::channel();
         let (proofs, proven) = mpsc::channel(1);
-        let driver = Driver {
+        let mut driver = Driver {
+            held: Held::of(&replica),
             watcher: status.subscribe(),
             status,
             replica,
@@ -133,6 +141,14 @@ pub enum StartError {
     /// The store cannot be read at all. Damaged state is no error: the device begins anew.
     #[error("the stored state cannot be read")]
     Store(#[from] StoreError),
+    /// The memory budget holds nothing: of any realm, or of the base that is stored.
+    #[error("a memory budget of {budget} bytes holds nothing of this realm; {needed} bytes would do")]
+    Budget {
+        /// What was given.
+        budget: u64,
+        /// What would do.
+        needed: u64,
+    },
     /// The runtime is shutting down.
     #[error("the runtime ended before the state was loaded")]
     Interrupted,
@@ -153,6 +169,9 @@ pub struct Status {
     pub position: Position,
     /// Why an answer other than "revoked" cannot be given; as of the last event.
     pub doubt: Option<Doubt>,
+    /// What is held of the realm, what may be, and what each profile of the held base would take. Its `needed` is set
+    /// while the newest base does not fit at all: then this device holds an older one, or answers `Unknown`.
+    pub holding: Holding,
     /// Refusals since the start, by [`Refusal::number`].
     pub refusals: [u64; Refusal::COUNT],
     /// The last one.
@@ -166,7 +185,7 @@ pub struct Status {
 }
 
 impl Status {
-    fn new(found: FoundState) -> Self {
+    fn new(found: FoundState, holding: Holding) -> Self {
         Self {
             found,
             connected: false,
@@ -174,6 +193,7 @@ impl Status {
             term: Term::default(),
             position: Position::default(),
             doubt: Some(Doubt::NoState),
+            holding,
             refusals: [0; Refusal::COUNT],
             last_refusal: None,
             persisted: 0,
@@ -215,6 +235,10 @@ struct Restored {
 /// Goes on from the newest state that is whole, or anew.
 fn restore(config: &DeviceConfig, store: &mut impl Store, now: Now) -> Result<Restored, StartError> {
     let realm = config.realm;
+    // Made without `Config::within`, which refuses it.
+    if let Hold::Budget(budget @ ..MEMORY_BUDGET_MIN) = config.replica.hold {
+        return Err(StartError::Budget { budget, needed: MEMORY_BUDGET_MIN });
+    }
     let heads = store.heads()?;
     let mut damaged = heads.damaged > 0;
     let mut refused = None;
@@ -227,8 +251,13 @@ fn restore(config: &DeviceConfig, store: &mut impl Store, now: Now) -> Result<Re
         match Replica::restore(replica, realm, trust, now, &candidate.head, base.as_deref()) {
             Ok(replica) => {
                 tracing::info!(%realm, revision = candidate.revision, damaged, "state restored");
+                if candidate.base.is_some() && replica.set().base().is_none() {
+                    tracing::warn!(%realm, "the stored base is for another profile or a larger budget; answering unknown until one is fetched");
+                }
                 return Ok(Restored { replica, found: FoundState::Restored { damaged }, realm });
             }
+            // Nothing is damaged: its owner can give it more, and loses nothing meanwhile.
+            Err(Refusal::TooLarge { bytes: needed, max: budget }) => return Err(StartError::Budget { budget, needed }),
             Err(refusal) => {
                 tracing::error!(%realm, revision = candidate.revision, refusal = refusal.name(), %refusal, "stored state refused");
                 damaged = true;
@@ -253,6 +282,20 @@ fn restore(config: &DeviceConfig, store: &mut impl Store, now: Now) -> Result<Re
     Ok(Restored { replica: Replica::new(config.replica.clone(), realm, config.trust.clone()), found, realm })
 }
 
+/// What tells that another base is held than before, or that none fits: cheaper than to ask what is held.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Held {
+    base: Option<(Term, Epoch, Profile, Option<Sequence>)>,
+    needed: Option<u64>,
+}
+
+impl Held {
+    fn of(replica: &Replica) -> Self {
+        let parts = |base: &Base| (base.term(), base.epoch(), base.profile(), base.folded_through());
+        Self { base: replica.set().base().map(parts), needed: replica.budget_needed() }
+    }
+}
+
 /// An image on its way to the disk.
 struct Writing {
     revision: u64,
@@ -261,6 +304,8 @@ struct Writing {
 
 struct Driver<T, C, S> {
     replica: Replica,
+    /// What the status says of the holding.
+    held: Held,
     realm: RealmId,
     device: DeviceId,
     wishes: mpsc::Receiver<Wish>,
@@ -379,13 +424,24 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
             && logged.is_none_or(|at| at + LOG_EVERY <= now)
         {
             *logged = Some(now);
-            tracing::warn!(realm = %self.realm, refusal = name, "{refusal}");
+            match (&refusal, self.replica.budget_needed()) {
+                (Refusal::TooLarge { max: budget, .. }, Some(needed)) => tracing::warn!(
+                    realm = %self.realm, refusal = name, budget, needed,
+                    "a memory budget of {budget} bytes holds nothing of the newest base; give this device {needed} bytes"
+                ),
+                _ => tracing::warn!(realm = %self.realm, refusal = name, "{refusal}"),
+            }
         }
         self.status.send_modify(|status| status.last_refusal = Some(refusal));
     }
 
     /// Updates the status; those who watch it are woken only by a change.
-    fn tell(&self) {
+    fn tell(&mut self) {
+        let held = Held::of(&self.replica);
+        // Only now: an index is decoded for it.
+        let holding = (held != self.held).then(|| self.replica.holding());
+        self.held = held;
+        let bytes = self.replica.set().size_bytes();
         let link = self.link.stats();
         let (term, position) = (self.replica.term(), self.replica.set().position());
         let doubt = self.replica.set().doubt(self.clock.now());
@@ -396,10 +452,15 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
             let changed = status.term != term
                 || status.position != position
                 || !same_doubt
+                || holding.is_some()
                 || status.link != link
                 || status.refusals != *refusals;
             (status.term, status.position, status.link) = (term, position, link);
             status.doubt = doubt;
+            if let Some(holding) = holding {
+                status.holding = holding;
+            }
+            status.holding.bytes = bytes;
             status.refusals = *refusals;
             changed
         });

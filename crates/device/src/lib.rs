@@ -24,6 +24,8 @@
 //!     trust_from_file(Path::new("trust.json"))?,
 //!     Config::exact(random_seed()?),
 //! );
+//! // A small device says how much memory it gives instead, and holds the best that fits:
+//! // Config::within(64 * 1024, random_seed()?)?
 //! let device = Device::start(config, DiskStore::open(Path::new("state"))?).await?;
 //!
 //! let rules = ValidatorConfig::new("https://issuer.example", ["https://api.example"], KeySet::from_jwks(jwks)?);

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::Config;
 use crate::artifact::{Assembly, Cutting};
-use crate::base::{Base, BaseBuilder};
+use crate::base::{Base, BaseBuilder, Profile};
 use crate::position::{Epoch, Term};
 use crate::refusal::Refusal;
 use crate::seal::Digest;
@@ -17,6 +17,8 @@ pub(super) struct Download {
     term: Term,
     epoch: Epoch,
     index_digest: Digest,
+    /// A profile that leaves too little room for what came since.
+    crowded: Option<Profile>,
     parts: Option<Parts>,
     /// Bytes that were named, came, and cannot be used: they would come again.
     broken: bool,
@@ -41,8 +43,8 @@ pub(super) struct Finished {
 }
 
 impl Download {
-    pub(super) const fn new(term: Term, epoch: Epoch, index_digest: Digest) -> Self {
-        Self { term, epoch, index_digest, parts: None, broken: false }
+    pub(super) const fn new(term: Term, epoch: Epoch, index_digest: Digest, crowded: Option<Profile>) -> Self {
+        Self { term, epoch, index_digest, crowded, parts: None, broken: false }
     }
 
     pub(super) const fn term(&self) -> Term {
@@ -75,7 +77,7 @@ impl Download {
         sealed: &[u8],
     ) -> Result<(), Refusal> {
         let cutting = Cutting::of(realm, &index);
-        let profile = config.choose(&index, width)?;
+        let profile = config.choose(&index, width, self.crowded)?;
         let artifacts = [Artifact::Cutoffs].iter().chain(profile.artifacts()).map(|&artifact| {
             let summary = index
                 .artifacts

@@ -392,6 +392,122 @@ async fn state_of_another_trust_is_not_believed() {
     assert_eq!(verdict(&device, "a"), Verdict::Unknown { doubt: Doubt::NoState });
 }
 
+/// More than the smallest budgets hold.
+fn many() -> Vec<String> {
+    (0..2_000).map(|number| format!("revoked-{number}")).collect()
+}
+
+async fn start_within(
+    publisher: &Publisher,
+    broker: &Broker,
+    budget: u64,
+    store: impl Store + 'static,
+) -> Result<Device, StartError> {
+    let mut config = publisher.config();
+    config.replica.hold = Hold::Budget(budget);
+    Device::start_over(config, store, SystemClock, || broker.connect()).await
+}
+
+#[tokio::test]
+async fn the_status_tells_what_is_held_within_a_budget_and_what_else_there_is() {
+    let broker = Broker::default();
+    let revoked = many();
+    let publisher = Publisher::new(&broker, &revoked.iter().map(String::as_str).collect::<Vec<_>>());
+    for (budget, profile) in [(64 * 1024, Profile::Exact), (18 * 1024, Profile::List)] {
+        let device = start_within(&publisher, &broker, budget, VolatileStore).await.unwrap();
+        let before = device.status().borrow().holding.clone();
+        assert_eq!((before.profile, before.budget, before.offers), (None, Some(budget), Vec::new()));
+        let holding = until(&device, at(2_000)).await.holding;
+        assert_eq!((holding.profile, holding.budget, holding.needed), (Some(profile), Some(budget), None));
+        assert_eq!(holding.bytes, device.checker().set().size_bytes());
+        assert!(holding.bytes <= budget && holding.base_bytes_max < budget, "{holding:?}");
+        let offered: Vec<Profile> = holding.offers.iter().map(|(profile, _)| *profile).collect();
+        // This publisher has no filter to offer.
+        assert_eq!(offered, [Profile::Exact, Profile::List]);
+        let held = holding.offers.iter().find(|(_, bytes)| *bytes <= holding.base_bytes_max).unwrap();
+        assert_eq!(held.0, profile, "{holding:?}");
+        for jti in &revoked {
+            assert!(!matches!(verdict(&device, jti), Verdict::NotRevoked { .. }), "{jti} within {budget} bytes");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_first_index_tells_which_budget_would_do() {
+    let broker = Broker::default();
+    let revoked = many();
+    let publisher = Publisher::new(&broker, &revoked.iter().map(String::as_str).collect::<Vec<_>>());
+    let device = start_within(&publisher, &broker, 10 * 1024, VolatileStore).await.unwrap();
+    let status = until(&device, |status| status.holding.needed.is_some()).await;
+    let needed = status.holding.needed.unwrap();
+    assert_eq!(status.last_refusal, Some(Refusal::TooLarge { bytes: needed, max: 10 * 1024 }));
+    assert_eq!(status.holding.profile, None);
+    for jti in ["revoked-1", "other"] {
+        assert_eq!(verdict(&device, jti), Verdict::Unknown { doubt: Doubt::NoState });
+    }
+    // A little less does not do, and that number does.
+    let device = start_within(&publisher, &broker, needed - 8, VolatileStore).await.unwrap();
+    until(&device, |status| status.holding.needed == Some(needed)).await;
+    let device = start_within(&publisher, &broker, needed, VolatileStore).await.unwrap();
+    let status = until(&device, at(2_000)).await;
+    assert_eq!((status.holding.profile, status.holding.needed), (Some(Profile::List), None));
+}
+
+/// A device is given less memory than when it wrote its state.
+#[tokio::test]
+async fn a_smaller_budget_drops_the_base_and_keeps_what_came_since() {
+    let broker = Broker::default();
+    let folder = TempDir::new().unwrap();
+    let revoked = many();
+    let mut publisher = Publisher::new(&broker, &revoked.iter().map(String::as_str).collect::<Vec<_>>());
+    let store = || DiskStore::open(folder.path()).unwrap();
+    let device = start_within(&publisher, &broker, 64 * 1024, store()).await.unwrap();
+    until(&device, at(2_000)).await;
+    publisher.revoke(&broker, "since");
+    until(&device, at(2_001)).await;
+    device.stop().await;
+
+    // Nothing of it fits: refused before anything is lost, with the number that would do.
+    let refused = start_within(&publisher, &Broker::default(), 10 * 1024, store()).await;
+    let Err(StartError::Budget { budget: 10_240, needed }) = refused else { panic!("{refused:?}") };
+    let words = format!("a memory budget of 10240 bytes holds nothing of this realm; {needed} bytes would do");
+    assert_eq!(refused.unwrap_err().to_string(), words);
+
+    // The list would fit, but it is not what was stored.
+    let device = start_within(&publisher, &Broker::default(), needed, store()).await.unwrap();
+    assert_eq!(device.status().borrow().found, FoundState::Restored { damaged: false });
+    assert_eq!(device.status().borrow().holding.profile, None);
+    assert!(is_revoked(&device, "since"));
+    for jti in ["revoked-1", "other"] {
+        assert_eq!(verdict(&device, jti), Verdict::Unknown { doubt: Doubt::NoState });
+    }
+    device.stop().await;
+    // Written down like that, it is still so; and with a broker everything is there again.
+    let device = start_within(&publisher, &broker, needed, store()).await.unwrap();
+    assert!(is_revoked(&device, "since"));
+    let status = until(&device, at(2_001)).await;
+    assert_eq!(status.holding.profile, Some(Profile::List));
+    assert!(is_revoked(&device, "since"));
+    for jti in &revoked {
+        assert!(!matches!(verdict(&device, jti), Verdict::NotRevoked { .. }), "{jti}");
+    }
+    assert!(matches!(verdict(&device, "other"), Verdict::NotRevoked { .. }));
+    device.stop().await;
+
+    // A larger one takes what is stored and keeps it.
+    let device = start_within(&publisher, &Broker::default(), 64 * 1024, store()).await.unwrap();
+    assert_eq!(device.status().borrow().holding.profile, Some(Profile::List));
+    assert!(is_revoked(&device, "since"));
+}
+
+#[tokio::test]
+async fn a_budget_below_the_least_does_not_start() {
+    let publisher = Publisher::new(&Broker::default(), &[]);
+    let refused = start_within(&publisher, &Broker::default(), 8_191, VolatileStore).await;
+    assert!(matches!(refused, Err(StartError::Budget { budget: 8_191, needed: 8_192 })), "{refused:?}");
+    assert!(start_within(&publisher, &Broker::default(), 8_192, VolatileStore).await.is_ok());
+}
+
 /// Fails until it is mended.
 struct FailingStore(Arc<AtomicBool>);
 
