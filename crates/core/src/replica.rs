@@ -266,6 +266,8 @@ pub struct Replica {
     position: Option<(Term, Sequence)>,
     early: Vec<EarlyRange>,
     overflow: Option<Sequence>,
+    /// What did not fit came from the second of two bodies for one range, and will not come again: only a base ends it.
+    overflow_stays: bool,
     /// Something did not fit beside the base that is held now.
     crowding: bool,
     set: RevocationSet,
@@ -327,6 +329,7 @@ impl Replica {
             position: None,
             early: Vec::new(),
             overflow: None,
+            overflow_stays: false,
             crowding: false,
             set: RevocationSet {
                 fingerprinter: None,
@@ -830,7 +833,7 @@ impl Replica {
         match self.seen.iter().find(|(seen, _)| *seen == range) {
             Some((_, seen)) if *seen != mark(&digest) => {
                 // Rule 10: of two histories keep every revocation, and nothing that softens.
-                self.apply(Delta { reinstated: Vec::new(), lifts: Vec::new(), ..delta });
+                self.overflow_stays |= !self.apply(Delta { reinstated: Vec::new(), lifts: Vec::new(), ..delta });
                 return Err(Refusal::Equivocation { what: "delta" });
             }
             // Seen before: taking it in again changes nothing.
@@ -1095,7 +1098,8 @@ impl Replica {
             }
         }
         self.early.retain(|range| range.term > term || (range.term == term && range.to > sequence));
-        if self.overflow.is_some_and(|overflow| overflow <= sequence) {
+        let reached = self.overflow.is_some_and(|overflow| self.set.sequence < overflow && overflow <= sequence);
+        if reached && !self.overflow_stays {
             // What did not fit has come again, and all of it is held.
             self.overflow = None;
             self.set.overflow = false;
@@ -1234,6 +1238,7 @@ impl Replica {
         self.hold_base(base, sealed_index.into(), cutoffs.into());
         if self.overflow.is_some_and(|overflow| overflow <= base_sequence) {
             self.overflow = None;
+            self.overflow_stays = false;
             self.set.overflow = false;
         }
         self.base_unwritten = Some(self.revision + 1);
