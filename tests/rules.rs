@@ -871,6 +871,36 @@ fn rule_10_of_two_bodies_for_one_name_the_revocations_of_both_count() {
 }
 
 #[test]
+fn rule_10_what_the_other_body_revokes_and_cannot_be_held_leaves_everything_unknown() {
+    let forge = Forge::new(10);
+    let mut device = forge.device(prompt(Profile::Exact), 60);
+    device.serve(&forge.shelf(&forge.epoch(1, 3, &["a"], &[], 0), &[], 3, 50));
+    device.give(Address::Live, &flood(&forge, 3, 4, 0, RECENT_ENTRIES_MAX as u64 / 2, false));
+    let half = RECENT_ENTRIES_MAX as u64 / 2;
+    device.give(Address::Live, &flood(&forge, 4, 5, half, half, false));
+    assert_eq!((device.sequence(), device.exposed.recent_entries()), (5, RECENT_ENTRIES_MAX));
+    assert!(is_good(device.ask("x")));
+    // The same range again, with another revocation, when there is no room left.
+    let refused = device.give(Address::Live, &forge.delta(&forge.delta_meant((4, 5), &["x"], &[], 50)));
+    assert_eq!(names(&refused), ["equivocation"]);
+    for _ in 0..2 {
+        assert_eq!(device.ask("x"), Verdict::Unknown { doubt: Doubt::Overflow });
+        device.restart();
+    }
+    // It does not end as the position goes on, over one delta or over a range held early of which it was told twice.
+    let key = |bits: u64| Fingerprint::from_bits(bits * 1_000, Width::W48).unwrap();
+    let known = |from, to| Delta { revoked: vec![key(7)], ..forge.delta_meant((from, to), &[], &[], 50) };
+    device.give(Address::Live, &forge.delta(&known(6, 7)));
+    device.give(Address::Live, &forge.delta(&forge.delta_meant((6, 7), &["x"], &[], 51)));
+    device.give(Address::Live, &forge.delta(&known(5, 6)));
+    assert_eq!(device.sequence(), 7);
+    assert_eq!(device.ask("x"), Verdict::Unknown { doubt: Doubt::Overflow });
+    // A base at or above it ends it.
+    device.reconnect(&forge.shelf(&forge.epoch(2, 7, &["a", "x"], &[], 55), &[], 7, 58));
+    assert!(is_revoked(device.ask("x")) && is_good(device.ask("good")));
+}
+
+#[test]
 fn rule_11_the_ladder_reaches_every_epoch_not_retired_and_what_is_missing_is_looked_up_again() {
     for seed in 0..30 {
         let mut random = Random::new(seed);
