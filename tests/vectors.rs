@@ -12,12 +12,14 @@ use std::process::Command;
 
 use revocast_core::update::{Artifact, Chunk, Finding, Layer, Question, Report};
 use revocast_core::{
-    Claims, Cutoff, DeviceId, Epoch, Filter, FilterBuf, FilterParams, Fingerprint, FingerprintFunction, Fingerprinter,
-    Jti, Kind, Membership, Position, PublicKey, RealmId, RealmKey, Refusal, Salt, Scope, ScopeKind, Sealed, Sequence,
-    SigningKey, Term, UnixTime, Why, Width, rice, seal, wire,
+    Address, Claims, Cutoff, DeviceId, Digest, Epoch, Filter, FilterBuf, FilterParams, Fingerprint,
+    FingerprintFunction, Fingerprinter, Jti, Kind, Membership, Position, Profile, PublicKey, RealmId, RealmKey,
+    Refusal, Salt, Scope, ScopeKind, Sealed, Sequence, SigningKey, Term, UnixTime, Why, Width, exceptions, rice, seal,
+    wire,
 };
 use revocast_tests::Random;
-use revocast_tests::forge::{Forge, horizon};
+use revocast_tests::follower::prompt;
+use revocast_tests::forge::{Forge, START, horizon};
 use serde_json::{Value, json};
 
 const WIDTHS: [Width; 3] = [Width::W40, Width::W48, Width::W64];
@@ -417,17 +419,179 @@ fn sealed_objects() -> Value {
     )
 }
 
+/// Every token of these worlds that was issued before this is registered.
+const COVERED_UNTIL: u64 = START + 50;
+
+/// What a device of the covered profile says about every `jti` that a vector asks about, or why it refuses the base.
+fn covered_answers(vector: &Value) -> Result<Vec<String>, Refusal> {
+    let mut forge = forge();
+    let function = match vector["function"].as_str().unwrap() {
+        "xxh3-64" => FingerprintFunction::Xxh3,
+        "sha256-64" => FingerprintFunction::Sha256,
+        other => panic!("{other}"),
+    };
+    let wide = width(&vector["width"]);
+    forge.fingerprinter = Fingerprinter::new(function, RealmKey(array(&vector["key"])), wide);
+    let number = |name: &str| vector[name].as_u64().unwrap();
+    let params =
+        FilterParams::new(Salt(array(&vector["salt"])), number("blocks") as u32, number("probes") as u8).unwrap();
+    let artifacts = [
+        (Artifact::Filter, number("inserted"), unhex(&vector["filter"])),
+        (Artifact::Exceptions, number("entries"), unhex(&vector["bytes"])),
+        (Artifact::Cutoffs, 0, Vec::new()),
+    ];
+    let until = UnixTime::from_secs(number("covered_until"));
+    let epochal = forge.epoch_from(1, 3, params, &artifacts, Some(until), 80);
+    let mut device = forge.device(prompt(Profile::Covered), 100);
+    device.serve(&forge.shelf(&epochal, &[], 3, 90));
+    if let Some(refusal) = device.refused.pop() {
+        return Err(refusal);
+    }
+    let fingerprints = |name: &str| -> Vec<Fingerprint> {
+        vector[name].as_array().unwrap().iter().map(|key| Fingerprint::from_bits(bits(key), wide).unwrap()).collect()
+    };
+    let mut delta = forge.delta_meant((3, 4), &[], &[], 90);
+    (delta.revoked, delta.reinstated) = (fingerprints("revoked"), fingerprints("reinstated"));
+    assert!(device.give(Address::Live, &forge.delta(&delta)).is_empty());
+    let asked = vector["asked"].as_array().unwrap().iter().zip(vector["iats"].as_array().unwrap());
+    let answers = asked.map(|(jti, iat)| {
+        let jti = Jti::new(jti.as_str().unwrap()).unwrap();
+        let iat = iat.as_u64().map(UnixTime::from_secs);
+        let claims = Claims { iat, ..Claims::new(jti, UnixTime::from_secs(START + 5_000)) };
+        let (verdict, by) = device.exposed.explain(device.now(), &claims);
+        format!("{} by {}", verdict.name(), by.name())
+    });
+    Ok(answers.collect())
+}
+
+/// Random worlds: a filter, the exceptions of good tokens that it matches, and what came since.
+fn covered_worlds() -> Value {
+    let mut random = Random::new(5);
+    let mut made = Vec::new();
+    let mut met = std::collections::BTreeMap::new();
+    for world in 0..100 {
+        let function = [FingerprintFunction::Xxh3, FingerprintFunction::Sha256][world % 2];
+        let fingerprinter = Fingerprinter::new(function, RealmKey(random.sixteen()), WIDTHS[world % 3]);
+        let (salt, blocks) = (Salt(random.sixteen()), 4 + 4 * random.below(2) as u32);
+        let params = FilterParams::new(salt, blocks, 1 + random.below(3) as u8).unwrap();
+        // The first are revoked in the base, of the others all but the strangers are registered.
+        let jtis: Vec<String> = (0..600).map(|number| format!("w{world}-{number}")).collect();
+        let print = |jti: &String| fingerprinter.fingerprint(Jti::new(jti).unwrap());
+        let split = 200 + random.below(200) as usize;
+        let (listed, others) = jtis.split_at(if world == 0 { 0 } else { split });
+        let (good, strangers) = others.split_at(others.len() - 30);
+        let mut keys: Vec<_> = listed.iter().map(print).collect();
+        keys.sort_unstable();
+        let filter = FilterBuf::build(params, keys.iter().copied());
+        let flagged = |jti: &&String| filter.query(print(jti)) == Membership::Possible;
+        let excepted: Vec<_> = good.iter().filter(flagged).map(print).collect();
+        let filter_bytes = filter.to_bytes();
+        let coded = exceptions::encode(&Digest::of(&filter_bytes), salt, &excepted, &keys).unwrap();
+        // Since the base: some of the excepted and of the others were revoked, some of the listed reinstated.
+        let some = |random: &mut Random, from: &[String], percent| -> Vec<String> {
+            from.iter().filter(|_| random.chance(percent)).cloned().collect()
+        };
+        let revoked: Vec<String> = [some(&mut random, good, 10), some(&mut random, strangers, 10)].concat();
+        let reinstated = some(&mut random, listed, 5);
+        let sorted = |jtis: &[String]| {
+            let mut keys: Vec<_> = jtis.iter().map(print).collect();
+            keys.sort_unstable();
+            wides(&keys)
+        };
+        let mut pick = |from: &[String], count| -> Vec<String> {
+            let count = if from.is_empty() { 0 } else { count };
+            (0..count).map(|_| random.pick(from).clone()).collect()
+        };
+        let matched: Vec<String> = good.iter().filter(flagged).cloned().collect();
+        let asked = [
+            pick(listed, 6),
+            pick(&reinstated, 2),
+            pick(&matched, 8),
+            pick(good, 4),
+            pick(strangers, 4),
+            pick(&revoked, 2),
+        ]
+        .concat();
+        let iats: Vec<Option<u64>> = asked
+            .iter()
+            .map(|jti| match random.below(4) {
+                _ if good.contains(jti) => Some(START + 10),
+                0 => None,
+                1 => Some(COVERED_UNTIL),
+                // A stranger is one that was issued after the coverage.
+                _ if strangers.contains(jti) => Some(COVERED_UNTIL + 10),
+                _ => Some(COVERED_UNTIL - 1),
+            })
+            .collect();
+        let mut vector = json!({
+            "id": format!("world-{world}"), "comment": "filter and exceptions, and what came since",
+            "function": function_name(function), "key": hex(&fingerprinter.key().0),
+            "width": fingerprinter.width().bits(), "salt": hex(&salt.0), "blocks": blocks, "probes": params.probes(),
+            "inserted": keys.len(), "filter": hex(&filter_bytes), "entries": coded.entries, "bytes": hex(&coded.bytes),
+            "covered_until": COVERED_UNTIL, "revoked": sorted(&revoked), "reinstated": sorted(&reinstated),
+            "asked": asked, "iats": iats, "flags": [],
+        });
+        let answers = covered_answers(&vector).unwrap();
+        for (jti, answer) in asked.iter().zip(&answers) {
+            // The truth, which neither reader is told.
+            let is_revoked = revoked.contains(jti) || listed.contains(jti) && !reinstated.contains(jti);
+            let wrong = if is_revoked { "not-revoked" } else { "revoked" };
+            assert!(!answer.starts_with(&format!("{wrong} ")), "world {world}: {jti} is {answer}");
+            *met.entry(answer.clone()).or_insert(0) += 1;
+        }
+        vector["result"] = json!(answers);
+        if world == 7 {
+            made.extend(damaged_worlds(&vector));
+        }
+        made.push(vector);
+    }
+    let enough = ["revoked by recent", "not-revoked by recent", "not-revoked by exceptions", "revoked by coverage"];
+    assert!(enough.iter().all(|answer| met.get(*answer).is_some_and(|count| *count > 50)), "{met:?}");
+    assert!(met["suspect by filter"] > 50 && met["not-revoked by filter"] > 20, "{met:?}");
+    file(
+        "Filter and exceptions of a base, statements since, and what a device of the covered profile says about some tokens.",
+        &made,
+    )
+}
+
+/// The same world with its exceptions damaged, or those of another filter.
+fn damaged_worlds(whole: &Value) -> Vec<Value> {
+    let bytes = unhex(&whole["bytes"]);
+    let with = |at: usize, byte: u8| {
+        let mut damaged = bytes.clone();
+        damaged[at] = byte;
+        damaged
+    };
+    let damages: [(&str, &str, Vec<u8>); 6] = [
+        ("another-filter", "the digest of another filter", with(0, bytes[0] ^ 1)),
+        ("width-0", "keys of no bits", with(36, 0)),
+        ("width-65", "keys of too many bits", with(36, 65)),
+        ("half-a-head", "less than a head", bytes[..36].to_vec()),
+        ("cut-short", "the last byte is missing", bytes[..bytes.len() - 1].to_vec()),
+        ("trailing", "one byte more", [&bytes[..], &[0]].concat()),
+    ];
+    let damaged = damages.map(|(id, comment, bytes)| {
+        let mut vector = whole.clone();
+        (vector["id"], vector["comment"], vector["bytes"]) = (json!(id), json!(comment), json!(hex(&bytes)));
+        let refusal = covered_answers(&vector).unwrap_err();
+        (vector["result"], vector["flags"]) = (Value::Null, json!([flag(&refusal)]));
+        vector
+    });
+    damaged.to_vec()
+}
+
 fn file(description: &str, vectors: &[Value]) -> Value {
     json!({ "format": 1, "description": description, "vectors": vectors })
 }
 
 /// All files, by name.
-fn files() -> [(&'static str, Value); 5] {
+fn files() -> [(&'static str, Value); 6] {
     [
         ("fingerprints.json", fingerprints()),
         ("scopes.json", scopes()),
         ("filters.json", filters()),
         ("lists.json", lists()),
+        ("exceptions.json", covered_worlds()),
         ("sealed.json", sealed_objects()),
     ]
 }
@@ -614,6 +778,17 @@ fn filters_and_lists_are_read_as_they_say() {
             Ok(keys) => assert_eq!(json!(wides(&keys)), vector["result"], "{}", vector["id"]),
             Err(error) => assert_eq!(vector["flags"], json!(["Malformed"]), "{}: {error}", vector["id"]),
         }
+    }
+}
+
+#[test]
+fn filters_with_exceptions_are_read_as_they_say() {
+    for vector in vectors("exceptions.json") {
+        let (result, flags) = match covered_answers(&vector) {
+            Ok(answers) => (json!(answers), json!([])),
+            Err(refusal) => (Value::Null, json!([flag(&refusal)])),
+        };
+        assert_eq!((&result, &flags), (&vector["result"], &vector["flags"]), "{}", vector["id"]);
     }
 }
 

@@ -11,11 +11,13 @@ use revocast_core::limits::ISSUED_BATCH_MAX;
 use revocast_core::replica::Config;
 use revocast_core::update::{Finding, Nonce, PublisherKey, Report, Role};
 use revocast_core::{
-    Action, Address, Claims, DeviceId, Digest, Event, Fingerprinter, Hold, Jti, Keys, Kind, Now, Profile, RealmId,
-    Refusal, Replica, RevocationSet, Salt, Sealed, Sequence, SigningKey, Trust, Unasked, UnixMillis, UnixTime, Verdict,
-    seal, wire,
+    Action, Address, Claims, DeviceId, Digest, Event, Fingerprint, Fingerprinter, Hold, Jti, Keys, Kind, Now, Profile,
+    RealmId, Refusal, Replica, RevocationSet, Salt, Sealed, Sequence, SigningKey, Trust, Unasked, UnixMillis, UnixTime,
+    Verdict, seal, wire,
 };
-use revocast_server::ledger::{self, Entry, Issued, Ledger as _, MemoryLedger, Object, Realm, Receipt, Request};
+use revocast_server::ledger::{
+    self, Coverage, Entry, Issued, Ledger as _, MemoryLedger, Object, Realm, Receipt, Request,
+};
 use revocast_server::publisher::{Draft, Filtered, Plan, PublishError, Publisher, Settings, Signer, Step};
 
 use crate::forge::START;
@@ -450,16 +452,27 @@ impl Site {
         draft.filter(&coverage, || Salt(random.sixteen())).expect("a filter")
     }
 
-    /// The last: the registry is frozen, and the epoch built and put on the shelf.
+    /// The third and the last: the registry is frozen, and the epoch built and put on the shelf.
     ///
     /// # Panics
     ///
     /// If it cannot be built.
     pub fn finish(&mut self, filtered: Filtered) {
         let filtered = Arc::new(filtered);
+        let frozen = self.freeze(&filtered);
+        self.build(filtered, frozen);
+    }
+
+    /// The third step: what the registry covers, and which tokens need an exception.
+    ///
+    /// # Panics
+    ///
+    /// If the ledger refuses.
+    #[must_use]
+    pub fn freeze(&self, filtered: &Arc<Filtered>) -> (Coverage, Vec<Fingerprint>) {
         let found = Arc::new(Mutex::new(Vec::new()));
         let visitor: ledger::Visitor = Box::new({
-            let (filtered, found) = (Arc::clone(&filtered), Arc::clone(&found));
+            let (filtered, found) = (Arc::clone(filtered), Arc::clone(&found));
             move |tokens| {
                 let needed = tokens.iter().filter(|(fingerprint, exp)| filtered.needs_exception(*fingerprint, *exp));
                 found.lock().expect("one thread").extend(needed.map(|(fingerprint, _)| *fingerprint));
@@ -468,6 +481,15 @@ impl Site {
         });
         let coverage = ready(self.ledger.visit_registered(self.realm.id, vec![visitor])).expect("a visit");
         let excepted = std::mem::take(&mut *found.lock().expect("one thread"));
+        (coverage, excepted)
+    }
+
+    /// The last step: the epoch is built and put on the shelf.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be built, or somebody else holds the filter.
+    pub fn build(&mut self, filtered: Arc<Filtered>, (coverage, excepted): (Coverage, Vec<Fingerprint>)) {
         let filtered = Arc::into_inner(filtered).expect("the visitor is gone");
         let built = filtered.build(&coverage, excepted).expect("an epoch");
         self.publisher.install(self.now(), built);

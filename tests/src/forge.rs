@@ -172,32 +172,74 @@ impl Forge {
         at: u64,
     ) -> Epochal {
         let keys = self.fingerprints(revoked);
-        let salt = Salt([epoch as u8; 16]);
-        let params = FilterParams::for_target(keys.len() as u64, 0.01, salt).expect("a small filter");
+        let params = FilterParams::for_target(keys.len() as u64, 0.01, Salt([epoch as u8; 16])).expect("a filter");
+        let good = covered.map(|(good, until)| (self.fingerprints(good), until));
+        let covered = good.as_ref().map(|(good, until)| (&good[..], *until));
+        self.epoch_of(epoch, sequence, params, &keys, cutoffs, covered, at)
+    }
+
+    /// The same with this filter, of fingerprints; `keys` are sorted.
+    ///
+    /// # Panics
+    ///
+    /// Never.
+    #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "an epoch is made of as many things")]
+    pub fn epoch_of(
+        &self,
+        epoch: u64,
+        sequence: u64,
+        params: FilterParams,
+        keys: &[Fingerprint],
+        cutoffs: &[Cutoff],
+        covered: Option<(&[Fingerprint], UnixTime)>,
+        at: u64,
+    ) -> Epochal {
         let filter = FilterBuf::build(params, keys.iter().copied()).to_bytes();
-        let list = rice::encode(&keys, self.fingerprinter.width()).expect("sorted keys");
-        let cutting = Cutting { realm: self.realm, term: Term(1), epoch: Epoch(epoch), chunk_bytes: self.chunk_bytes };
+        let list = rice::encode(keys, self.fingerprinter.width()).expect("sorted keys");
         let count = keys.len() as u64;
         let cutoff_bytes = wire::encode_cutoffs(cutoffs).expect("valid cutoffs");
-        let mut cuts = vec![
-            cutting.cut(Artifact::Filter, count, &filter).expect("a filter that can be cut"),
-            cutting.cut(Artifact::List, count, &list).expect("a list that can be cut"),
-        ];
+        let mut artifacts = vec![(Artifact::Filter, count, filter), (Artifact::List, count, list)];
         if let Some((good, _)) = covered {
-            let view = Filter::new(params, &filter).expect("a filter");
-            let mut excepted = self.fingerprints(good);
+            let (_, _, filter) = &artifacts[0];
+            let view = Filter::new(params, filter).expect("a filter");
+            let mut excepted = good.to_vec();
             excepted.retain(|&key| view.query(key) == Membership::Possible);
-            let coded = exceptions::encode(&Digest::of(&filter), salt, &excepted, &keys).expect("no collision");
-            cuts.push(cutting.cut(Artifact::Exceptions, coded.entries, &coded.bytes).expect("that can be cut"));
+            let digest = Digest::of(filter);
+            let coded = exceptions::encode(&digest, params.salt(), &excepted, keys).expect("no collision");
+            artifacts.push((Artifact::Exceptions, coded.entries, coded.bytes));
         }
-        cuts.push(cutting.cut(Artifact::Cutoffs, cutoffs.len() as u64, &cutoff_bytes).expect("that can be cut"));
+        artifacts.push((Artifact::Cutoffs, cutoffs.len() as u64, cutoff_bytes));
+        self.epoch_from(epoch, sequence, params, &artifacts, covered.map(|(_, until)| until), at)
+    }
+
+    /// An epoch of artifacts as they are: kind, entries and bytes of each, ascending by kind.
+    ///
+    /// # Panics
+    ///
+    /// If they cannot be cut.
+    #[must_use]
+    pub fn epoch_from(
+        &self,
+        epoch: u64,
+        sequence: u64,
+        params: FilterParams,
+        artifacts: &[(Artifact, u64, Vec<u8>)],
+        covered_until: Option<UnixTime>,
+        at: u64,
+    ) -> Epochal {
+        let cutting = Cutting { realm: self.realm, term: Term(1), epoch: Epoch(epoch), chunk_bytes: self.chunk_bytes };
+        let cuts: Vec<_> = artifacts
+            .iter()
+            .map(|(artifact, entries, bytes)| cutting.cut(*artifact, *entries, bytes).expect("that can be cut"))
+            .collect();
         let index = Index {
             term: Term(1),
             epoch: Epoch(epoch),
             sequence: Sequence(sequence),
             issued_at: time(at),
             horizon: horizon(at),
-            covered_until: covered.map(|(_, until)| until).unwrap_or_default(),
+            covered_until: covered_until.unwrap_or_default(),
             filter: params,
             chunk_bytes: self.chunk_bytes,
             artifacts: cuts.iter().map(|cut| cut.summary.clone()).collect(),

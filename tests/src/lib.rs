@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use revocast_core::Digest;
+use revocast_core::{Digest, Fingerprint, Fingerprinter, Jti};
 
 /// Takes the value of a future that is ready at once, as those of the memory ledger are.
 ///
@@ -91,4 +91,20 @@ pub fn hs256(secret: &[u8; 32], claims: &str) -> String {
     let inner = Digest::of(&[&pad(0x36)[..], signed.as_bytes()].concat());
     let code = Digest::of(&[&pad(0x5c)[..], &inner.0].concat());
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(code.0))
+}
+
+/// Two `jti`s whose fingerprints of 40 bits are one: found by the birthday bound.
+///
+/// # Panics
+///
+/// If the fingerprints are wider.
+#[must_use]
+pub fn colliding(fingerprinter: &Fingerprinter) -> (String, String) {
+    let text = |number: u64| format!("token-{number}");
+    let mut all: Vec<(Fingerprint, u64)> = (0..4_000_000_u64)
+        .map(|number| (fingerprinter.fingerprint(Jti::new(&text(number)).expect("a valid jti")), number))
+        .collect();
+    all.sort_unstable();
+    let pair = all.windows(2).find(|pair| pair[0].0 == pair[1].0).expect("four million of 2^40 collide");
+    (text(pair[0].1), text(pair[1].1))
 }

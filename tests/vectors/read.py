@@ -163,6 +163,45 @@ def read_list(vector):
     return [wide(key) for key in keys]
 
 
+# ---- Filter, exceptions and what came since ------------------------------------------------------
+
+
+def exception_key(salt, draw, width, key):
+    """What stands among the exceptions for a fingerprint."""
+    a, b = struct.unpack("<QQ", salt)
+    x = splitmix(a ^ splitmix((b + draw + 1) & MASK))
+    product = (key ^ x) * (splitmix(x) | 1)
+    return ((product & MASK) ^ (product >> 64)) >> (64 - width)
+
+
+def read_exceptions(vector):
+    salt, lines, data = (bytes.fromhex(vector[name]) for name in ("salt", "filter", "bytes"))
+    head = Body(data)
+    digest, draw, width = head.take("32sIB")
+    require(1 <= width <= 64)
+    keys, used = rice(head.rest(), vector["entries"], width)
+    require(used == len(head.rest()))
+    require(digest == hashlib.sha256(lines).digest(), "MixAndMatch")
+    excepted = set(keys)
+    revoked, reinstated = ({int(key, 16) for key in vector[name]} for name in ("revoked", "reinstated"))
+
+    def answer(jti, iat):
+        key = fingerprint(vector["function"], bytes.fromhex(vector["key"]), vector["width"], jti.encode())
+        if key in revoked:
+            return "revoked by recent"
+        if key in reinstated:
+            return "not-revoked by recent"
+        if not all(lines[byte] >> bit & 1 for byte, bit in places(salt, vector["blocks"], vector["probes"], key)):
+            return "not-revoked by filter"
+        if exception_key(salt, draw, width, key) in excepted:
+            return "not-revoked by exceptions"
+        if iat is not None and iat < vector["covered_until"]:
+            return "revoked by coverage"
+        return "suspect by filter"
+
+    return [answer(jti, iat) for jti, iat in zip(vector["asked"], vector["iats"], strict=True)]
+
+
 # ---- Sealed objects ----------------------------------------------------------------------------
 
 
@@ -410,6 +449,7 @@ FILES = {
     "scopes.json": read_scope,
     "filters.json": read_filter,
     "lists.json": read_list,
+    "exceptions.json": read_exceptions,
     "sealed.json": read_sealed,
 }
 

@@ -266,6 +266,9 @@ pub struct Replica {
     position: Option<(Term, Sequence)>,
     early: Vec<EarlyRange>,
     overflow: Option<Sequence>,
+    /// Up to here something did not fit that the second of two bodies for one range said. It will not come again, so
+    /// only a base ends that overflow.
+    lost: Option<Sequence>,
     /// Something did not fit beside the base that is held now.
     crowding: bool,
     set: RevocationSet,
@@ -327,6 +330,7 @@ impl Replica {
             position: None,
             early: Vec::new(),
             overflow: None,
+            lost: None,
             crowding: false,
             set: RevocationSet {
                 fingerprinter: None,
@@ -830,7 +834,9 @@ impl Replica {
         match self.seen.iter().find(|(seen, _)| *seen == range) {
             Some((_, seen)) if *seen != mark(&digest) => {
                 // Rule 10: of two histories keep every revocation, and nothing that softens.
-                self.apply(Delta { reinstated: Vec::new(), lifts: Vec::new(), ..delta });
+                if !self.apply(Delta { reinstated: Vec::new(), lifts: Vec::new(), ..delta }) {
+                    self.lost = self.lost.max(Some(range.to));
+                }
                 return Err(Refusal::Equivocation { what: "delta" });
             }
             // Seen before: taking it in again changes nothing.
@@ -1095,7 +1101,8 @@ impl Replica {
             }
         }
         self.early.retain(|range| range.term > term || (range.term == term && range.to > sequence));
-        if self.overflow.is_some_and(|overflow| overflow <= sequence) {
+        let reached = self.overflow.is_some_and(|overflow| self.set.sequence < overflow && overflow <= sequence);
+        if reached && self.lost.is_none() {
             // What did not fit has come again, and all of it is held.
             self.overflow = None;
             self.set.overflow = false;
@@ -1234,6 +1241,7 @@ impl Replica {
         self.hold_base(base, sealed_index.into(), cutoffs.into());
         if self.overflow.is_some_and(|overflow| overflow <= base_sequence) {
             self.overflow = None;
+            self.lost = None;
             self.set.overflow = false;
         }
         self.base_unwritten = Some(self.revision + 1);
