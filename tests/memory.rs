@@ -55,8 +55,9 @@ fn tell(replica: &mut Replica, now: Now, shelf: &Shelf, event: Event<'_>) {
                 }
             }
             Action::Persist(image) => replica.handle(now, Event::Persisted { revision: image.revision }),
-            Action::Refused(Refusal::Overflow { .. } | Refusal::Gap { .. }) => {}
-            Action::Refused(refusal) => panic!("{refusal}"),
+            Action::Refused(refusal) => {
+                assert!(matches!(refusal, Refusal::Overflow { .. } | Refusal::Gap { .. }), "{refusal}");
+            }
             Action::Expose(_)
             | Action::Unsubscribe(_)
             | Action::Report(_)
@@ -119,7 +120,7 @@ fn sixty_four_kib_answer_exactly_for_twenty_thousand_revocations_and_sixteen_ans
             }
         }
         let rate = f64::from(suspects) / f64::from(suspects + good);
-        println!("{budget} bytes: {rest} at rest, {} of good tokens are suspect", rate);
+        println!("{budget} bytes: {rest} at rest, {rate} of good tokens are suspect");
         if profile == Profile::Covered {
             assert_eq!((suspects, good), (0, 980_000));
         } else {

@@ -94,7 +94,7 @@ fn chosen_from(site: &Site, profile: Profile) -> u64 {
     };
     let (mut low, mut high) = (1, 1_024);
     while low < high {
-        let middle = (low + high) / 2;
+        let middle = u64::midpoint(low, high);
         if chooses(middle) {
             high = middle;
         } else {

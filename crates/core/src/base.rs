@@ -81,6 +81,14 @@ impl Profile {
         }
     }
 
+    /// Whether it is a published filter, into which later revocations can be folded.
+    pub(crate) const fn is_filter(self) -> bool {
+        match self {
+            Self::List | Self::Exact => false,
+            Self::Filter | Self::Covered | Self::Folded | Self::FoldedTwice => true,
+        }
+    }
+
     /// How often the published filter is folded.
     const fn folds(self) -> u8 {
         match self {

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::base::Profile;
 use crate::limits::{MEMORY_BUDGET_MIN, RECENT_ENTRIES_MAX};
-use crate::recent::Stamped;
+use crate::recent::ENTRY_BYTES;
 use crate::refusal::Refusal;
 use crate::token::Width;
 use crate::update::Index;
@@ -33,8 +33,6 @@ const RECENT_SHARE: u64 = 8;
 
 /// Entries that even the smallest device holds beside its base.
 const RECENT_ENTRIES_MIN: u64 = 32;
-
-const ENTRY_BYTES: u64 = size_of::<Stamped>() as u64;
 
 impl Hold {
     /// Entries that may be held beside a base of this size: all that it leaves.
@@ -75,12 +73,19 @@ impl Hold {
         }
     }
 
-    /// The next profile after this one that takes less of the same index, within a budget.
-    pub(crate) fn next_smaller(self, profile: Profile, index: &Index, width: Width) -> Option<Profile> {
+    /// The next profile after this one that leaves more room beside the same index, within a budget: one that takes
+    /// less, or one that can be folded into, where that is allowed.
+    pub(crate) fn next_roomier(self, crowded: Crowded, index: &Index, width: Width) -> Option<Profile> {
         let Self::Budget(_) = self else { return None };
+        let Crowded { profile, may_fold } = crowded;
         let held = profile.size_bytes(index, width)?;
         let after = Profile::BEST_FIRST.into_iter().skip_while(|other| *other != profile).skip(1);
-        after.into_iter().find(|other| other.size_bytes(index, width).is_some_and(|bytes| bytes < held))
+        after.into_iter().find(|other| {
+            let folds = may_fold && other.is_filter() && !profile.is_filter();
+            other
+                .size_bytes(index, width)
+                .is_some_and(|bytes| bytes < held || (folds && bytes <= self.base_bytes_max()))
+        })
     }
 
     /// Whether a base of this index that was stored in this profile still fits.
@@ -97,6 +102,15 @@ impl Hold {
             Self::Budget(_) => true,
         }
     }
+}
+
+/// A base beside which what came since found no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Crowded {
+    /// What is held of it.
+    pub(crate) profile: Profile,
+    /// Whether later revocations may be folded into a filter.
+    pub(crate) may_fold: bool,
 }
 
 /// The smallest budget that can hold something of this index.

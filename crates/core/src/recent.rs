@@ -23,7 +23,7 @@ const PAGE_GROWTH: usize = 8;
 /// The state of one key as of some sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
-    // Order decides between two statements with one stamp (an equivocation): revoked wins.
+    // Of two statements with one stamp (an equivocation) revoked wins.
     /// A revocation was undone. Kept as a tombstone: the base may still hold the key.
     Reinstated,
     /// Revoked.
@@ -41,6 +41,37 @@ pub struct Stamped {
     pub state: State,
 }
 
+/// A statement in sixteen bytes: fingerprint, then stamp and state in one number that orders as they do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    fingerprint: Fingerprint,
+    mark: u64,
+}
+
+/// Bytes of memory that a statement takes.
+pub(crate) const ENTRY_BYTES: u64 = size_of::<Entry>() as u64;
+
+/// The highest stamp that is told apart: what a ledger can count to. Of two beyond it "revoked" wins.
+const STAMP_MAX: u64 = u64::MAX >> 1;
+
+impl Entry {
+    fn new(Stamped { fingerprint, stamp, state }: Stamped) -> Self {
+        Self { fingerprint, mark: stamp.0.min(STAMP_MAX) << 1 | u64::from(state == State::Revoked) }
+    }
+
+    const fn state(self) -> State {
+        if self.mark & 1 == 1 { State::Revoked } else { State::Reinstated }
+    }
+
+    const fn stamp(self) -> Sequence {
+        Sequence(self.mark >> 1)
+    }
+
+    const fn stamped(self) -> Stamped {
+        Stamped { fingerprint: self.fingerprint, stamp: self.stamp(), state: self.state() }
+    }
+}
+
 /// An exact set of fingerprints with the latest statement about each.
 ///
 /// # Complexity
@@ -48,7 +79,7 @@ pub struct Stamped {
 /// A look-up is one binary search in a page; cloning costs one reference count a page.
 #[derive(Clone, Debug)]
 pub struct Recent {
-    pages: Vec<Arc<Vec<Stamped>>>,
+    pages: Vec<Arc<Vec<Entry>>>,
     shift: u32,
     len: usize,
 }
@@ -72,19 +103,19 @@ impl Recent {
         }
         let page = self.pages.get(self.page(fingerprint))?;
         let at = page.binary_search_by_key(&fingerprint, |entry| entry.fingerprint).ok()?;
-        page.get(at).map(|entry| entry.state)
+        page.get(at).map(|entry| entry.state())
     }
 
     /// Takes in a statement; the higher (stamp, state) wins, so any order gives one result.
     pub fn record(&mut self, statement: Stamped) {
-        let page = self.page(statement.fingerprint);
+        let entry = Entry::new(statement);
+        let page = self.page(entry.fingerprint);
         let Some(page) = self.pages.get_mut(page) else { return };
-        match page.binary_search_by_key(&statement.fingerprint, |entry| entry.fingerprint) {
+        match page.binary_search_by_key(&entry.fingerprint, |held| held.fingerprint) {
             Ok(at) => {
-                let newer =
-                    page.get(at).is_some_and(|held| (held.stamp, held.state) < (statement.stamp, statement.state));
+                let newer = page.get(at).is_some_and(|held| held.mark < entry.mark);
                 if newer && let Some(held) = Arc::make_mut(page).get_mut(at) {
-                    *held = statement;
+                    *held = entry;
                 }
             }
             Err(at) => {
@@ -92,7 +123,7 @@ impl Recent {
                 if page.len() == page.capacity() {
                     page.reserve_exact(PAGE_GROWTH);
                 }
-                page.insert(at, statement);
+                page.insert(at, entry);
                 self.len += 1;
             }
         }
@@ -106,17 +137,17 @@ impl Recent {
 
     /// Forgets everything that a base at `sequence` covers.
     pub fn drop_through(&mut self, sequence: Sequence) {
-        self.retain(|entry| entry.stamp > sequence);
+        self.retain(|entry| entry.stamp() > sequence);
     }
 
     /// Drops what only softens: reinstatements. Their tokens read as revoked until the next base.
     pub fn drop_reinstated(&mut self) {
-        self.retain(|entry| entry.state == State::Revoked);
+        self.retain(|entry| entry.state() == State::Revoked);
     }
 
     /// Every statement, sorted by fingerprint.
-    pub fn iter(&self) -> impl Iterator<Item = &Stamped> {
-        self.pages.iter().flat_map(|page| page.iter())
+    pub fn iter(&self) -> impl Iterator<Item = Stamped> {
+        self.pages.iter().flat_map(|page| page.iter().map(|entry| entry.stamped()))
     }
 
     /// How many keys are held.
@@ -128,8 +159,8 @@ impl Recent {
     /// Bytes it takes, its directory included.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        let pages = self.pages.iter().map(|page| page.capacity() * size_of::<Stamped>()).sum::<usize>();
-        (pages + self.pages.len() * size_of::<Arc<Vec<Stamped>>>()) as u64
+        let pages = self.pages.iter().map(|page| page.capacity() * size_of::<Entry>()).sum::<usize>();
+        (pages + self.pages.len() * size_of::<Arc<Vec<Entry>>>()) as u64
     }
 
     /// Whether nothing is held.
@@ -140,13 +171,14 @@ impl Recent {
 
     /// Takes out every revocation stamped at or below `sequence`, to be held elsewhere.
     pub(crate) fn take_revoked_through(&mut self, sequence: Sequence) -> Vec<Fingerprint> {
-        let taken = |entry: &Stamped| entry.state == State::Revoked && entry.stamp <= sequence;
-        let fingerprints = self.iter().filter(|entry| taken(entry)).map(|entry| entry.fingerprint).collect();
+        let taken = |entry: &Entry| entry.state() == State::Revoked && entry.stamp() <= sequence;
+        let entries = self.pages.iter().flat_map(|page| page.iter());
+        let fingerprints = entries.filter(|entry| taken(entry)).map(|entry| entry.fingerprint).collect();
         self.retain(|entry| !taken(entry));
         fingerprints
     }
 
-    fn retain(&mut self, keep: impl Fn(&Stamped) -> bool) {
+    fn retain(&mut self, keep: impl Fn(&Entry) -> bool) {
         for page in &mut self.pages {
             if page.iter().any(|entry| !keep(entry)) {
                 let page = Arc::make_mut(page);

@@ -16,7 +16,7 @@ use core::time::Duration;
 use crate::base::{Base, Profile};
 use crate::clock::{Now, UnixMillis, UnixTime};
 use crate::cutoff::{Cutoffs, StampedCutoff};
-use crate::hold::{BudgetTooSmall, Hold, smallest_budget};
+use crate::hold::{BudgetTooSmall, Crowded, Hold, smallest_budget};
 use crate::limits::{CUTOFFS_MAX, EARLY_RANGES_MAX, FETCH_WINDOW, MEMORY_BUDGET_MIN, SEALED_BYTES_MAX};
 use crate::position::{Epoch, Position, Sequence, Term};
 use crate::recent::{Recent, Stamped, State};
@@ -96,8 +96,8 @@ impl Config {
     }
 
     /// What to hold of this index, if all that must be fetched for it may be; less than `crowded`, if that is given.
-    fn choose(&self, index: &Index, width: Width, crowded: Option<Profile>) -> Result<Profile, Refusal> {
-        let profile = match crowded.and_then(|crowded| self.hold.next_smaller(crowded, index, width)) {
+    fn choose(&self, index: &Index, width: Width, crowded: Option<Crowded>) -> Result<Profile, Refusal> {
+        let profile = match crowded.and_then(|crowded| self.hold.next_roomier(crowded, index, width)) {
             Some(profile) => profile,
             None => self.hold.choose(index, width)?,
         };
@@ -929,12 +929,16 @@ impl Replica {
         self.config.hold.recent_entries_max(self.set.base.as_ref().map_or(0, |base| base.size_bytes()))
     }
 
-    /// Rule 7: moves revocations into this device's copy of the filter, where the issuer mints the `jti`s: somebody
-    /// who may choose them could fill it. Nothing above the position: a later base may lie below it.
+    /// Rule 7: whether the issuer mints the `jti`s. Somebody who may choose them could fill a filter.
+    fn may_fold(&self) -> bool {
+        self.keys().is_some_and(|keys| keys.fingerprinter.function() == FingerprintFunction::Xxh3)
+    }
+
+    /// Rule 7: moves revocations into this device's copy of the filter. Nothing above the position: a later base may
+    /// lie below it.
     fn fold_recent(&mut self) {
-        let minted = self.keys().is_some_and(|keys| keys.fingerprinter.function() == FingerprintFunction::Xxh3);
         let (Some((_, sequence)), Some(base)) = (self.position, self.set.base.as_ref()) else { return };
-        if !minted || !base.can_fold() {
+        if !self.may_fold() || !base.can_fold() {
             return;
         }
         let base = Arc::clone(base);
@@ -1173,11 +1177,12 @@ impl Replica {
         }
     }
 
-    /// The profile that is held, if its budget could be spent on a smaller one.
-    fn crowded(&self) -> Option<Profile> {
+    /// What is held, if there is something roomier.
+    fn crowded(&self) -> Option<Crowded> {
         let profile = self.set.base.as_ref().filter(|base| base.folded_through().is_none())?.profile();
-        self.offered().filter(|index| self.config.hold.next_smaller(profile, index, self.width()).is_some())?;
-        Some(profile)
+        let crowded = Crowded { profile, may_fold: self.may_fold() };
+        self.offered().filter(|index| self.config.hold.next_roomier(crowded, index, self.width()).is_some())?;
+        Some(crowded)
     }
 
     /// Rule 4: moves to a base that has arrived whole.
@@ -1447,7 +1452,7 @@ impl Replica {
             manifest: self.manifest.as_ref().map(|held| held.sealed.clone()).unwrap_or_default(),
             base: self.base_image.as_ref().map(BaseImage::digest),
             early: self.early.clone(),
-            recent: self.set.recent.iter().copied().collect(),
+            recent: self.set.recent.iter().collect(),
             cutoffs: self.set.cutoffs.recent().to_vec(),
         };
         // Everything in a head is within its limits already.

@@ -89,7 +89,9 @@ const ENVELOPE_BYTES: usize = 512;
 const LADDER_SHARE: usize = 4;
 
 /// A ladder smaller than this is left to grow, however small the snapshot.
-const LADDER_BYTES_MIN: usize = 4 * 1024;
+///
+/// A small device has room for some hundred statements beside its base, and 2 KiB of ladder are some three hundred.
+const LADDER_BYTES_MIN: usize = 2 * 1024;
 
 /// Why nothing could be planned.
 #[derive(Debug, Error)]
@@ -527,12 +529,21 @@ impl Publisher {
         self.cut_now(now)?;
         self.merge_ladder(now)?;
         self.retire(now);
+        if self.awaits_epoch() {
+            return Ok(Plan::default());
+        }
         self.seal_manifest(now)?;
         self.mark_superseded(now);
         self.stale = false;
         let deletes: Vec<Address> = self.expired_objects(now).collect();
         let steps = self.publication(&deletes);
         Ok(Plan { puts: self.take_unstored(), deletes: deletes.iter().map(ToString::to_string).collect(), steps })
+    }
+
+    /// Whether the ladder has outgrown what a manifest can name, so that nothing can be told before the epoch on its way
+    /// is there. Deltas go on.
+    fn awaits_epoch(&self) -> bool {
+        self.drafting && self.ladder.len() > self.pieces_max()
     }
 
     /// What is not in a delta yet would be missing from the ladder for good.
@@ -874,6 +885,9 @@ impl Publisher {
     #[must_use]
     pub fn deadline(&self) -> Duration {
         let Some((_, sealed)) = self.manifest else { return Duration::ZERO };
+        if self.awaits_epoch() {
+            return Duration::MAX;
+        }
         let next = if self.stale { self.settings.manifest_every } else { self.settings.heartbeat };
         sealed + next
     }

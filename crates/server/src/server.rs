@@ -1,6 +1,5 @@
 //! Puts the parts together: one process, from the API to the broker.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -9,7 +8,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -35,7 +34,8 @@ pub struct Server {
     service: Arc<Service>,
     stopping: watch::Sender<bool>,
     api: JoinHandle<()>,
-    publisher: JoinHandle<Infallible>,
+    stop_publisher: Option<oneshot::Sender<()>>,
+    publisher: JoinHandle<()>,
     broker: Option<BrokerTask>,
     #[cfg(feature = "embedded-broker")]
     embedded: Option<EmbeddedBroker>,
@@ -99,7 +99,8 @@ impl Server {
             restart_jump_max: publishing.restart_jump_max,
             ..Settings::default()
         };
-        let publishing_task = tokio::spawn(publisher::run(Publishing {
+        let (stop_publisher, publisher_stop) = oneshot::channel();
+        let publishing = Publishing {
             ledger,
             broker,
             clock,
@@ -109,7 +110,8 @@ impl Server {
             filters,
             published,
             resume,
-        }));
+        };
+        let publishing_task = tokio::spawn(publisher::run(publishing, publisher_stop));
         tracing::info!(%address, "serving");
         Ok(Self {
             address,
@@ -117,6 +119,7 @@ impl Server {
             service,
             stopping,
             api,
+            stop_publisher: Some(stop_publisher),
             publisher: publishing_task,
             broker: Some(broker_task),
             #[cfg(feature = "embedded-broker")]
@@ -148,9 +151,10 @@ impl Server {
         if timeout(STOP_TIMEOUT, &mut self.api).await.is_err() {
             tracing::warn!("the API did not end in time");
         }
-        // It may end anywhere: after a restart it goes on from what is stored.
-        self.publisher.abort();
-        let _ = (&mut self.publisher).await;
+        drop(self.stop_publisher.take());
+        if timeout(STOP_TIMEOUT, &mut self.publisher).await.is_err() {
+            tracing::warn!("the publisher did not end in time");
+        }
         if let Some(broker) = self.broker.take() {
             broker.stop().await;
         }

@@ -4,7 +4,8 @@ use alloc::vec::Vec;
 
 use super::Config;
 use crate::artifact::{Assembly, Cutting};
-use crate::base::{Base, BaseBuilder, Profile};
+use crate::base::{Base, BaseBuilder};
+use crate::hold::Crowded;
 use crate::position::{Epoch, Term};
 use crate::refusal::Refusal;
 use crate::seal::Digest;
@@ -17,8 +18,8 @@ pub(super) struct Download {
     term: Term,
     epoch: Epoch,
     index_digest: Digest,
-    /// A profile that leaves too little room for what came since.
-    crowded: Option<Profile>,
+    /// What is held of it already, and leaves too little room for what came since.
+    crowded: Option<Crowded>,
     parts: Option<Parts>,
     /// Bytes that were named, came, and cannot be used: they would come again.
     broken: bool,
@@ -43,7 +44,7 @@ pub(super) struct Finished {
 }
 
 impl Download {
-    pub(super) const fn new(term: Term, epoch: Epoch, index_digest: Digest, crowded: Option<Profile>) -> Self {
+    pub(super) const fn new(term: Term, epoch: Epoch, index_digest: Digest, crowded: Option<Crowded>) -> Self {
         Self { term, epoch, index_digest, crowded, parts: None, broken: false }
     }
 

@@ -17,7 +17,7 @@ use revocast_core::{
     wire,
 };
 use thiserror::Error;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -103,9 +103,21 @@ pub enum RunError {
     },
 }
 
-/// Publishes every realm, those founded later included, until it is dropped.
-pub async fn run(publishing: Publishing) -> Infallible {
+/// Publishes every realm, those founded later included, until `stop` is told or dropped.
+///
+/// When this returns, nothing of it holds the ledger any more.
+pub async fn run(publishing: Publishing, stop: oneshot::Receiver<()>) {
     let mut tasks = JoinSet::new();
+    tokio::select! {
+        never = tend(&publishing, &mut tasks) => match never {},
+        _ = stop => {}
+    }
+    // Each may end anywhere: after a restart it goes on from what is stored.
+    tasks.shutdown().await;
+}
+
+/// Starts a task for each realm and hands questions on to them.
+async fn tend(publishing: &Publishing, tasks: &mut JoinSet<()>) -> Infallible {
     let mut known: HashMap<RealmId, mpsc::Sender<Incoming>> = HashMap::new();
     let mut wakes = publishing.ledger.subscribe();
     let mut dropped = 0;
@@ -312,10 +324,8 @@ impl Publishing {
         let filtered = Arc::new(filtered?);
         minted.push(Arc::clone(filtered.filter()));
         self.filters.set(realm, minted);
-        let (coverage, excepted) = match filtered.takes_exceptions() {
-            true => self.excepted(realm, &filtered).await?,
-            false => (coverage, Vec::new()),
-        };
+        let (coverage, excepted) =
+            if filtered.takes_exceptions() { self.excepted(realm, &filtered).await? } else { (coverage, Vec::new()) };
         // The visitors are gone, so this is the last one that holds it.
         let filtered = Arc::into_inner(filtered).ok_or(RunError::Interrupted)?;
         Ok(blocking(move || filtered.build(&coverage, excepted)).await??)
