@@ -132,7 +132,13 @@ fn sixty_four_kib_answer_exactly_for_twenty_thousand_revocations_and_sixteen_ans
 
 #[test]
 fn what_came_since_the_base_stays_within_the_budget_and_nothing_is_lost() {
-    let budget = 24 * KIB;
+    // With exceptions, and from there into the filter; first a list, where one fits, then less of the same epoch.
+    assert_eq!(profiles_within(16 * KIB), ["covered", "filter"]);
+    assert_eq!(profiles_within(21 * KIB), ["covered", "filter", "list"]);
+}
+
+/// What a device of this budget holds while far more is revoked than fits beside its base.
+fn profiles_within(budget: u64) -> Vec<&'static str> {
     let (mut site, jtis) = site(40_000, 3_000);
     let config = Config::within(budget, 1).unwrap();
     let mut replica = None;
@@ -166,10 +172,9 @@ fn what_came_since_the_base_stays_within_the_budget_and_nothing_is_lost() {
             assert!(!matches!(verdict(&replica, &site, jti), Verdict::NotRevoked { .. }), "{jti}");
         }
     }
-    // From a list to less of the same epoch, with exceptions; from there into the filter; with the next epoch back.
     println!("{profiles:?}, at last {:?}", replica.holding());
-    assert_eq!(profiles.into_iter().collect::<Vec<_>>(), ["covered", "filter", "list"]);
     assert_eq!(replica.set().doubt(now(&site)), None);
     let good = jtis[revoked..].iter().filter(|jti| matches!(verdict(&replica, &site, jti), Verdict::NotRevoked { .. }));
     assert!(good.count() > (jtis.len() - revoked) * 9 / 10, "most good tokens still are");
+    profiles.into_iter().collect()
 }

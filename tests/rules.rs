@@ -18,9 +18,9 @@ use revocast_core::limits::{ASK_PATIENCE, ASKS_OUTSTANDING_MAX, RECENT_ANSWERS_M
 use revocast_core::update::{Finding, PublisherKey, Role};
 use revocast_core::{
     Address, Base, Claims, Config, Cutoff, Delta, Digest, Doubt, Epoch, Event, FilterBuf, FilterParams, Fingerprint,
-    FingerprintFunction, Fingerprinter, Jti, Kind, Membership, Now, Profile, RealmId, RealmIdError, RealmKey, Refusal,
-    Salt, Scope, ScopeKind, Sequence, SigningKey, Term, Unasked, UnixMillis, UnixTime, Verdict, Why, Width, Witness,
-    seal, wire,
+    FingerprintFunction, Fingerprinter, Hold, Jti, Kind, Membership, Now, Profile, RealmId, RealmIdError, RealmKey,
+    Refusal, Salt, Scope, ScopeKind, Sequence, SigningKey, Term, Unasked, UnixMillis, UnixTime, Verdict, Why, Width,
+    Witness, seal, wire,
 };
 use revocast_device::{KeySet, Policy, RevokedPairs, Validator, ValidatorConfig};
 use revocast_server::ledger::{self, Issued, Ledger as _, LedgerError};
@@ -479,7 +479,7 @@ fn rule_06_probes_depend_on_the_bits_of_the_fingerprint_and_the_salt_alone() {
 }
 
 /// Two thousand revoked and twenty thousand registered tokens, all issued in the first 50 seconds: of such a base a
-/// device of eleven kibibytes holds filter and exceptions, and some ninety statements beside it.
+/// device of some ten kibibytes holds filter and exceptions, and ninety statements beside it.
 struct Crowd {
     forge: Forge,
     revoked: Vec<String>,
@@ -503,7 +503,7 @@ impl Crowd {
     }
 
     fn small() -> Config {
-        Config { hold: Config::within(11 * 1024, 1).unwrap().hold, ..prompt(Profile::Exact) }
+        Config { hold: Config::within(10_544, 1).unwrap().hold, ..prompt(Profile::Exact) }
     }
 
     /// A device that stands on a base at 3, and the good tokens that it knows by their exceptions.
@@ -764,7 +764,10 @@ fn rule_08_within_a_budget_softness_goes_first_then_it_folds_then_it_says_unknow
     device.restart();
     assert_eq!(device.ask("stranger-1"), Verdict::Unknown { doubt: Doubt::Overflow });
     assert!(!fourth.iter().any(|jti| is_good(device.ask(jti))));
-    // A base that covers it all ends it.
+    // A base that covers it all ends it, in a budget that it fits into.
+    device.config.hold = Hold::Budget(12 * 1024);
+    device.restart();
+    assert_eq!(device.ask("stranger-1"), Verdict::Unknown { doubt: Doubt::Overflow });
     let since: Vec<String> = ["first", "second", "third"].into_iter().flat_map(|name| numbered(name, 60)).collect();
     let all: Vec<&str> = since.iter().chain(&fourth).map(String::as_str).chain([listed]).collect();
     device.reconnect(&crowd.forge.shelf(&crowd.base(2, 9, &all, &[], 96), &[], 9, 97));

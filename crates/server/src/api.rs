@@ -157,6 +157,8 @@ struct PublishedBody {
     ladder_bytes: u64,
     exceptions_bytes: u64,
     delta_bytes: u64,
+    questions_answered: u64,
+    questions_dropped: u64,
     /// Why the newest epoch has the filter it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     filter: Option<String>,
@@ -167,22 +169,22 @@ struct PublishedBody {
 impl From<RealmStatus> for RealmStatusBody {
     fn from(status: RealmStatus) -> Self {
         let published = status.published.map(
-            |Published { term, position, at, objects, revocations, sizes, choice, trouble, questions: _ }| {
-                PublishedBody {
-                    term: term.0,
-                    epoch: position.epoch.0,
-                    sequence: position.sequence.0,
-                    issued_at_ms: at.millis(),
-                    objects,
-                    revocations,
-                    snapshot_bytes: sizes.snapshot,
-                    filter_bytes: sizes.filter,
-                    ladder_bytes: sizes.ladder,
-                    exceptions_bytes: sizes.exceptions,
-                    delta_bytes: sizes.delta,
-                    filter: choice.map(|choice| choice.to_string()),
-                    trouble,
-                }
+            |Published { term, position, at, objects, revocations, sizes, choice, trouble, questions }| PublishedBody {
+                term: term.0,
+                epoch: position.epoch.0,
+                sequence: position.sequence.0,
+                issued_at_ms: at.millis(),
+                objects,
+                revocations,
+                snapshot_bytes: sizes.snapshot,
+                filter_bytes: sizes.filter,
+                ladder_bytes: sizes.ladder,
+                exceptions_bytes: sizes.exceptions,
+                delta_bytes: sizes.delta,
+                questions_answered: questions.answered,
+                questions_dropped: questions.dropped,
+                filter: choice.map(|choice| choice.to_string()),
+                trouble,
             },
         );
         let (term, head, coverage) = (status.term.0, status.head.0, status.coverage.into());
