@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use revocast_core::{
     Action, Address, Claims, Config, Event, ExactList, FilterBuf, FilterParams, Fingerprint, FingerprintFunction,
-    Fingerprinter, Jti, Membership, Now, RealmKey, Replica, Salt, UnixTime, Verdict, Width,
+    Fingerprinter, Hold, Jti, Membership, Now, Profile, RealmKey, Replica, Salt, UnixTime, Verdict, Width,
 };
 use revocast_device::Checker;
 use revocast_tests::forge::{self, Forge};
@@ -198,13 +198,24 @@ impl Exact {
 /// If it does not catch up: then nothing that follows would measure anything.
 #[must_use]
 pub fn replica(forge: &Forge, keys: &Keys) -> Replica {
+    replica_with(forge, keys, Profile::Exact)
+}
+
+/// The same in another profile.
+///
+/// # Panics
+///
+/// If it does not catch up.
+#[must_use]
+pub fn replica_with(forge: &Forge, keys: &Keys, profile: Profile) -> Replica {
     let texts = keys.texts();
     let epoch = forge.epoch(1, texts.len() as u64, &texts, &[], 0);
     let manifest = forge.manifest(&forge.manifest_meant(&epoch, texts.len() as u64, &[], 0));
     let mut retained: HashMap<Address, Vec<u8>> = epoch.objects.into_iter().collect();
     retained.insert(Address::Keys, forge.keys(1));
     retained.insert(Address::Manifest, manifest);
-    let mut replica = Replica::new(Config::exact(0), forge.realm, forge.trust());
+    let config = Config { hold: Hold::Profile(profile), ..Config::exact(0) };
+    let mut replica = Replica::new(config, forge.realm, forge.trust());
     replica.handle(NOW, Event::Connected);
     while let Some(action) = replica.poll_action() {
         if let Action::Subscribe(address) = action
