@@ -895,6 +895,7 @@ fn rule_10_what_the_other_body_revokes_and_cannot_be_held_leaves_everything_unkn
     let known = |from, to| Delta { revoked: vec![key(7)], ..forge.delta_meant((from, to), &[], &[], 50) };
     device.give(Address::Live, &forge.delta(&known(6, 7)));
     device.give(Address::Live, &forge.delta(&forge.delta_meant((6, 7), &["x"], &[], 51)));
+    device.restart();
     device.give(Address::Live, &forge.delta(&known(5, 6)));
     assert_eq!(device.sequence(), 7);
     assert_eq!(device.ask("x"), Verdict::Unknown { doubt: Doubt::Overflow });

@@ -266,9 +266,9 @@ pub struct Replica {
     position: Option<(Term, Sequence)>,
     early: Vec<EarlyRange>,
     overflow: Option<Sequence>,
-    /// Up to here something did not fit that the second of two bodies for one range said. It will not come again, so
+    /// Something did not fit that the second of two bodies for one range said. It will not come again, so
     /// only a base ends that overflow.
-    lost: Option<Sequence>,
+    lost: bool,
     /// Something did not fit beside the base that is held now.
     crowding: bool,
     set: RevocationSet,
@@ -330,7 +330,7 @@ impl Replica {
             position: None,
             early: Vec::new(),
             overflow: None,
-            lost: None,
+            lost: false,
             crowding: false,
             set: RevocationSet {
                 fingerprinter: None,
@@ -469,6 +469,7 @@ impl Replica {
         replica.set.freshness.floor = replica.set.freshness.floor.max(head.floor);
         replica.set.freshness.proof = head.proof.map(|issued_at| (issued_at, now.uptime));
         replica.overflow = head.overflow;
+        replica.lost = head.lost;
         replica.set.overflow = head.overflow.is_some();
         replica.early = head.early;
         for entry in head.recent {
@@ -835,7 +836,7 @@ impl Replica {
             Some((_, seen)) if *seen != mark(&digest) => {
                 // Rule 10: of two histories keep every revocation, and nothing that softens.
                 if !self.apply(Delta { reinstated: Vec::new(), lifts: Vec::new(), ..delta }) {
-                    self.lost = self.lost.max(Some(range.to));
+                    self.lost = true;
                 }
                 return Err(Refusal::Equivocation { what: "delta" });
             }
@@ -1106,7 +1107,7 @@ impl Replica {
         }
         self.early.retain(|range| range.term > term || (range.term == term && range.to > sequence));
         let reached = self.overflow.is_some_and(|overflow| self.set.sequence < overflow && overflow <= sequence);
-        if reached && self.lost.is_none() {
+        if reached && !self.lost {
             // What did not fit has come again, and all of it is held.
             self.overflow = None;
             self.set.overflow = false;
@@ -1246,7 +1247,7 @@ impl Replica {
         self.hold_base(base, sealed_index.into(), cutoffs.into());
         if self.overflow.is_some_and(|overflow| overflow <= base_sequence) {
             self.overflow = None;
-            self.lost = None;
+            self.lost = false;
             self.set.overflow = false;
         }
         self.base_unwritten = Some(self.revision + 1);
@@ -1448,6 +1449,7 @@ impl Replica {
             floor: self.set.freshness.floor,
             proof: self.set.freshness.proof.map(|(issued_at, _)| issued_at),
             overflow: self.overflow,
+            lost: self.lost,
             keys: held.sealed.clone(),
             manifest: self.manifest.as_ref().map(|held| held.sealed.clone()).unwrap_or_default(),
             base: self.base_image.as_ref().map(BaseImage::digest),

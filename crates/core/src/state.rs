@@ -73,6 +73,8 @@ pub struct Head {
     pub proof: Option<UnixMillis>,
     /// A revocation up to here did not fit.
     pub overflow: Option<Sequence>,
+    /// Only a base ends that: what did not fit will not come again.
+    pub lost: bool,
     /// The sealed keys.
     pub keys: Vec<u8>,
     /// The sealed manifest, the highest seen; empty before the first.
@@ -92,7 +94,7 @@ pub struct Head {
 /// 0       4     magic "RVS1"
 /// 4       8     revision
 /// 12      1     profile of the base image: 1 filter, 2 list, 3 exact, 4 covered, 5 folded, 6 folded twice
-/// 13      1     flags: 1 position, 2 proof, 4 overflow, 8 base
+/// 13      1     flags: 1 position, 2 proof, 4 overflow, 8 base, 16 only a base ends the overflow
 /// 14      4     term
 /// 18      8     sequence
 /// 26      8     gc_horizon, seconds
@@ -139,6 +141,7 @@ const HAS_POSITION: u8 = 1;
 const HAS_PROOF: u8 = 2;
 const HAS_OVERFLOW: u8 = 4;
 const HAS_BASE: u8 = 8;
+const HAS_LOST: u8 = 16;
 
 impl Head {
     /// Writes the head, its own digest last.
@@ -153,7 +156,8 @@ impl Head {
             flags: flag(self.position.is_some(), HAS_POSITION)
                 | flag(self.proof.is_some(), HAS_PROOF)
                 | flag(self.overflow.is_some(), HAS_OVERFLOW)
-                | flag(self.base.is_some(), HAS_BASE),
+                | flag(self.base.is_some(), HAS_BASE)
+                | flag(self.lost, HAS_LOST),
             term: term.0,
             sequence: sequence.0,
             horizon: self.horizon.secs(),
@@ -266,6 +270,7 @@ impl Head {
             floor: UnixMillis::from_millis(head.floor),
             proof: has(HAS_PROOF).then(|| UnixMillis::from_millis(head.proof)),
             overflow: has(HAS_OVERFLOW).then_some(Sequence(head.overflow)),
+            lost: has(HAS_LOST),
             keys,
             manifest,
             base: has(HAS_BASE).then_some(Digest(head.base)),

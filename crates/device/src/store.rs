@@ -354,6 +354,7 @@ mod tests {
             floor: UnixMillis::default(),
             proof: None,
             overflow: None,
+            lost: false,
             keys: vec![revision as u8; 20],
             manifest: Vec::new(),
             base: Some(Digest::of(base)),
