@@ -236,6 +236,16 @@ struct Dirty {
     proof: bool,
 }
 
+/// Something that did not fit.
+#[derive(Clone, Copy, Debug)]
+struct Overflow {
+    /// Nothing above this.
+    through: Sequence,
+    /// Some of it was said by the second of two bodies for one range. It will not come again, so only a base ends
+    /// this.
+    lost: bool,
+}
+
 /// Deltas whose digests are remembered, to notice two that claim one range.
 const SEEN_DELTAS: usize = 64;
 
@@ -265,10 +275,7 @@ pub struct Replica {
     manifest: Option<HeldManifest>,
     position: Option<(Term, Sequence)>,
     early: Vec<EarlyRange>,
-    overflow: Option<Sequence>,
-    /// Something did not fit that the second of two bodies for one range said. It will not come again, so
-    /// only a base ends that overflow.
-    lost: bool,
+    overflow: Option<Overflow>,
     /// Something did not fit beside the base that is held now.
     crowding: bool,
     set: RevocationSet,
@@ -330,7 +337,6 @@ impl Replica {
             position: None,
             early: Vec::new(),
             overflow: None,
-            lost: false,
             crowding: false,
             set: RevocationSet {
                 fingerprinter: None,
@@ -468,8 +474,7 @@ impl Replica {
         replica.set.horizon = replica.set.horizon.max(head.horizon);
         replica.set.freshness.floor = replica.set.freshness.floor.max(head.floor);
         replica.set.freshness.proof = head.proof.map(|issued_at| (issued_at, now.uptime));
-        replica.overflow = head.overflow;
-        replica.lost = head.lost;
+        replica.overflow = head.overflow.map(|through| Overflow { through, lost: head.lost });
         replica.set.overflow = head.overflow.is_some();
         replica.early = head.early;
         for entry in head.recent {
@@ -836,7 +841,7 @@ impl Replica {
             Some((_, seen)) if *seen != mark(&digest) => {
                 // Rule 10: of two histories keep every revocation, and nothing that softens.
                 if !self.apply(Delta { reinstated: Vec::new(), lifts: Vec::new(), ..delta }) {
-                    self.lost = true;
+                    self.overflow = self.overflow.map(|overflow| Overflow { lost: true, ..overflow });
                 }
                 return Err(Refusal::Equivocation { what: "delta" });
             }
@@ -918,7 +923,8 @@ impl Replica {
             }
         }
         if !held {
-            self.overflow = self.overflow.max(Some(stamp));
+            let held = self.overflow.unwrap_or(Overflow { through: stamp, lost: false });
+            self.overflow = Some(Overflow { through: held.through.max(stamp), ..held });
             self.crowding = true;
             self.set.overflow = true;
         }
@@ -1106,8 +1112,8 @@ impl Replica {
             }
         }
         self.early.retain(|range| range.term > term || (range.term == term && range.to > sequence));
-        let reached = self.overflow.is_some_and(|overflow| self.set.sequence < overflow && overflow <= sequence);
-        if reached && !self.lost {
+        let reached = |overflow: Overflow| self.set.sequence < overflow.through && overflow.through <= sequence;
+        if self.overflow.is_some_and(|overflow| reached(overflow) && !overflow.lost) {
             // What did not fit has come again, and all of it is held.
             self.overflow = None;
             self.set.overflow = false;
@@ -1245,9 +1251,8 @@ impl Replica {
         self.set.cutoffs.rebase(cutoffs_meant, base_sequence);
         self.raise_horizon(index.horizon);
         self.hold_base(base, sealed_index.into(), cutoffs.into());
-        if self.overflow.is_some_and(|overflow| overflow <= base_sequence) {
+        if self.overflow.is_some_and(|overflow| overflow.through <= base_sequence) {
             self.overflow = None;
-            self.lost = false;
             self.set.overflow = false;
         }
         self.base_unwritten = Some(self.revision + 1);
@@ -1448,8 +1453,8 @@ impl Replica {
             horizon: self.set.horizon,
             floor: self.set.freshness.floor,
             proof: self.set.freshness.proof.map(|(issued_at, _)| issued_at),
-            overflow: self.overflow,
-            lost: self.lost,
+            overflow: self.overflow.map(|overflow| overflow.through),
+            lost: self.overflow.is_some_and(|overflow| overflow.lost),
             keys: held.sealed.clone(),
             manifest: self.manifest.as_ref().map(|held| held.sealed.clone()).unwrap_or_default(),
             base: self.base_image.as_ref().map(BaseImage::digest),
