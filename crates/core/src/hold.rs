@@ -6,11 +6,13 @@
 use thiserror::Error;
 
 use crate::base::Profile;
+use crate::cutoff::Cutoff;
 use crate::limits::{MEMORY_BUDGET_MIN, RECENT_ENTRIES_MAX};
 use crate::recent::ENTRY_BYTES;
 use crate::refusal::Refusal;
 use crate::token::Width;
-use crate::update::Index;
+use crate::update::{Artifact, Index};
+use crate::wire::CUTOFF_BYTES;
 
 /// What a device wants to hold of a realm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +70,7 @@ impl Hold {
             Self::Profile(profile) => Ok(profile),
             Self::Budget(budget) => Profile::BEST_FIRST
                 .into_iter()
-                .find(|profile| profile.size_bytes(index, width).is_some_and(|bytes| bytes <= self.base_bytes_max()))
+                .find(|profile| self.fits(*profile, index, width))
                 .ok_or_else(|| Refusal::TooLarge { bytes: smallest_budget(index, width), max: budget }),
         }
     }
@@ -84,13 +86,13 @@ impl Hold {
             let folds = may_fold && other.is_filter() && !profile.is_filter();
             other
                 .size_bytes(index, width)
-                .is_some_and(|bytes| bytes < held || (folds && bytes <= self.base_bytes_max()))
+                .is_some_and(|bytes| bytes < held || (folds && self.fits(*other, index, width)))
         })
     }
 
     /// Whether a base of this index that was stored in this profile still fits.
     pub(crate) fn fits(self, stored: Profile, index: &Index, width: Width) -> bool {
-        stored.size_bytes(index, width).is_some_and(|bytes| bytes <= self.base_bytes_max())
+        stored.size_bytes(index, width).is_some_and(|bytes| bytes + cutoffs_bytes(index) <= self.base_bytes_max())
     }
 
     /// Whether a base that was stored in this profile still serves, if it fits.
@@ -113,11 +115,17 @@ pub(crate) struct Crowded {
     pub(crate) may_fold: bool,
 }
 
+/// Bytes that the cutoffs of a base take beside it: as they came, decoded, and in force.
+fn cutoffs_bytes(index: &Index) -> u64 {
+    let cutoffs = index.artifacts.iter().find(|summary| summary.artifact == Artifact::Cutoffs);
+    cutoffs.map_or(0, |summary| summary.entries.saturating_mul(CUTOFF_BYTES as u64 + 2 * size_of::<Cutoff>() as u64))
+}
+
 /// The smallest budget that can hold something of this index.
 #[must_use]
 pub fn smallest_budget(index: &Index, width: Width) -> u64 {
     let sizes = Profile::BEST_FIRST.into_iter().filter_map(|profile| profile.size_bytes(index, width));
-    let base = sizes.min().unwrap_or(0) + FIXED_BYTES;
+    let base = sizes.min().unwrap_or(0) + cutoffs_bytes(index) + FIXED_BYTES;
     // An eighth goes to what is recent, and at least its least.
     let shared = base.saturating_mul(RECENT_SHARE).div_ceil(RECENT_SHARE - 1);
     shared.max(base + RECENT_ENTRIES_MIN * ENTRY_BYTES).max(MEMORY_BUDGET_MIN)

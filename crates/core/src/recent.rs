@@ -67,6 +67,12 @@ impl Entry {
         Sequence(self.mark >> 1)
     }
 
+    /// Whether it was stamped at or below `sequence`, for sure: beyond what a ledger can count to nobody can tell.
+    const fn is_through(self, sequence: Sequence) -> bool {
+        let stamp = self.stamp().0;
+        stamp <= sequence.0 && stamp < STAMP_MAX
+    }
+
     const fn stamped(self) -> Stamped {
         Stamped { fingerprint: self.fingerprint, stamp: self.stamp(), state: self.state() }
     }
@@ -137,7 +143,7 @@ impl Recent {
 
     /// Forgets everything that a base at `sequence` covers.
     pub fn drop_through(&mut self, sequence: Sequence) {
-        self.retain(|entry| entry.stamp() > sequence);
+        self.retain(|entry| !entry.is_through(sequence));
     }
 
     /// Drops what only softens: reinstatements. Their tokens read as revoked until the next base.
@@ -171,7 +177,7 @@ impl Recent {
 
     /// Takes out every revocation stamped at or below `sequence`, to be held elsewhere.
     pub(crate) fn take_revoked_through(&mut self, sequence: Sequence) -> Vec<Fingerprint> {
-        let taken = |entry: &Entry| entry.state() == State::Revoked && entry.stamp() <= sequence;
+        let taken = |entry: &Entry| entry.state() == State::Revoked && entry.is_through(sequence);
         let entries = self.pages.iter().flat_map(|page| page.iter());
         let fingerprints = entries.filter(|entry| taken(entry)).map(|entry| entry.fingerprint).collect();
         self.retain(|entry| !taken(entry));
@@ -193,5 +199,30 @@ impl Recent {
     fn page(&self, fingerprint: Fingerprint) -> usize {
         // With one page and 64 bits nothing is left to shift.
         fingerprint.bits().checked_shr(self.shift).unwrap_or(0) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_what_a_ledger_counts_to_nothing_is_forgotten_or_folded() {
+        let key = |number| Fingerprint::from_hash(number, Width::W64);
+        let mut recent = Recent::new(Width::W64, 100);
+        for (number, stamp) in [(1, 5), (2, STAMP_MAX - 1), (3, STAMP_MAX), (4, u64::MAX)] {
+            recent.record(Stamped { fingerprint: key(number), stamp: Sequence(stamp), state: State::Revoked });
+        }
+        // Told apart no more: "revoked" wins.
+        recent.record(Stamped { fingerprint: key(4), stamp: Sequence(u64::MAX - 1), state: State::Reinstated });
+        recent.record(Stamped { fingerprint: key(1), stamp: Sequence(6), state: State::Reinstated });
+        assert_eq!(recent.get(key(1)), Some(State::Reinstated));
+        let mut folded = recent.clone();
+        assert_eq!(folded.take_revoked_through(Sequence(u64::MAX - 2)), [key(2)]);
+        recent.drop_through(Sequence(u64::MAX - 2));
+        for held in [&recent, &folded] {
+            assert!([3, 4].into_iter().all(|number| held.get(key(number)) == Some(State::Revoked)));
+        }
+        assert_eq!((recent.len(), folded.len()), (2, 3));
     }
 }

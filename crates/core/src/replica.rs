@@ -933,7 +933,8 @@ impl Replica {
 
     /// Entries that may be held beside the base.
     fn recent_entries_max(&self) -> usize {
-        self.config.hold.recent_entries_max(self.set.base.as_ref().map_or(0, |base| base.size_bytes()))
+        let base = self.set.base.as_ref().map_or(0, |base| base.size_bytes());
+        self.config.hold.recent_entries_max(base + self.set.cutoffs.size_bytes())
     }
 
     /// Rule 7: whether the issuer mints the `jti`s. Somebody who may choose them could fill a filter.

@@ -6,11 +6,13 @@ use super::Config;
 use crate::artifact::{Assembly, Cutting};
 use crate::base::{Base, BaseBuilder};
 use crate::hold::Crowded;
+use crate::limits::CUTOFFS_MAX;
 use crate::position::{Epoch, Term};
 use crate::refusal::Refusal;
 use crate::seal::Digest;
 use crate::token::{RealmId, Width};
 use crate::update::{Address, Artifact, Index, Layer};
+use crate::wire::CUTOFF_BYTES;
 
 /// What has arrived of one epoch's base.
 #[derive(Debug)]
@@ -85,6 +87,11 @@ impl Download {
                 .iter()
                 .find(|summary| summary.artifact == artifact)
                 .ok_or(Refusal::Malformed { what: "an index without an artifact that every device needs" })?;
+            // Before memory is taken: their entries have one size, and so many are allowed.
+            let entries = summary.entries.min(CUTOFFS_MAX as u64);
+            if artifact == Artifact::Cutoffs && summary.bytes != entries * CUTOFF_BYTES as u64 {
+                return Err(Refusal::Malformed { what: "the size of the cutoffs" });
+            }
             Assembly::new(cutting, summary.clone(), BaseBuilder::is_ordered(artifact))
         });
         let artifacts = artifacts.collect::<Result<_, _>>()?;
