@@ -2114,3 +2114,25 @@ fn row_52_a_restart_while_offline_changes_no_answer() {
         assert!(kinds.contains("revoked") && kinds.contains("not-revoked"), "{kinds:?}");
     }
 }
+
+/// Row 8: an index that announces more cutoffs than there may be, or another size than theirs, takes no memory.
+#[test]
+fn row_08_cutoffs_of_an_impossible_size_are_not_fetched() {
+    let forge = Forge::new(88);
+    for (entries, bytes) in [(1_u64, 16_u64), (0, 1_000_000), (4_097, 4_097 * 17), (u64::from(u32::MAX), 900_000)] {
+        let mut epochal = forge.epoch(1, 3, &["a"], &[], 0);
+        let mut index = epochal.index.clone();
+        let summary = index.artifacts.iter_mut().find(|summary| summary.artifact == Artifact::Cutoffs).unwrap();
+        summary.bytes = bytes;
+        summary.entries = entries.min(100_000_000);
+        summary.pages = vec![Digest::default(); summary.page_count(index.chunk_bytes) as usize];
+        let sealed = forge.index(&index);
+        epochal.digest = Digest::of(&sealed);
+        epochal.objects.pop();
+        epochal.objects.push((Address::Index { epoch: Epoch(1) }, sealed));
+        let mut device = forge.device(prompt(Profile::Exact), 100);
+        device.serve(&forge.shelf(&epochal, &[], 3, 90));
+        assert_eq!(names(&device.refused), ["malformed"], "{entries} in {bytes}");
+        assert!(device.exposed.base().is_none());
+    }
+}
