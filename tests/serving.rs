@@ -36,8 +36,8 @@ fn flags_win_over_variables_and_variables_over_the_file() {
 #[test]
 fn what_is_printed_serves_as_a_config_file() {
     let site = Site::new();
-    let flags =
-        ["--data", &site.text("data"), "--embedded-broker", "127.0.0.1:0", "--listen", "127.0.0.1:0"].map(str::to_owned);
+    let flags = ["--data", &site.text("data"), "--embedded-broker", "127.0.0.1:0", "--listen", "127.0.0.1:0"]
+        .map(str::to_owned);
     let first = revocast(["config", "print"].map(str::to_owned).iter().chain(&flags)).ok();
     let file = site.write("printed.toml", &first.stdout);
     assert_eq!(revocast(["config", "check", &file]).ok().stdout, "the configuration is good\n");

@@ -18,11 +18,13 @@ use crate::broker::{Broker, BrokerConfig, BrokerTask};
 use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker as _};
 use crate::clock::Clock;
 use crate::config::{BrokerChoice, RemoteBroker, ServerConfig};
+use crate::credentials::{CredentialsFileError, Gate};
 use crate::keys::{KeyError, Keys};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
 use crate::minting::LiveFilters;
 use crate::publisher::{self, Publishing, Settings, Signer};
 use crate::service::{PublishedRealms, Service};
+use crate::tokens::Issuers;
 
 /// How long a task may take to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,6 +34,7 @@ pub struct Server {
     address: SocketAddr,
     broker_address: Option<SocketAddr>,
     service: Arc<Service>,
+    gate: Arc<Gate>,
     stopping: watch::Sender<bool>,
     api: JoinHandle<()>,
     stop_publisher: Option<oneshot::Sender<()>>,
@@ -46,8 +49,11 @@ impl Server {
     ///
     /// Needs a tokio runtime with at least two threads: the publisher builds filters.
     pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let ServerConfig { listen, data, keys, broker, publishing, limits, resume, .. } = config;
-        let keys = Arc::new(Keys::load(&keys)?);
+        let ServerConfig { listen, data, keys, broker, publishing, limits, approve, resume, .. } = config;
+        let folder = keys;
+        let keys = Arc::new(Keys::load(&folder)?);
+        let gate = Arc::new(Gate::open(&folder, keys.admin(), limits, approve, Arc::clone(&clock))?);
+        let issuers = Arc::new(Issuers::new(&folder, keys.issuer()));
         // Opening reads the whole file.
         let ledger = tokio::task::spawn_blocking(move || SqliteLedger::open(&data))
             .await
@@ -89,7 +95,8 @@ impl Server {
             published.subscribe(),
             Arc::clone(&filters),
         ));
-        let api = tokio::spawn(api::serve(listener, api::router(Arc::clone(&service), limits), stop));
+        let api =
+            tokio::spawn(api::serve(listener, api::router(Arc::clone(&service), Arc::clone(&gate), issuers), stop));
         let settings = Settings {
             // Checked against limits::CHUNK_BYTES_MAX.
             chunk_bytes: publishing.chunk_bytes as u32,
@@ -117,6 +124,7 @@ impl Server {
             address,
             broker_address,
             service,
+            gate,
             stopping,
             api,
             stop_publisher: Some(stop_publisher),
@@ -143,6 +151,12 @@ impl Server {
     #[must_use]
     pub const fn service(&self) -> &Arc<Service> {
         &self.service
+    }
+
+    /// Who may use the API and how much; credentials and limits can be changed in it.
+    #[must_use]
+    pub const fn gate(&self) -> &Arc<Gate> {
+        &self.gate
     }
 
     /// Ends in order: requests under way, then the publisher, then the broker, then the ledger.
@@ -185,6 +199,9 @@ pub enum StartError {
     /// The keys cannot be used.
     #[error(transparent)]
     Keys(#[from] KeyError),
+    /// The credentials cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsFileError),
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] OpenError),

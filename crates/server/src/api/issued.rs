@@ -22,6 +22,7 @@ use utoipa_axum::routes;
 
 use super::extract::{Body, RealmParameter, RealmPath, bad_query, require_type};
 use super::problem::{Problem, ProblemBody};
+use crate::credentials::Gate;
 use crate::ledger::{Coverage, Issued, Realm, Registration};
 use crate::service::Service;
 
@@ -29,14 +30,10 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
     OpenApiRouter::new().routes(routes!(coverage, cover)).routes(routes!(jtis))
 }
 
-/// Those that take as long as their body does; [`Idle`] limits the time between two pieces of it.
+/// Those that take as long as their body does; only the time between two pieces of it is limited.
 pub(super) fn streamed() -> OpenApiRouter<Arc<Service>> {
     OpenApiRouter::new().routes(routes!(register))
 }
-
-/// How long a streamed body may pause.
-#[derive(Clone, Copy)]
-pub(super) struct Idle(pub(super) Duration);
 
 /// One line of a report.
 #[derive(Deserialize)]
@@ -121,11 +118,12 @@ impl Report {
 )]
 async fn register(
     State(service): State<Arc<Service>>,
-    Extension(Idle(idle)): Extension<Idle>,
+    Extension(gate): Extension<Arc<Gate>>,
     RealmPath(id): RealmPath,
     request: Request,
 ) -> Result<Json<ReportBody>, Problem> {
     require_type(&request, "application/x-ndjson")?;
+    let idle = gate.limits().request_timeout;
     let realm = service.realm(id).await?;
     let (report, batch) = (Report::default(), Vec::new());
     let mut import = Import { service: &service, realm: &realm, idle, report, batch, durable: 0 };

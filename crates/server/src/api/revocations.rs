@@ -71,6 +71,7 @@ async fn revoke(
     RealmPath(realm): RealmPath,
     Body(body): Body<RevocationBody>,
 ) -> Result<(StatusCode, Json<ReceiptBody>), Problem> {
+    caller.charge(1)?;
     let receipts = service.revoke(realm, vec![body.into()], caller.name()).await?;
     let receipt = receipts.first().copied().ok_or_else(Problem::no_receipt)?;
     Ok((created(receipt.recorded), Json(receipt.into())))
@@ -107,6 +108,7 @@ async fn revoke_batch(
     Body(body): Body<BatchBody>,
 ) -> Result<(StatusCode, Json<ReceiptsBody>), Problem> {
     let revocations: Vec<Revocation> = body.revocations.into_iter().map(Revocation::from).collect();
+    caller.charge(revocations.len())?;
     let receipts = service.revoke(realm, revocations, caller.name()).await?;
     let recorded = receipts.iter().filter(|receipt| receipt.recorded).count();
     let receipts = receipts.into_iter().map(ReceiptBody::from).collect();
@@ -139,6 +141,7 @@ async fn reinstate(
     RealmPath(realm): RealmPath,
     Body(body): Body<ReinstatementBody>,
 ) -> Result<(StatusCode, Json<ReceiptBody>), Problem> {
+    caller.charge(1)?;
     let receipt = service.reinstate(realm, body.jti, body.reason, caller.name()).await?;
     Ok((created(receipt.recorded), Json(receipt.into())))
 }

@@ -12,6 +12,7 @@ use tower::ServiceExt as _;
 use super::*;
 use crate::broker::LinkState;
 use crate::clock::Clock;
+use crate::config::ApiLimits;
 use crate::keys::Keys;
 use crate::ledger::{Ledger, MemoryLedger, Statement};
 use crate::minting::LiveFilters;
@@ -73,7 +74,11 @@ impl Site {
         let filters = Arc::new(LiveFilters::new());
         let (link_state, published) = (link.subscribe(), published.subscribe());
         let service = Service::new(ledger.clone(), keys, clock.clone(), link_state, published, Arc::clone(&filters));
-        Self { router: router(Arc::new(service), limits), ledger, token, clock, link, filters, keys: folder }
+        let admin = crate::keys::AdminToken::new(&token).unwrap();
+        let issuers = Arc::new(Issuers::new(&path, keys.issuer()));
+        let gate = Arc::new(Gate::open(&path, &admin, limits, approve, clock.clone()).unwrap());
+        let router = router(Arc::new(service), Arc::clone(&gate), issuers);
+        Self { router, gate, ledger, token, clock, link, filters, keys: folder }
     }
 
     async fn send(&self, request: axum::http::Request<HttpBody>) -> Answer {
