@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rumqttc::{Client, Connection, Event, MqttOptions, Outgoing, Packet, QoS};
 use revocast_server::config::SETTINGS;
+use rumqttc::{Client, Connection, Event, MqttOptions, Outgoing, Packet, QoS};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

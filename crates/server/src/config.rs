@@ -405,9 +405,9 @@ impl Check<'_> {
         let credentials = match (user, password_file) {
             (None, None) => None,
             (Some(username), None) => Some(Credentials { username, password: String::new() }),
-            (Some(username), Some(path)) => self
-                .password("broker_password_file", &path)
-                .map(|password| Credentials { username, password }),
+            (Some(username), Some(path)) => {
+                self.password("broker_password_file", &path).map(|password| Credentials { username, password })
+            }
             // A password alone is not allowed by MQTT 3.1.1.
             (None, Some(_)) => self.needs("broker_password_file", "broker_user"),
         };
