@@ -592,8 +592,8 @@ async fn lead(session: &Session, bid: &Bid) -> Outcome<(Leadership, News)> {
     };
     if new_terms {
         for mut row in hold_all_realms(session).await? {
-            let head = row.counters.head;
-            resume(session, &mut row, now, head).await?;
+            let beyond = row.counters.head;
+            resume(session, &mut row, now, beyond).await?;
         }
     }
     let address = bid.address.as_deref().map(str::as_bytes);

@@ -63,6 +63,8 @@ fn held(sequence: u64, days: u64) -> Receipt {
 }
 
 #[path = "../../../../tests/src/postgres.rs"]
+// Public where it lives, and not all of it is used here.
+#[allow(dead_code, unreachable_pub)]
 mod server;
 
 /// A ledger in a database of its own.
@@ -112,13 +114,16 @@ macro_rules! over_all {
             })*
         }
 
-        /// One server serves all stories, each with a database of its own: to found one takes longer than any story.
+        /// One server serves all stories, each with tables of its own: to found a server takes longer than any story.
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn every_story_holds_on_postgres() {
             let server = server::Postgres::start();
+            let url = server.database();
             $({
                 eprintln!("story: {}", stringify!($name));
-                let (ledger, _) = in_postgres(&server).await;
+                let schema = stringify!($name);
+                server.sql(&url, &format!("CREATE SCHEMA {schema}"));
+                let ledger = reopened(&format!("{url}?options=-csearch_path%3D{schema}")).await;
                 ledger.create_realm(realm("a"), vec![]).await.unwrap();
                 $name(&ledger).await;
             })*

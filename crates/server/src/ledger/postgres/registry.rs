@@ -134,7 +134,7 @@ pub(super) async fn visit(
                         batch.push((bits, UnixTime::from_secs(found.exp.cast_unsigned())));
                         last = Some(found.place);
                     }
-                    let is_full = rows.len() as i64 == VISIT_BATCH;
+                    let is_full = signed(rows.len() as u64) == VISIT_BATCH;
                     // Whoever has seen enough listens no more.
                     if !batch.is_empty() && batches.send(batch).await.is_err() {
                         return Ok(());
@@ -189,7 +189,8 @@ pub(super) async fn sweep(
                 Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect::<Vec<(i64, i64)>>())
             })
             .await?;
-        after = expired.last().copied().filter(|_| expired.len() as i64 == SWEEP_PIECE).and_then(registry::after);
+        after =
+            expired.last().copied().filter(|_| signed(expired.len() as u64) == SWEEP_PIECE).and_then(registry::after);
         if expired.is_empty() {
             break;
         }

@@ -244,7 +244,7 @@ pub(super) async fn fetch(session: &Session, row: &RealmRow, names: &[Name], key
                  CROSS JOIN LATERAL (SELECT sequence, kind, value FROM revocast_entries
                      WHERE realm = $1 AND subject_kind = w.subject_kind AND subject = w.subject
                      ORDER BY sequence DESC LIMIT 1) AS e",
-                &[&row.number, &(0..names.len() as i64).collect::<Vec<_>>(), &kinds, &subjects],
+                &[&row.number, &nths(names.len()), &kinds, &subjects],
             )
             .await
     };
@@ -258,7 +258,7 @@ pub(super) async fn fetch(session: &Session, row: &RealmRow, names: &[Name], key
             .rows(
                 "SELECT w.nth, i.exp FROM unnest($2::INT8[], $3::INT8[], $4::INT8[]) AS w (nth, fingerprint, name)
                  JOIN revocast_issued AS i ON i.realm = $1 AND i.fingerprint = w.fingerprint AND i.name = w.name",
-                &[&row.number, &(0..keys.len() as i64).collect::<Vec<_>>(), &fingerprints, &names],
+                &[&row.number, &nths(keys.len()), &fingerprints, &names],
             )
             .await
     };
@@ -283,6 +283,11 @@ pub(super) async fn fetch(session: &Session, row: &RealmRow, names: &[Name], key
         }
     }
     Ok(fetched)
+}
+
+/// 0, 1, 2, ...: what comes back says which of those asked for it answers.
+fn nths(count: usize) -> Vec<i64> {
+    (0..).take(count).collect()
 }
 
 /// Writes what a draft came to.
@@ -318,7 +323,7 @@ pub(super) async fn insert_issued(
     let (fingerprints, names): (Vec<_>, Vec<_>) = issued.iter().map(|issued| issued.place).unzip();
     let iats: Vec<_> = issued.iter().map(|issued| issued.iat).collect();
     let exps: Vec<_> = issued.iter().map(|issued| issued.exp).collect();
-    let subs: Vec<_> = issued.iter().map(|issued| issued.sub.map(str::as_bytes)).collect();
+    let subjects: Vec<_> = issued.iter().map(|issued| issued.sub.map(str::as_bytes)).collect();
     let sums: Vec<_> = issued.iter().map(|issued| issued_sum(realm, *issued)).collect();
     session
         .change(
@@ -326,7 +331,7 @@ pub(super) async fn insert_issued(
              SELECT $1::INT8, n.fingerprint, n.name, n.iat, n.exp, n.sub, n.sum
              FROM unnest($2::INT8[], $3::INT8[], $4::INT8[], $5::INT8[], $6::BYTEA[], $7::INT4[])
              AS n (fingerprint, name, iat, exp, sub, sum)",
-            &[&number, &fingerprints, &names, &iats, &exps, &subs, &sums],
+            &[&number, &fingerprints, &names, &iats, &exps, &subjects, &sums],
         )
         .await?;
     Ok(())

@@ -10,7 +10,7 @@ use super::session::{Database, Fault, News, Outcome};
 use crate::ledger::LedgerError;
 
 /// The layout that this release writes.
-pub(super) const LAYOUT: i64 = STEPS.len() as i64;
+pub(super) const LAYOUT: i64 = STEPS.len().cast_signed() as i64;
 
 /// Each brings the layout before it to the next.
 const STEPS: &[&str] = &[LAYOUT_1];
