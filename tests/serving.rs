@@ -63,7 +63,7 @@ fn config_check_tells_all_mistakes_and_what_nothing_is_called_by() {
         format!("{file} line 1: unknown setting listne; did you mean listen?"),
         format!("{file} line 2: chunk_bytes: invalid type"),
         format!("{file} line 3: broker is \"http://b\": a broker URL begins with mqtt:// or mqtts://"),
-        "--grace-seconds: grace_seconds: invalid type".to_owned(),
+        "--grace-seconds: invalid type".to_owned(),
     ];
     ran.fails(1, &lines.each_ref().map(String::as_str));
 

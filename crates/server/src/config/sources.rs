@@ -152,6 +152,8 @@ impl Chosen {
                 })
             })),
         }
+        // Down the file, then the environment, then the command line, then what is nowhere.
+        mistakes.sort_by(|a, b| (a.origin.is_none(), &a.origin).cmp(&(b.origin.is_none(), &b.origin)));
         Err(Mistakes(mistakes))
     }
 
@@ -197,10 +199,7 @@ impl Chosen {
             match Setting::named(key.get_ref()) {
                 Some(setting) => match Value::deserialize(toml::de::ValueDeserializer::from(value)) {
                     Ok(value) => self.choose(setting, value, origin),
-                    Err(error) => {
-                        let what = format!("{}: {}", setting.name, error.message());
-                        self.mistake(Some(setting.name), Some(origin), ConfigError::Toml { what });
-                    }
+                    Err(error) => self.misread(setting, &error, origin),
                 },
                 None => {
                     let found = key.into_inner().into_owned();
@@ -234,11 +233,17 @@ impl Chosen {
             Ok(()) => {
                 self.origins.insert(setting.name, origin);
             }
-            Err(error) => {
-                let what = format!("{}: {}", setting.name, error.message());
-                self.mistake(Some(setting.name), Some(origin), ConfigError::Toml { what });
-            }
+            Err(error) => self.misread(setting, &error, origin),
         }
+    }
+
+    fn misread(&mut self, setting: &'static Setting, error: &toml::de::Error, origin: Origin) {
+        let what = match &origin {
+            Origin::File { .. } => format!("{}: {}", setting.name, error.message()),
+            // They have the name in theirs.
+            Origin::Variable { .. } | Origin::Flag { .. } | Origin::Default => error.message().to_owned(),
+        };
+        self.mistake(Some(setting.name), Some(origin), ConfigError::Toml { what });
     }
 
     fn mistake(&mut self, setting: Option<&'static str>, origin: Option<Origin>, error: ConfigError) {

@@ -160,21 +160,22 @@ fn everything_can_be_chosen() {
 fn every_mistake_is_told_with_its_line_its_variable_or_its_flag() {
     let desk = Desk::new();
     let path = desk.path("revocast.toml");
-    fs::write(&path, "listen_on = 'x'\nchunk_bytes = 'many'\n\nprefix = '#'\n[broker]\nurl = 'mqtt://b'\n").unwrap();
+    fs::write(&path, "listening_address = 'x'\nchunk_bytes = 'many'\n\nprefix = '#'\n[broker]\nurl = 'mqtt://b'\n")
+        .unwrap();
     let variables = [("REVOCAST_GRACE_SECONDS", "soon"), ("REVOCAST_BROKER_USER", ""), ("REVOCAST_GRACE", "1")];
     let variables = variables.map(|(name, text)| (name.to_owned(), text.to_owned()));
     let chosen = Chosen::read(Some(&path), variables, [("concurrent_requests", "0"), ("listen", "everywhere")]);
     let told = chosen.check().unwrap_err().to_string();
     let at = |line| format!("{} line {line}: ", path.display());
     for mistake in [
-        format!("{}unknown setting listen_on; revocast config print lists all of them", at(1)),
+        format!("{}unknown setting listening_address; revocast config print lists all of them", at(1)),
         format!("{}chunk_bytes: invalid type: string \"many\"", at(2)),
         format!("{}prefix is \"#\"", at(4)),
         format!("{}broker: invalid type: map", at(5)),
-        "REVOCAST_GRACE_SECONDS: grace_seconds: invalid type: string \"soon\"".to_owned(),
+        "REVOCAST_GRACE_SECONDS: invalid type: string \"soon\"".to_owned(),
         "REVOCAST_BROKER_USER: is empty; unset it".to_owned(),
         "--concurrent-requests: concurrent_requests is 0".to_owned(),
-        "--listen: listen: invalid socket address".to_owned(),
+        "--listen: invalid socket address".to_owned(),
         "data is not set".to_owned(),
     ] {
         assert!(told.lines().any(|line| line.starts_with(&mistake)), "{mistake} in:\n{told}");
