@@ -14,6 +14,8 @@ pub mod config;
 
 pub mod credentials;
 
+pub mod tls;
+
 pub mod tokens;
 
 pub mod minting;

@@ -24,6 +24,7 @@ use crate::ledger::{Ledger, OpenError, SqliteLedger};
 use crate::minting::LiveFilters;
 use crate::publisher::{self, Publishing, Settings, Signer};
 use crate::service::{PublishedRealms, Service};
+use crate::tls::{ServerTls, TlsError};
 use crate::tokens::Issuers;
 
 /// How long a task may take to end when the server stops.
@@ -35,6 +36,7 @@ pub struct Server {
     broker_address: Option<SocketAddr>,
     service: Arc<Service>,
     gate: Arc<Gate>,
+    tls: Option<Arc<ServerTls>>,
     stopping: watch::Sender<bool>,
     api: JoinHandle<()>,
     stop_publisher: Option<oneshot::Sender<()>>,
@@ -49,10 +51,12 @@ impl Server {
     ///
     /// Needs a tokio runtime with at least two threads: the publisher builds filters.
     pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let ServerConfig { listen, data, keys, broker, publishing, limits, approve, resume, .. } = config;
+        let ServerConfig { listen, data, keys, broker, publishing, limits, approve, tls: tls_files, resume, .. } =
+            config;
         let folder = keys;
         let keys = Arc::new(Keys::load(&folder)?);
         let gate = Arc::new(Gate::open(&folder, keys.admin(), limits, approve, Arc::clone(&clock))?);
+        let api_tls = tls_files.map(ServerTls::load).transpose()?.map(Arc::new);
         let issuers = Arc::new(Issuers::new(&folder, keys.issuer()));
         // Opening reads the whole file.
         let ledger = tokio::task::spawn_blocking(move || SqliteLedger::open(&data))
@@ -79,7 +83,11 @@ impl Server {
             BrokerChoice::Remote(remote) => (remote, None),
             BrokerChoice::Embedded(_) => return Err(StartError::NoEmbeddedBroker),
         };
-        let RemoteBroker { url, client_id, credentials, tls, identity: _ } = remote;
+        let RemoteBroker { url, client_id, credentials, tls, identity } = remote;
+        let tls = match (tls, identity) {
+            (Some(roots), Some((certificate, key))) => Some(roots.with_identity(&certificate, &key)?),
+            (tls, _) => tls,
+        };
         // Stable, and different for every publisher, without being configured.
         let client_id = client_id.unwrap_or_else(|| format!("rvc-{}", keys.publisher().public().id()));
         let (broker, broker_task) = Broker::connect(BrokerConfig { url, client_id, credentials, tls });
@@ -95,8 +103,8 @@ impl Server {
             published.subscribe(),
             Arc::clone(&filters),
         ));
-        let api =
-            tokio::spawn(api::serve(listener, api::router(Arc::clone(&service), Arc::clone(&gate), issuers), stop));
+        let router = api::router(Arc::clone(&service), Arc::clone(&gate), issuers);
+        let api = tokio::spawn(api::serve(listener, api_tls.clone(), router, stop));
         let settings = Settings {
             // Checked against limits::CHUNK_BYTES_MAX.
             chunk_bytes: publishing.chunk_bytes as u32,
@@ -125,6 +133,7 @@ impl Server {
             broker_address,
             service,
             gate,
+            tls: api_tls,
             stopping,
             api,
             stop_publisher: Some(stop_publisher),
@@ -157,6 +166,12 @@ impl Server {
     #[must_use]
     pub const fn gate(&self) -> &Arc<Gate> {
         &self.gate
+    }
+
+    /// How the API speaks TLS, if it does; certificates can be read again in it.
+    #[must_use]
+    pub const fn tls(&self) -> Option<&Arc<ServerTls>> {
+        self.tls.as_ref()
     }
 
     /// Ends in order: requests under way, then the publisher, then the broker, then the ledger.
@@ -202,6 +217,9 @@ pub enum StartError {
     /// The credentials cannot be used.
     #[error(transparent)]
     Credentials(#[from] CredentialsFileError),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] OpenError),

@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::extract::{Body, RealmParameter, RealmPath, bad_query, require_type};
+use super::extract::{Body, Object, RealmParameter, RealmPath, bad_query, require_type};
 use super::problem::{Problem, ProblemBody};
 use crate::credentials::Gate;
 use crate::ledger::{Coverage, Issued, Realm, Registration};
@@ -276,7 +276,7 @@ impl Line {
         if text.trim_ascii().is_empty() {
             return Ok(None);
         }
-        let line: IssuedLine = serde_json::from_slice(&text).map_err(|error| {
+        let Object(line): Object<IssuedLine> = serde_json::from_slice(&text).map_err(|error| {
             // Its number among all lines is told beside.
             error.to_string().replace(" at line 1 column ", " at column ")
         })?;

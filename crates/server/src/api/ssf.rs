@@ -1,4 +1,4 @@
-//! Security events of an identity provider (OpenID Shared Signals), pushed to us (RFC 8935).
+//! Security events of an identity provider (`OpenID` Shared Signals), pushed to us (RFC 8935).
 //!
 //! `session-revoked` and `credential-change` become a cutoff for the subject they speak of; any other event is
 //! acknowledged and passed over. Whose events are believed is set per realm: a transmitter with its keys.
@@ -19,7 +19,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::access::Caller;
-use super::extract::{Body, RealmParameter, RealmPath, require_type};
+use super::extract::{Body, Object, RealmParameter, RealmPath, require_type};
 use super::jwks::KeySetBody;
 use super::problem::Problem;
 use crate::ledger::{Realm, Scope};
@@ -47,16 +47,22 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 
 /// The tokens taken in last.
 #[derive(Default)]
-struct Seen(Mutex<(HashSet<(RealmId, String)>, VecDeque<(RealmId, String)>)>);
+struct Seen(Mutex<Memory>);
+
+#[derive(Default)]
+struct Memory {
+    set: HashSet<(RealmId, String)>,
+    order: VecDeque<(RealmId, String)>,
+}
 
 impl Seen {
     fn contains(&self, realm: RealmId, jti: &str) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.contains(&(realm, jti.to_owned()))
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).set.contains(&(realm, jti.to_owned()))
     }
 
     fn insert(&self, realm: RealmId, jti: String) {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (set, order) = &mut *seen;
+        let Memory { set, order } = &mut *seen;
         if set.insert((realm, jti.clone())) {
             order.push_back((realm, jti));
         }
@@ -262,7 +268,8 @@ struct TransmitterBody {
     #[schema(min_length = 1, max_length = 1024)]
     audience: String,
     /// Its public keys.
-    jwks: KeySetBody,
+    #[schema(value_type = KeySetBody)]
+    jwks: Object<KeySetBody>,
 }
 
 /// Sets whose security events are believed, in place of whoever it was before.
@@ -284,7 +291,7 @@ async fn set_transmitter(
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "transmitter", title)
             .detail("issuer and audience have 1 to 1024 bytes"));
     }
-    let transmitter = Transmitter { issuer: body.issuer, audience: body.audience, keys: body.jwks.check()? };
+    let transmitter = Transmitter { issuer: body.issuer, audience: body.audience, keys: body.jwks.0.check()? };
     let kept = tokio::task::spawn_blocking(move || issuers.set_transmitter(realm.id, &transmitter)).await;
     kept.map_err(|_| Problem::overloaded("the server is stopping"))??;
     Ok(StatusCode::NO_CONTENT)

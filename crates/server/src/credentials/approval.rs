@@ -86,7 +86,7 @@ mod tests {
     fn only_somebody_else_confirms_and_only_in_time() {
         let approvals = Approvals::default();
         let realm = RealmId::new("fleet").unwrap();
-        let at = |secs| UnixTime::from_secs(1_000 + secs);
+        let at = |secs: u64| UnixTime::from_secs(1_000 + secs);
         let ask = |secs, asked, by: &str| approvals.ask(at(secs), realm, asked, by);
         let waiting = Approval::Waiting { not_before: at(1), asked_by: "a".into(), until: at(600) };
         assert_eq!(ask(0, None, "a"), waiting);

@@ -25,7 +25,7 @@ const FILE_BYTES_MAX: u64 = 256 * 1024;
 /// Realms whose keys are kept in memory; those of others are read again.
 const KEPT_MAX: usize = 1024;
 
-/// Who sends security events about a realm's subjects (OpenID Shared Signals).
+/// Who sends security events about a realm's subjects (`OpenID` Shared Signals).
 #[derive(Clone, Debug)]
 pub struct Transmitter {
     /// The `iss` of its events.
