@@ -728,6 +728,7 @@ impl Reader {
                         return Err(BrokerError::SubscribeRefused { topic: topic.clone() });
                     }
                     subscribed = true;
+                    until = Instant::now() + waits;
                 }
                 Some(Packet::Publish(publish)) if publish.retain => {
                     // Copied: the payload pins the connection's read buffer.
@@ -738,7 +739,9 @@ impl Reader {
                 }
                 Some(Packet::Publish(publish)) if self.is_back(&publish) => {
                     waits = waits.min(SETTLE);
-                    until = Instant::now() + waits;
+                    if subscribed {
+                        until = Instant::now() + waits;
+                    }
                 }
                 Some(_) => {}
                 None if subscribed => break,

@@ -43,6 +43,8 @@ const FALSE_POSITIVE_RATE_MAX: f64 = 0.1;
 pub struct ConfigFile {
     /// Address of the API.
     pub listen: Option<SocketAddr>,
+    /// URL under which others reach the API: where servers that do not lead send whoever must ask the leader.
+    pub advertise: Option<String>,
     /// Folder of the ledger.
     pub data: Option<PathBuf>,
     /// Folder of the keys; `keys` in the data folder unless given.
@@ -109,6 +111,8 @@ pub struct ServerConfig {
     /// The operator confirms that a ledger which ends before what was published shall go on in a
     /// new term (design rule 9). Never in a file: it is said once, on the command line.
     pub resume: bool,
+    /// URL under which others reach the API; `None` takes the address it listens on, unless that is all of them.
+    pub advertise: Option<String>,
 }
 
 /// Which broker to publish to.
@@ -249,6 +253,7 @@ impl ConfigFile {
             publishing,
             limits,
             resume: false,
+            advertise: self.advertise,
         })
     }
 

@@ -36,6 +36,7 @@ mod permit;
 pub use permit::Permit;
 
 mod run;
+pub(crate) use run::chain;
 pub use run::{Ended, Publishing, RunError, run};
 
 use std::collections::BTreeMap;

@@ -96,7 +96,7 @@ impl HighWater {
 /// Gives the line that is wrong, from 1.
 fn parse(text: &str) -> Result<BTreeMap<RealmId, (Term, Sequence)>, usize> {
     let mut marks = BTreeMap::new();
-    let mut lines = text.lines().zip(1..);
+    let mut lines = text.lines().zip(1_usize..);
     if !lines.next().is_some_and(|(line, _)| line == HEADER) {
         return Err(1);
     }

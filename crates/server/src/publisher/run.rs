@@ -221,7 +221,7 @@ async fn keep_publishing(publishing: Publishing, realm: RealmId, mut desk: Desk,
         backoff = if lasted > BACKOFF_MAX { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
         tokio::select! {
             () = sleep(backoff) => {}
-            _ = stopping.wait_for(|stopping| *stopping) => return,
+            () = asked(&mut stopping) => return,
         }
     }
 }
@@ -340,7 +340,7 @@ async fn publish(
             tokio::select! {
                 _ = link.changed() => {}
                 Some(inquirer) = desk.inquiries.recv() => publishing.foretell(&publisher, inquirer),
-                _ = stopping.wait_for(|stopping| *stopping) => return finish_in_order(work).await,
+                () = asked(stopping) => return finish_in_order(work).await,
                 () = sleep(BACKOFF_MIN) => {}
             }
             continue;
@@ -431,13 +431,19 @@ async fn publish(
             }
             _ = wakes.changed() => {}
             _ = link.changed() => {}
-            _ = stopping.wait_for(|stopping| *stopping) => return finish_in_order(work).await,
+            () = asked(stopping) => return finish_in_order(work).await,
             Some(inquirer) = desk.inquiries.recv() => publishing.foretell(&publisher, inquirer),
             Some(question) = desk.questions.recv() => desk.take_in(question),
             Some(sent) = desk.sending.join_next() => publishing.sent(realm, sent.is_ok_and(|sent| sent.is_ok())),
             () = sleep(until), if idle => {}
         }
     }
+}
+
+/// Waits until publishing shall end.
+async fn asked(stopping: &mut watch::Receiver<bool>) {
+    // Whoever would ask is gone: that ends it as well.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
 /// What has begun comes to its end, so that nothing is stored or sent any more once this returns.
@@ -908,7 +914,7 @@ fn draw_salt() -> Result<Salt, RunError> {
 }
 
 /// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
