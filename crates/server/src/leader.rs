@@ -19,10 +19,6 @@ use crate::ledger::{Bid, Ledger, LedgerError, Leadership};
 use crate::minting::LiveFilters;
 use crate::publisher::{self, Ended, Permit, Publishing, Signer};
 
-/// How long a lease holds without being renewed. A leader that was killed is replaced after this, and what it had
-/// published is caught up with in a second or two: well within ten seconds.
-pub const LEASE: Duration = Duration::from_secs(6);
-
 /// A lease is renewed each time that this part of it has passed: two renewals may fail.
 const RENEWALS: u32 = 3;
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,13 +15,15 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::api;
-use crate::broker::{Broker, BrokerConfig, BrokerTask};
+use crate::broker::{Broker, BrokerConfig, BrokerTask, TlsRoots, TlsRootsError};
 #[cfg(feature = "embedded-broker")]
 use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker as _};
 use crate::clock::Clock;
-use crate::config::{BrokerChoice, RemoteBroker, ServerConfig};
+use crate::config::{BrokerChoice, LedgerChoice, RemoteBroker, ServerConfig};
 use crate::keys::{KeyError, Keys};
-use crate::ledger::{Health, Ledger, LedgerError, OpenError, SqliteLedger};
+use crate::ledger::{
+    Health, Ledger, LedgerError, OpenError, PostgresConfig, PostgresError, PostgresLedger, PostgresUrlError, SqliteLedger,
+};
 use crate::leader::{self, Candidate, Office};
 use crate::minting::LiveFilters;
 use crate::publisher::{HighWater, HighWaterError, Inquiries, Permit, Publishing, Settings, Signer};
@@ -49,14 +52,9 @@ impl Server {
     ///
     /// Needs a tokio runtime with at least two threads: the publisher builds filters.
     pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let ServerConfig { listen, data, keys, broker, publishing, limits, resume, advertise } = config;
+        let ServerConfig { listen, data, keys, ledger, advertise, broker, publishing, lease, limits, resume, .. } = config;
         let keys = Arc::new(Keys::load(&keys)?);
-        // Opening reads the whole file.
-        let folder = data.clone();
-        let ledger = tokio::task::spawn_blocking(move || SqliteLedger::open(&folder))
-            .await
-            .map_err(|error| StartError::Interrupted { cause: error.to_string() })??;
-        let ledger: Arc<dyn Ledger> = Arc::new(ledger);
+        let ledger = open_ledger(ledger, &data).await?;
         let mark = Arc::new(HighWater::open(&data)?);
         if !resume {
             reaches(ledger.as_ref(), &mark).await?;
@@ -81,7 +79,7 @@ impl Server {
             BrokerChoice::Remote(remote) => (remote, None),
             BrokerChoice::Embedded(_) => return Err(StartError::NoEmbeddedBroker),
         };
-        let RemoteBroker { url, client_id, credentials, tls } = remote;
+        let RemoteBroker { url, client_id, credentials, tls, identity: _ } = remote;
         // Of this process alone: servers on one ledger share everything else. Within the 23 characters, with what is
         // added for the connections that read and listen, that every broker takes (MQTT 3.1.1, section 3.1.3.1).
         let name = Candidate::fresh_name();
@@ -115,6 +113,9 @@ impl Server {
             false_positive_rate: publishing.false_positive_rate,
             heartbeat: publishing.heartbeat,
             grace: publishing.grace,
+            epoch_age_max: publishing.epoch_age,
+            dead_share: publishing.epoch_dead_share,
+            recent_share: publishing.epoch_recent_share,
             restart_jump_max: publishing.restart_jump_max,
             ..Settings::default()
         };
@@ -123,7 +124,7 @@ impl Server {
         let candidate = Candidate {
             name: format!("{name}@{address}"),
             address: advertise.or_else(|| (!address.ip().is_unspecified()).then(|| format!("http://{address}"))),
-            lease: leader::LEASE,
+            lease,
             ledger: Arc::clone(&ledger),
             clock: Arc::clone(&clock),
             keys,
@@ -226,6 +227,27 @@ impl fmt::Debug for Server {
     }
 }
 
+/// Opens the ledger that was chosen. `data` is this machine's own folder, whichever it is.
+async fn open_ledger(choice: LedgerChoice, data: &Path) -> Result<Arc<dyn Ledger>, StartError> {
+    match choice {
+        LedgerChoice::Embedded => {
+            let folder = data.to_owned();
+            // Opening reads the whole file.
+            let ledger = tokio::task::spawn_blocking(move || SqliteLedger::open(&folder))
+                .await
+                .map_err(|error| StartError::Interrupted { cause: error.to_string() })??;
+            Ok(Arc::new(ledger))
+        }
+        LedgerChoice::Postgres { url, password, ca } => {
+            let roots = ca.map(|path| TlsRoots::from_pem_file(&path)).transpose()?;
+            let config = PostgresConfig::new(&url, password.map(|password| password.expose().to_owned()), roots)?;
+            // For what this server writes down beside the ledger.
+            std::fs::create_dir_all(data).map_err(|source| StartError::Folder { path: data.to_owned(), source })?;
+            Ok(Arc::new(PostgresLedger::open(config).await?))
+        }
+    }
+}
+
 /// Refuses a ledger that ends before what was published from it.
 async fn reaches(ledger: &dyn Ledger, mark: &HighWater) -> Result<(), StartError> {
     for (realm, _, _) in mark.all() {
@@ -251,6 +273,24 @@ pub enum StartError {
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] OpenError),
+    /// The database of the ledger cannot be used.
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
+    /// The URL of the database cannot be used.
+    #[error("the ledger's URL cannot be used")]
+    PostgresUrl(#[from] PostgresUrlError),
+    /// The certificates that vouch for the database cannot be used.
+    #[error("ledger_ca cannot be used")]
+    LedgerCa(#[from] TlsRootsError),
+    /// The data folder cannot be made.
+    #[error("the folder {} cannot be made", .path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// How far was published is not known.
     #[error(transparent)]
     HighWater(#[from] HighWaterError),
@@ -318,7 +358,7 @@ fn local(address: SocketAddr) -> RemoteBroker {
         }
         SocketAddr::V4(_) | SocketAddr::V6(_) => address,
     };
-    RemoteBroker { url: BrokerUrl::local(reachable), client_id: None, credentials: None, tls: None }
+    RemoteBroker { url: BrokerUrl::local(reachable), client_id: None, credentials: None, tls: None, identity: None }
 }
 
 #[cfg(test)]
@@ -332,17 +372,17 @@ mod tests {
 
     use super::*;
     use crate::clock::SystemClock;
-    use crate::config::ConfigFile;
+    use crate::config::Choices;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
     fn config(folder: &Path) -> ServerConfig {
-        ConfigFile {
+        Choices {
             listen: Some(([127, 0, 0, 1], 0).into()),
             data: Some(folder.join("data")),
             keys: Some(folder.join("keys")),
             embedded_broker: Some(([127, 0, 0, 1], 0).into()),
-            ..ConfigFile::default()
+            ..Choices::default()
         }
         .check()
         .unwrap()

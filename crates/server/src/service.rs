@@ -157,6 +157,8 @@ pub struct Status {
     pub ledger_writable: bool,
     /// What this server is among those on the ledger.
     pub office: Office,
+    /// The server's time.
+    pub at: UnixMillis,
 }
 
 /// What the service knows of who leads.
@@ -420,7 +422,7 @@ impl Service {
             let coverage = self.ledger.coverage(realm.id).await?;
             realms.push(RealmStatus { published: published.get(&realm.id).cloned(), realm, term, head, coverage });
         }
-        Ok(Status { realms, broker: self.broker.borrow().clone(), ledger_writable: self.ledger.is_writable(), office })
+        Ok(Status { realms, broker: self.broker.borrow().clone(), ledger_writable: self.ledger.is_writable(), office, at: now })
     }
 
     /// Why the server cannot do its work, if so: entries could not be recorded, or not travel.
