@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::clock::Clock;
 use crate::keys::{KeyError, Keys};
-use crate::ledger::{Bid, Ledger, LedgerError, Leadership};
+use crate::ledger::{Bid, Leadership, Ledger, LedgerError};
 use crate::minting::LiveFilters;
 use crate::publisher::{self, Ended, Permit, Publishing, Signer};
 

@@ -21,10 +21,11 @@ use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker 
 use crate::clock::Clock;
 use crate::config::{BrokerChoice, LedgerChoice, RemoteBroker, ServerConfig};
 use crate::keys::{KeyError, Keys};
-use crate::ledger::{
-    Health, Ledger, LedgerError, OpenError, PostgresConfig, PostgresError, PostgresLedger, PostgresUrlError, SqliteLedger,
-};
 use crate::leader::{self, Candidate, Office};
+use crate::ledger::{
+    Health, Ledger, LedgerError, OpenError, PostgresConfig, PostgresError, PostgresLedger, PostgresUrlError,
+    SqliteLedger,
+};
 use crate::minting::LiveFilters;
 use crate::publisher::{HighWater, HighWaterError, Inquiries, Permit, Publishing, Settings, Signer};
 use crate::service::{LeaderView, PublishedRealms, Service};
@@ -52,7 +53,8 @@ impl Server {
     ///
     /// Needs a tokio runtime with at least two threads: the publisher builds filters.
     pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let ServerConfig { listen, data, keys, ledger, advertise, broker, publishing, lease, limits, resume, .. } = config;
+        let ServerConfig { listen, data, keys, ledger, advertise, broker, publishing, lease, limits, resume, .. } =
+            config;
         let keys = Arc::new(Keys::load(&keys)?);
         let ledger = open_ledger(ledger, &data).await?;
         let mark = Arc::new(HighWater::open(&data)?);
@@ -258,7 +260,9 @@ async fn reaches(ledger: &dyn Ledger, mark: &HighWater) -> Result<(), StartError
             },
             Err(LedgerError::RealmUnknown { .. }) => return Err(StartError::RealmLost { realm }),
             // It is looked at again before anything is published.
-            Err(error) => tracing::warn!(%realm, %error, "whether the ledger reaches what was published is not known yet"),
+            Err(error) => {
+                tracing::warn!(%realm, %error, "whether the ledger reaches what was published is not known yet")
+            }
         }
     }
     Ok(())

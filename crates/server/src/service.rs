@@ -412,7 +412,11 @@ impl Service {
             // A manifest lives for three heartbeats; half of that gives time to act.
             if office.is_leading() && realm.at != UnixMillis::default() && age > self.heartbeat * 3 / 2 {
                 realm.trouble.get_or_insert_with(|| {
-                    format!("the last manifest is {} s old, and devices await one every {} s", age.as_secs(), self.heartbeat.as_secs())
+                    format!(
+                        "the last manifest is {} s old, and devices await one every {} s",
+                        age.as_secs(),
+                        self.heartbeat.as_secs()
+                    )
                 });
             }
         }
@@ -422,7 +426,13 @@ impl Service {
             let coverage = self.ledger.coverage(realm.id).await?;
             realms.push(RealmStatus { published: published.get(&realm.id).cloned(), realm, term, head, coverage });
         }
-        Ok(Status { realms, broker: self.broker.borrow().clone(), ledger_writable: self.ledger.is_writable(), office, at: now })
+        Ok(Status {
+            realms,
+            broker: self.broker.borrow().clone(),
+            ledger_writable: self.ledger.is_writable(),
+            office,
+            at: now,
+        })
     }
 
     /// Why the server cannot do its work, if so: entries could not be recorded, or not travel.

@@ -13,8 +13,8 @@ use super::*;
 use crate::broker::LinkState;
 use crate::clock::Clock;
 use crate::keys::Keys;
-use crate::ledger::{Ledger, MemoryLedger, Statement};
 use crate::leader::Office;
+use crate::ledger::{Ledger, MemoryLedger, Statement};
 use crate::minting::LiveFilters;
 use crate::service::{LeaderView, PublishedRealms};
 

@@ -270,7 +270,8 @@ async fn a_delta_does_not_queue_behind_an_epoch() {
 async fn a_refused_subscription_is_not_taken_for_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = config(listener.local_addr().unwrap(), "publisher");
-    let reading = tokio::spawn(async move { Reader::connect(&config, false).await?.fetch(&["a".into()], PATIENCE).await });
+    let reading =
+        tokio::spawn(async move { Reader::connect(&config, false).await?.fetch(&["a".into()], PATIENCE).await });
     let mut socket = accept(&listener).await;
     let mut subscribe = [0; 8];
     socket.read_exact(&mut subscribe).await.unwrap();
@@ -284,7 +285,8 @@ async fn a_refused_subscription_is_not_taken_for_nothing() {
 async fn a_flood_ends_the_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = config(listener.local_addr().unwrap(), "publisher");
-    let reading = tokio::spawn(async move { Reader::connect(&config, false).await?.fetch(&["a".into()], PATIENCE).await });
+    let reading =
+        tokio::spawn(async move { Reader::connect(&config, false).await?.fetch(&["a".into()], PATIENCE).await });
     let mut socket = accept(&listener).await;
     // An announced length beyond every limit.
     let _ = socket.write_all(&[0x30, 0xff, 0xff, 0xff, 0x7f]).await;

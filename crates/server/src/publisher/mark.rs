@@ -165,7 +165,8 @@ mod tests {
     #[test]
     fn a_damaged_mark_is_refused_with_its_line() {
         let folder = tempfile::tempdir().unwrap();
-        for (text, at) in [("", 1), ("garbage", 1), ("revocast-published 1\na 1\n", 2), ("revocast-published 1\na 1 2\nb 1 2 3\n", 3)]
+        for (text, at) in
+            [("", 1), ("garbage", 1), ("revocast-published 1\na 1\n", 2), ("revocast-published 1\na 1 2\nb 1 2 3\n", 3)]
         {
             fs::write(folder.path().join(FILE), text).unwrap();
             let error = HighWater::open(folder.path()).unwrap_err();

@@ -471,13 +471,8 @@ impl Audit {
         let standing: Vec<Address> = publisher.standing().into_iter().map(|(address, _)| address).collect();
         let begin = standing.partition_point(|address| Some(*address) <= self.cursor);
         let heads = |address: &Address| matches!(address, Address::Manifest | Address::Keys);
-        let next: Vec<Address> = standing
-            .iter()
-            .skip(begin)
-            .filter(|address| !heads(address))
-            .take(AUDIT_OBJECTS)
-            .copied()
-            .collect();
+        let next: Vec<Address> =
+            standing.iter().skip(begin).filter(|address| !heads(address)).take(AUDIT_OBJECTS).copied().collect();
         // After the last it begins with the first again.
         self.cursor = if next.len() < AUDIT_OBJECTS { None } else { next.last().copied() };
         standing.into_iter().filter(heads).chain(next).collect()
