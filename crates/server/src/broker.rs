@@ -673,7 +673,7 @@ impl Reader {
             None => return Err(BrokerError::Silent { after: CONNECTION_TIMEOUT }),
         }
         if probes {
-            reader.client.try_subscribe(&reader.probe, QoS::AtMostOnce).map_err(not_queued)?;
+            reader.client.try_subscribe(&reader.probe, QoS::AtMostOnce).map_err(|error| not_queued(&error))?;
             let granted = loop {
                 match reader.next(until).await? {
                     Some(Packet::SubAck(ack)) => break !ack.return_codes.contains(&SubscribeReasonCode::Failure),
@@ -691,7 +691,7 @@ impl Reader {
         let Some(probing) = &mut self.probing else { return Ok(()) };
         probing.sent += 1;
         let number = probing.sent.to_string();
-        self.client.try_publish(&self.probe, QoS::AtMostOnce, false, number).map_err(not_queued)
+        self.client.try_publish(&self.probe, QoS::AtMostOnce, false, number).map_err(|error| not_queued(&error))
     }
 
     /// Whether this is the probe that was sent last.
@@ -719,7 +719,7 @@ impl Reader {
     ) -> Result<Vec<(String, Option<Vec<u8>>)>, BrokerError> {
         let mut found: Vec<(String, Option<Vec<u8>>)> = topics.iter().map(|topic| (topic.clone(), None)).collect();
         let filters = topics.iter().map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtLeastOnce));
-        self.client.try_subscribe_many(filters).map_err(not_queued)?;
+        self.client.try_subscribe_many(filters).map_err(|error| not_queued(&error))?;
         self.send_probe()?;
 
         let mut subscribed = false;
@@ -754,14 +754,14 @@ impl Reader {
             }
         }
         for topic in topics {
-            self.client.try_unsubscribe(topic).map_err(not_queued)?;
+            self.client.try_unsubscribe(topic).map_err(|error| not_queued(&error))?;
         }
         Ok(found)
     }
 }
 
 /// The client's own queue is full, or its task has ended.
-fn not_queued(error: rumqttc::ClientError) -> BrokerError {
+fn not_queued(error: &rumqttc::ClientError) -> BrokerError {
     BrokerError::Broken { cause: error.to_string() }
 }
 

@@ -184,7 +184,7 @@ async fn reign(
     let lost = loop {
         let renewal = async {
             // Counted from when the last one was asked for.
-            sleep(candidate.left(until).saturating_sub(candidate.lease - candidate.lease / RENEWALS)).await;
+            sleep(candidate.left(until).saturating_sub(candidate.lease / RENEWALS * (RENEWALS - 1))).await;
             loop {
                 match candidate.bid().await {
                     Ok(answer) => return answer,

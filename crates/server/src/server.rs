@@ -19,7 +19,7 @@ use crate::broker::{Broker, BrokerConfig, BrokerTask, TlsRoots, TlsRootsError};
 #[cfg(feature = "embedded-broker")]
 use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker as _};
 use crate::clock::Clock;
-use crate::config::{BrokerChoice, LedgerChoice, RemoteBroker, ServerConfig};
+use crate::config::{BrokerChoice, LedgerChoice, PublishingConfig, RemoteBroker, ServerConfig};
 use crate::keys::{KeyError, Keys};
 use crate::leader::{self, Candidate, Office};
 use crate::ledger::{
@@ -109,18 +109,7 @@ impl Server {
             },
         ));
         let api = tokio::spawn(api::serve(listener, api::router(Arc::clone(&service), limits), stop));
-        let settings = Settings {
-            // Checked against limits::CHUNK_BYTES_MAX.
-            chunk_bytes: publishing.chunk_bytes as u32,
-            false_positive_rate: publishing.false_positive_rate,
-            heartbeat: publishing.heartbeat,
-            grace: publishing.grace,
-            epoch_age_max: publishing.epoch_age,
-            dead_share: publishing.epoch_dead_share,
-            recent_share: publishing.epoch_recent_share,
-            restart_jump_max: publishing.restart_jump_max,
-            ..Settings::default()
-        };
+        let settings = settings_of(&publishing);
         let (stop_leader, leader_stop) = oneshot::channel();
         let health = ledger.health();
         let candidate = Candidate {
@@ -250,18 +239,35 @@ async fn open_ledger(choice: LedgerChoice, data: &Path) -> Result<Arc<dyn Ledger
     }
 }
 
+/// How a realm is published, as it was configured.
+fn settings_of(publishing: &PublishingConfig) -> Settings {
+    Settings {
+        // Checked against limits::CHUNK_BYTES_MAX.
+        chunk_bytes: publishing.chunk_bytes as u32,
+        false_positive_rate: publishing.false_positive_rate,
+        heartbeat: publishing.heartbeat,
+        grace: publishing.grace,
+        epoch_age_max: publishing.epoch_age,
+        dead_share: publishing.epoch_dead_share,
+        recent_share: publishing.epoch_recent_share,
+        restart_jump_max: publishing.restart_jump_max,
+        ..Settings::default()
+    }
+}
+
 /// Refuses a ledger that ends before what was published from it.
 async fn reaches(ledger: &dyn Ledger, mark: &HighWater) -> Result<(), StartError> {
     for (realm, _, _) in mark.all() {
         match ledger.head(realm).await {
-            Ok(head) => match mark.beyond(realm, head) {
-                Some(published) => return Err(StartError::LedgerBehind { realm, head: head.1, published }),
-                None => {}
-            },
+            Ok(head) => {
+                if let Some(published) = mark.beyond(realm, head) {
+                    return Err(StartError::LedgerBehind { realm, head: head.1, published });
+                }
+            }
             Err(LedgerError::RealmUnknown { .. }) => return Err(StartError::RealmLost { realm }),
             // It is looked at again before anything is published.
             Err(error) => {
-                tracing::warn!(%realm, %error, "whether the ledger reaches what was published is not known yet")
+                tracing::warn!(%realm, %error, "whether the ledger reaches what was published is not known yet");
             }
         }
     }

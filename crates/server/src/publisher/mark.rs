@@ -14,6 +14,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -80,7 +81,8 @@ impl HighWater {
         raised.insert(realm, published);
         let mut text = format!("{HEADER}\n");
         for (realm, (term, sequence)) in &raised {
-            text.push_str(&format!("{realm} {term} {sequence}\n"));
+            // Writing to a text cannot fail.
+            let _ = writeln!(text, "{realm} {term} {sequence}");
         }
         let new = self.folder.join(FILE_NEW);
         let mut file = File::create(&new)?;
@@ -97,7 +99,7 @@ impl HighWater {
 fn parse(text: &str) -> Result<BTreeMap<RealmId, (Term, Sequence)>, usize> {
     let mut marks = BTreeMap::new();
     let mut lines = text.lines().zip(1_usize..);
-    if !lines.next().is_some_and(|(line, _)| line == HEADER) {
+    if lines.next().is_none_or(|(line, _)| line != HEADER) {
         return Err(1);
     }
     for (line, number) in lines {

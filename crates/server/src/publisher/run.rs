@@ -323,11 +323,9 @@ async fn publish(
     let mut link = publishing.broker.state();
     let mut publisher = publishing.load(realm).await?;
     publishing.filters.set(realm, publisher.filters());
-    let mut broker = Acquaintance::Stranger;
+    let mut course = Course { broker: Acquaintance::Stranger, retry: Retry::NONE, audit: Audit::default() };
     let mut work: Option<Work<'_>> = None;
     let mut building: Option<Building<'_>> = None;
-    let mut retry = Retry::NONE;
-    let mut audit = Audit::default();
     loop {
         publishing.permitted()?;
         wakes.mark_unchanged();
@@ -346,50 +344,23 @@ async fn publish(
             continue;
         };
         let uptime = publishing.clock.now().uptime;
-        if broker.connection() != Some(connection) && work.is_none() && uptime >= retry.from {
-            match publishing.introduce(&mut publisher).await {
-                Ok(manifest) => (broker, retry) = (Acquaintance::Introduced { connection, manifest }, Retry::NONE),
-                Err(RunError::Broker(error)) => {
-                    tracing::warn!(%realm, %error, "what the broker retains cannot be read");
-                    publishing.tell(realm, |published| {
-                        published.trouble = Some(format!("what the broker retains cannot be read: {error}"));
-                    });
-                    retry.failed(publishing.clock.now().uptime);
-                }
-                Err(error) => return Err(error),
-            }
+        if course.broker.connection() != Some(connection) && work.is_none() && uptime >= course.retry.from {
+            course.introduce(publishing, &mut publisher, connection).await?;
         }
-        if broker.connection() == Some(connection) {
+        if course.broker.connection() == Some(connection) {
             let asked_by = publisher.time_of_answers(publishing.clock.now());
             publishing.catch_up(&mut publisher).await?;
             publishing.send_live(&mut publisher).await?;
             publishing.answer(&publisher, desk, asked_by)?;
-            let uptime = publishing.clock.now().uptime;
-            if work.is_none() && uptime >= retry.from {
-                work = match broker {
-                    Acquaintance::Introduced { manifest: false, .. } => {
-                        // It has lost everything, or has never had it.
-                        let nothing: Found = publisher.standing().iter().map(|(address, _)| (*address, None)).collect();
-                        audit.note(&publisher.reconcile(nothing));
-                        broker = Acquaintance::Known { connection };
-                        continue;
-                    }
-                    Acquaintance::Introduced { .. } => {
-                        let all = publisher.standing().into_iter().map(|(address, _)| address).collect();
-                        Some(publishing.look(realm, all))
-                    }
-                    _ if uptime >= audit.due => {
-                        audit.due = uptime + publishing.settings.heartbeat;
-                        Some(publishing.look(realm, audit.window(&publisher)))
-                    }
-                    _ => publishing.bring_up_to_date(&mut publisher, &mut building).await?,
-                };
+            if work.is_none() {
+                work = course.next(publishing, &mut publisher, &mut building).await?;
             }
         }
         // While something is on its way its end is awaited, not the next deadline; before the first epoch, that.
         let idle = work.is_none() && (building.is_none() || publisher.position().is_some());
-        let due = if broker.connection().is_some() { publisher.deadline().min(audit.due) } else { Duration::ZERO };
-        let until = due.max(retry.from).saturating_sub(publishing.clock.now().uptime);
+        let due = publisher.deadline().min(course.audit.due);
+        let due = if course.broker.connection().is_some() { due } else { Duration::ZERO };
+        let until = due.max(course.retry.from).saturating_sub(publishing.clock.now().uptime);
         tokio::select! {
             built = finish_building(&mut building) => {
                 building = None;
@@ -398,36 +369,7 @@ async fn publish(
             }
             done = finish(&mut work) => {
                 work = None;
-                match done {
-                    Done::Published(plan, Ok(())) => {
-                        retry = Retry::NONE;
-                        publisher.done(&plan);
-                        publishing.committed(realm, &publisher, &audit).await;
-                    }
-                    Done::Published(plan, Err(error)) => {
-                        publishing.not_published(&mut publisher, &plan, error).await?;
-                        retry.failed(publishing.clock.now().uptime);
-                    }
-                    Done::Looked(Ok(found)) => {
-                        let lost = publisher.reconcile(found);
-                        audit.note(&lost);
-                        if broker.connection() == Some(connection) {
-                            // Where something is missing without the connection having broken, so may be the rest.
-                            let whole = matches!(broker, Acquaintance::Known { .. }) && !lost.is_empty();
-                            broker = if whole {
-                                tracing::warn!(%realm, "the broker has lost what it retained; looking at all of it");
-                                Acquaintance::Introduced { connection, manifest: true }
-                            } else {
-                                Acquaintance::Known { connection }
-                            };
-                        }
-                    }
-                    Done::Looked(Err(RunError::Broker(error))) => {
-                        tracing::warn!(%realm, %error, "what the broker retains cannot be read");
-                        retry.failed(publishing.clock.now().uptime);
-                    }
-                    Done::Looked(Err(error)) => return Err(error),
-                }
+                course.done(publishing, &mut publisher, connection, done).await?;
             }
             _ = wakes.changed() => {}
             _ = link.changed() => {}
@@ -444,6 +386,116 @@ async fn publish(
 async fn asked(stopping: &mut watch::Receiver<bool>) {
     // Whoever would ask is gone: that ends it as well.
     let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// How far one connection is known, and what is next.
+struct Course {
+    broker: Acquaintance,
+    retry: Retry,
+    audit: Audit,
+}
+
+impl Course {
+    /// Gets to know the broker of a new connection.
+    async fn introduce(
+        &mut self,
+        publishing: &Publishing,
+        publisher: &mut Publisher,
+        connection: u64,
+    ) -> Result<(), RunError> {
+        match publishing.introduce(publisher).await {
+            Ok(manifest) => {
+                self.broker = Acquaintance::Introduced { connection, manifest };
+                self.retry = Retry::NONE;
+                Ok(())
+            }
+            Err(RunError::Broker(error)) => {
+                self.unread(publishing, publisher.realm.id, &error);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn unread(&mut self, publishing: &Publishing, realm: RealmId, error: &BrokerError) {
+        tracing::warn!(%realm, %error, "what the broker retains cannot be read");
+        publishing.tell(realm, |published| {
+            published.trouble = Some(format!("what the broker retains cannot be read: {error}"));
+        });
+        self.retry.failed(publishing.clock.now().uptime);
+    }
+
+    /// What is to be done beside live deltas, if anything is: a look at everything, a look at a part, or a publication.
+    async fn next<'a>(
+        &mut self,
+        publishing: &'a Publishing,
+        publisher: &mut Publisher,
+        building: &mut Option<Building<'a>>,
+    ) -> Result<Option<Work<'a>>, RunError> {
+        let uptime = publishing.clock.now().uptime;
+        if uptime < self.retry.from {
+            return Ok(None);
+        }
+        let realm = publisher.realm.id;
+        match self.broker {
+            Acquaintance::Stranger => Ok(None),
+            Acquaintance::Introduced { connection, manifest: false } => {
+                // It has lost everything, or has never had it: nothing need be asked for.
+                let nothing: Found = publisher.standing().iter().map(|(address, _)| (*address, None)).collect();
+                self.audit.note(&publisher.reconcile(nothing));
+                self.broker = Acquaintance::Known { connection };
+                publishing.bring_up_to_date(publisher, building).await
+            }
+            Acquaintance::Introduced { manifest: true, .. } => {
+                let all = publisher.standing().into_iter().map(|(address, _)| address).collect();
+                Ok(Some(publishing.look(realm, all)))
+            }
+            Acquaintance::Known { .. } if uptime >= self.audit.due => {
+                self.audit.due = uptime + publishing.settings.heartbeat;
+                Ok(Some(publishing.look(realm, self.audit.window(publisher))))
+            }
+            Acquaintance::Known { .. } => publishing.bring_up_to_date(publisher, building).await,
+        }
+    }
+
+    /// Takes in what became of that. `connection` is the one there is now.
+    async fn done(
+        &mut self,
+        publishing: &Publishing,
+        publisher: &mut Publisher,
+        connection: u64,
+        done: Done,
+    ) -> Result<(), RunError> {
+        let realm = publisher.realm.id;
+        match done {
+            Done::Published(plan, Ok(())) => {
+                self.retry = Retry::NONE;
+                publisher.done(&plan);
+                publishing.committed(realm, publisher, &self.audit).await;
+            }
+            Done::Published(plan, Err(error)) => {
+                publishing.not_published(publisher, &plan, error).await?;
+                self.retry.failed(publishing.clock.now().uptime);
+            }
+            Done::Looked(Ok(found)) => {
+                let lost = publisher.reconcile(found);
+                self.audit.note(&lost);
+                // Where something is missing without the connection having broken, so may be the rest.
+                let whole = matches!(self.broker, Acquaintance::Known { .. }) && !lost.is_empty();
+                if self.broker.connection() == Some(connection) {
+                    self.broker = if whole {
+                        tracing::warn!(%realm, "the broker has lost what it retained; looking at all of it");
+                        Acquaintance::Introduced { connection, manifest: true }
+                    } else {
+                        Acquaintance::Known { connection }
+                    };
+                }
+            }
+            Done::Looked(Err(RunError::Broker(error))) => self.unread(publishing, realm, &error),
+            Done::Looked(Err(error)) => return Err(error),
+        }
+        Ok(())
+    }
 }
 
 /// What has begun comes to its end, so that nothing is stored or sent any more once this returns.
