@@ -27,6 +27,7 @@
 //! | `PUT /v1/realms/{realm}/ssf/transmitter` | names whose events are believed |
 //! | `GET /v1/mirror/{realm}/{address}` | a published object as it stands on the broker; needs no credentials |
 //! | `GET /v1/realms/{realm}/jti?count=N` | `jti`s for new tokens, which no filter in force flags |
+//! | `GET /v1/realms/{realm}/plan` | what the leader would publish now, and why |
 
 mod listener;
 pub(crate) use listener::serve;
@@ -59,6 +60,8 @@ mod oauth;
 
 mod ssf;
 
+mod plan;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -89,6 +92,7 @@ pub fn router(service: Arc<Service>, gate: Arc<Gate>, issuers: Arc<Issuers>) -> 
         .merge(issued::routes())
         .merge(jwks::routes())
         .merge(ssf::routes())
+        .merge(plan::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&gate), limit_time));
     // A report takes as long as it takes; only between two pieces of it the clock runs.
     let streamed = OpenApiRouter::new().merge(issued::streamed()).layer(Extension(Arc::clone(&gate)));

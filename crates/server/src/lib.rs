@@ -24,6 +24,8 @@ pub mod service;
 
 pub mod publisher;
 
+pub mod leader;
+
 pub mod api;
 
 pub mod server;
