@@ -18,7 +18,8 @@ fn import(server: &Server, file: &str, more: &[&str]) -> Ran {
 
 /// Recorded, repeated, expired, refused.
 fn counts(ran: &Ran) -> [u64; 4] {
-    let value: Value = serde_json::from_str(ran.stdout.lines().next().unwrap_or_default()).unwrap_or_else(|_| json!({}));
+    let value: Value =
+        serde_json::from_str(ran.stdout.lines().next().unwrap_or_default()).unwrap_or_else(|_| json!({}));
     ["recorded", "repeated", "expired", "refused"].map(|name| number(&value, name))
 }
 
@@ -60,7 +61,10 @@ fn every_format_brings_the_same_tokens() {
     let ran = import(&server, &site.write("keys", keys), &redis).ok();
     assert_eq!((counts(&ran), number(&ran.json(), "without_end")), ([2, 0, 0, 0], 2), "{ran:?}");
     let told = server.command(&[&["import", &site.text("keys"), "--realm", REALM][..], &redis].concat()).ok();
-    assert!(told.stdout.contains("revoked already 2") && told.stdout.contains("2 keys came without an end"), "{told:?}");
+    assert!(
+        told.stdout.contains("revoked already 2") && told.stdout.contains("2 keys came without an end"),
+        "{told:?}"
+    );
 
     let with_ttl = "revoked:t-1:x 300\nrevoked:t-2:x -1\nrevoked:t-3:x -2\n";
     let with_exp = format!("revoked:e-1:x {exp}\nrevoked:e-2:x -1\nrevoked:e-3:x -2\nrevoked:e-4:x 17\n");
@@ -123,7 +127,12 @@ fn a_line_that_cannot_be_used_is_told_and_nothing_else_is_lost() {
         ("a.csv", "jti,exp\na\n", &[], &["line 2: it has 1 fields, and the header 2"]),
         ("a.csv", "jti,exp\n\n\n\u{fffd},1999999999,c\n", &[], &["line 4: it has 3 fields"]),
         ("a.ndjson", "\u{0}\n", &[], &["line 1: "]),
-        ("a", "other:1\n", &["--format", "redis", "--key", "deny:{jti}"], &["line 1: the key ", "other:1", "is not like deny:{jti}"]),
+        (
+            "a",
+            "other:1\n",
+            &["--format", "redis", "--key", "deny:{jti}"],
+            &["line 1: the key ", "other:1", "is not like deny:{jti}"],
+        ),
         ("a", "deny:\n", &["--format", "redis", "--key", "deny:{jti}"], &["line 1: the key has no jti in it"]),
         ("a", "\"a\"\n", &["--format", "redis"], &["line 1: it is quoted for people"]),
         ("a", "a\n", &["--format", "redis", "--value", "ttl"], &["line 1: nothing stands behind the key"]),
@@ -144,7 +153,7 @@ fn a_line_that_cannot_be_used_is_told_and_nothing_else_is_lost() {
         import(&server, &site.write(name, text), more).fails(2, words);
     }
     import(&server, &site.text("none.csv"), &[]).fails(2, &["none.csv", "cannot be read"]);
-    let open = format!("jti,exp\na,{exp}\n\"b,{exp}\n{}", lines(0, 10_000, exp));
+    let open = format!("jti,exp\na,{exp}\n\"b,{exp}\n{}", "c,1\n".repeat(20_000));
     import(&server, &site.write("open.csv", open), &[]).fails(1, &["is a quote not closed?"]);
     server.command(&["import", &file, "--realm", "elsewhere"]).fails(2, &["there is no realm elsewhere"]);
     assert_eq!(server.head(), bad.len() as u64 + 1, "nothing else was recorded");
@@ -191,7 +200,8 @@ fn the_server_is_asked_again_when_it_said() {
     let server = thread::spawn(move || {
         let mut asked = Vec::new();
         let realms = json!({ "realms": [{ "name": REALM, "max_token_lifetime": 60 }] }).to_string();
-        let done = json!({ "lines": 1, "recorded": 1, "repeated": 0, "expired": 0, "refused": 0, "problems": [] }).to_string();
+        let done =
+            json!({ "lines": 1, "recorded": 1, "repeated": 0, "expired": 0, "refused": 0, "problems": [] }).to_string();
         for (status, more, body) in [
             ("200 OK", "", realms.as_str()),
             ("429 Too Many Requests", "retry-after: 1\r\n", "{}"),
@@ -208,7 +218,8 @@ fn the_server_is_asked_again_when_it_said() {
             }
             asked.push(Instant::now());
             let length = body.len();
-            let answer = format!("HTTP/1.1 {status}\r\n{more}connection: close\r\ncontent-length: {length}\r\n\r\n{body}");
+            let answer =
+                format!("HTTP/1.1 {status}\r\n{more}connection: close\r\ncontent-length: {length}\r\n\r\n{body}");
             stream.write_all(answer.as_bytes()).unwrap();
         }
         asked

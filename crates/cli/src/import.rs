@@ -24,9 +24,6 @@ use crate::upload::{Input, Part, RawLines, Source, Tally, Upload, name, unreadab
 /// A record of a CSV file that is longer has a quote that nobody closed.
 const RECORD_BYTES_MAX: usize = 64 * 1024;
 
-/// Bytes of a CSV file that are read ahead.
-const CSV_BUFFER_BYTES: usize = 64 * 1024;
-
 /// From here on a time is in milliseconds: in seconds it is the year 5138.
 const MILLISECONDS_FROM: u64 = 100_000_000_000;
 
@@ -175,14 +172,13 @@ fn time(text: &str) -> Result<u64, String> {
 
 /// A CSV file whose first line names the columns.
 struct CsvList<'a> {
-    reader: csv::Reader<Bounded<Input>>,
+    reader: csv::Reader<Feed>,
     record: ByteRecord,
-    /// Bytes that may still be read for this record.
-    room: Rc<Cell<usize>>,
+    at: Rc<Place>,
     columns: Columns,
     unused: Vec<String>,
     reason: Option<&'a str>,
-    /// The first line of a record that was read and not given.
+    /// Whether a record was read and not given yet.
     ahead: bool,
 }
 
@@ -196,13 +192,9 @@ struct Columns {
 
 impl<'a> CsvList<'a> {
     fn new(input: Input, reason: Option<&'a str>) -> Result<Self, Failure> {
-        let room = Rc::new(Cell::new(RECORD_BYTES_MAX + CSV_BUFFER_BYTES));
-        let input = Bounded { input, room: Rc::clone(&room) };
-        let mut reader = csv::ReaderBuilder::new()
-            .flexible(true)
-            .trim(csv::Trim::All)
-            .buffer_capacity(CSV_BUFFER_BYTES)
-            .from_reader(input);
+        let at = Rc::new(Place::default());
+        let feed = Feed { input, line: Vec::new(), given: 0, at: Rc::clone(&at) };
+        let mut reader = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(feed);
         let bad = |what: String| {
             Failure::plain("bad-header", format!("line 1: {what}"))
                 .help("the first line names the columns: jti and exp, and reason if there are reasons")
@@ -230,7 +222,7 @@ impl<'a> CsvList<'a> {
         let used = [Some(columns.jti), Some(columns.exp), columns.reason];
         let unused = (0..).zip(&names).filter(|(place, _)| !used.contains(&Some(*place)));
         let unused = unused.map(|(_, name)| name.clone()).collect();
-        Ok(Self { reader, record: ByteRecord::new(), room, columns, unused, reason, ahead: false })
+        Ok(Self { reader, record: ByteRecord::new(), at, columns, unused, reason, ahead: false })
     }
 
     fn give(&self, part: &mut Part) {
@@ -254,13 +246,14 @@ impl<'a> CsvList<'a> {
 impl Source for CsvList<'_> {
     fn next(&mut self, part: &mut Part) -> Result<bool, Failure> {
         if !self.ahead {
-            self.room.set(RECORD_BYTES_MAX + CSV_BUFFER_BYTES);
+            self.at.first.set(None);
+            self.at.bytes.set(0);
             let read = self.reader.read_byte_record(&mut self.record);
             if !read.map_err(|error| unreadable(part.next_line(), &error))? {
                 return Ok(false);
             }
         }
-        let line = self.record.position().map_or(0, csv::Position::line);
+        let line = self.at.first.get().unwrap_or(0);
         // The header, blank lines, and the further lines of a record say nothing.
         self.ahead = part.next_line() < line;
         if self.ahead {
@@ -272,24 +265,54 @@ impl Source for CsvList<'_> {
     }
 }
 
-/// Ends a record that has no end, before it takes all memory.
-struct Bounded<R> {
-    input: R,
-    room: Rc<Cell<usize>>,
+/// Where a file of records is read.
+#[derive(Default)]
+struct Place {
+    line: Cell<u64>,
+    /// The first line of this record.
+    first: Cell<Option<u64>>,
+    /// Bytes of this record.
+    bytes: Cell<usize>,
 }
 
-impl<R: Read> Read for Bounded<R> {
+/// Gives one line at a time, so that a record is read before the next one begins, and its lines can be counted; ends
+/// a record that has no end, before it takes all memory.
+struct Feed {
+    input: Input,
+    line: Vec<u8>,
+    /// Bytes of the line that were given.
+    given: usize,
+    at: Rc<Place>,
+}
+
+impl Read for Feed {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let room = self.room.get();
-        if room == 0 {
-            return Err(std::io::Error::other(format!(
-                "a record of more than {RECORD_BYTES_MAX} bytes; is a quote not closed?"
-            )));
+        let Place { line, first, bytes } = &*self.at;
+        if self.given == self.line.len() {
+            self.given = 0;
+            if !self.input.line(&mut self.line, RECORD_BYTES_MAX + 1)? {
+                self.line.clear();
+                return Ok(0);
+            }
+            if self.line.last() == Some(&b'\r') {
+                self.line.pop();
+            }
+            line.set(line.get() + 1);
+            if first.get().is_none() && !self.line.is_empty() {
+                first.set(Some(line.get()));
+            }
+            self.line.push(b'\n');
+            bytes.set(bytes.get() + self.line.len());
+            if bytes.get() > RECORD_BYTES_MAX {
+                let what = format!("a record of more than {RECORD_BYTES_MAX} bytes; is a quote not closed?");
+                return Err(std::io::Error::other(what));
+            }
         }
-        let length = buffer.len().min(room);
-        let read = self.input.read(&mut buffer[..length])?;
-        self.room.set(room - read);
-        Ok(read)
+        let rest = self.line.get(self.given..).unwrap_or_default();
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        self.given += length;
+        Ok(length)
     }
 }
 
