@@ -13,6 +13,7 @@
 //! | `POST /v1/realms` | founds a realm |
 //! | `POST /v1/realms/{realm}/revocations` | revokes one token |
 //! | `POST /v1/realms/{realm}/revocations/batch` | revokes up to 10,000 tokens, all or none |
+//! | `POST /v1/realms/{realm}/revocations/import` | revokes a list, one JSON object a line, any number of them |
 //! | `POST /v1/realms/{realm}/reinstatements` | undoes a revoke |
 //! | `POST /v1/realms/{realm}/cutoffs` | revokes every token in a scope issued before a time |
 //! | `POST /v1/realms/{realm}/lifts` | ends a cutoff |
@@ -50,7 +51,11 @@ mod revocations;
 
 mod cutoffs;
 
+mod stream;
+
 mod issued;
+
+mod import;
 
 mod mirror;
 
@@ -95,7 +100,8 @@ pub fn router(service: Arc<Service>, gate: Arc<Gate>, issuers: Arc<Issuers>) -> 
         .merge(plan::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&gate), limit_time));
     // A report takes as long as it takes; only between two pieces of it the clock runs.
-    let streamed = OpenApiRouter::new().merge(issued::streamed()).layer(Extension(Arc::clone(&gate)));
+    let streamed =
+        OpenApiRouter::new().merge(issued::streamed()).merge(import::streamed()).layer(Extension(Arc::clone(&gate)));
     let slots = Arc::new(Slots { taken: AtomicUsize::new(0), gate: Arc::clone(&gate) });
     let counted = |router: OpenApiRouter<Arc<Service>>| {
         router.layer(middleware::from_fn_with_state(Arc::clone(&slots), limit_concurrency))
