@@ -9,6 +9,7 @@ mod registry;
 mod rows;
 mod schema;
 mod session;
+mod whole;
 mod writer;
 
 use std::fmt;
@@ -35,8 +36,8 @@ use super::lease::{self, Lease, Ruling};
 use super::registry::Key;
 use super::rules::{self, Counters};
 use super::{
-    Bid, Cause, Coverage, Entry, Founding, Health, Issued, Leadership, Ledger, LedgerError, LedgerFuture, Object,
-    Realm, Receipt, Registration, Request, TokenRecord, Visitor,
+    Bid, Cause, Compaction, Coverage, Entry, Founding, Health, Issued, Leadership, Ledger, LedgerError, LedgerFuture,
+    Object, Realm, Receipt, Registration, Request, Sink, Source, TokenRecord, Visitor,
 };
 use crate::broker::TlsRoots;
 
@@ -462,6 +463,18 @@ impl Ledger for PostgresLedger {
                     .await
             })
         })
+    }
+
+    fn dump(&self, sink: Sink) -> LedgerFuture<'_, ()> {
+        Box::pin(async move { whole::dump(&self.inner.database, sink).await })
+    }
+
+    fn restore(&self, source: Source) -> LedgerFuture<'_, ()> {
+        self.run(|inner| Box::pin(async move { whole::restore(&inner.database, source).await }))
+    }
+
+    fn compact(&self) -> LedgerFuture<'_, Compaction> {
+        self.run(|inner| Box::pin(async move { whole::compact(&inner.database).await }))
     }
 
     fn health(&self) -> watch::Receiver<Health> {

@@ -304,6 +304,11 @@ impl Database {
         }
     }
 
+    /// A transaction that may take as long as it likes, and is not tried again.
+    pub(super) async fn long(&self) -> Result<Arc<Session>, LedgerError> {
+        self.begin(true, "BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(Fault::into_error)
+    }
+
     /// A snapshot: all that is read in it was true at one moment, which begins with the first statement.
     pub(super) async fn snapshot(&self) -> Result<Arc<Session>, LedgerError> {
         let mut tries = Tries::new(self.is_good());
@@ -469,6 +474,11 @@ impl Session {
         Ok(timeout(STATEMENT_PATIENCE, client.batch_execute(sql)).await.map_err(|_| Fault::Silent)??)
     }
 
+    /// Runs one that may take as long as it likes.
+    pub(super) async fn long(&self, sql: &str) -> Outcome<()> {
+        Ok(self.client()?.batch_execute(sql).await?)
+    }
+
     pub(super) async fn rows(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Outcome<Vec<Row>> {
         let client = self.client()?;
         let rows = async {
@@ -492,7 +502,7 @@ impl Session {
         Ok(timeout(STATEMENT_PATIENCE, changed).await.map_err(|_| Fault::Silent)??)
     }
 
-    /// Ends a snapshot.
+    /// Ends a transaction, keeping what it did.
     pub(super) async fn end(&self) -> Outcome<()> {
         self.batch("COMMIT").await?;
         self.settled();
