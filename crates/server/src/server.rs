@@ -19,7 +19,7 @@ use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker 
 use crate::clock::Clock;
 use crate::config::{BrokerChoice, RemoteBroker, ServerConfig};
 use crate::keys::{KeyError, Keys};
-use crate::ledger::{Ledger, OpenError, SqliteLedger};
+use crate::ledger::OpenError;
 use crate::minting::LiveFilters;
 use crate::publisher::{self, Publishing, Settings, Signer};
 use crate::service::{PublishedRealms, Service};
@@ -46,13 +46,9 @@ impl Server {
     ///
     /// Needs a tokio runtime with at least two threads: the publisher builds filters.
     pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let ServerConfig { listen, data, keys, broker, publishing, limits, resume, .. } = config;
+        let ServerConfig { listen, data, ledger, keys, broker, publishing, limits, resume, .. } = config;
         let keys = Arc::new(Keys::load(&keys)?);
-        // Opening reads the whole file.
-        let ledger = tokio::task::spawn_blocking(move || SqliteLedger::open(&data))
-            .await
-            .map_err(|error| StartError::Interrupted { cause: error.to_string() })??;
-        let ledger: Arc<dyn Ledger> = Arc::new(ledger);
+        let ledger = ledger.open(&data).await?;
         let listener = TcpListener::bind(listen).await.map_err(|source| match source.kind() {
             io::ErrorKind::AddrInUse => StartError::Busy { address: listen },
             _ => StartError::Listen { address: listen, source },
@@ -211,12 +207,6 @@ pub enum StartError {
     #[cfg(not(feature = "embedded-broker"))]
     #[error("this build has no embedded broker; give --broker URL")]
     NoEmbeddedBroker,
-    /// The runtime is ending.
-    #[error("the start was interrupted: {cause}")]
-    Interrupted {
-        /// How.
-        cause: String,
-    },
 }
 
 #[cfg(feature = "embedded-broker")]

@@ -19,6 +19,8 @@ const FINDINGS_MAX: usize = 100;
 
 /// A piece of all that a ledger keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
+// There are few realms, and each piece is moved once.
+#[allow(clippy::large_enum_variant)]
 pub enum Piece {
     /// A realm; what follows is its own, until the next.
     Realm(RealmRecord),
@@ -130,15 +132,21 @@ impl Inspection {
         match piece {
             Piece::Realm(record) => self.realm(record),
             Piece::Entries(entries) => self.of_realm(|current, tell| {
-                entries.iter().for_each(|entry| current.entry(entry, tell));
+                for entry in entries {
+                    current.entry(entry, tell);
+                }
                 (entries.len() as u64, 0, 0)
             }),
             Piece::Issued(issued) => self.of_realm(|current, tell| {
-                issued.iter().for_each(|issued| current.issued(issued, tell));
+                for issued in issued {
+                    current.issued(issued, tell);
+                }
                 (0, issued.len() as u64, 0)
             }),
             Piece::Objects(objects) => self.of_realm(|current, tell| {
-                objects.iter().for_each(|object| current.object(object, tell));
+                for object in objects {
+                    current.object(object, tell);
+                }
                 (0, 0, objects.len() as u64)
             }),
         }
@@ -301,10 +309,9 @@ impl Iterator for Checked {
             other => {
                 self.is_over = true;
                 match other {
-                    Some(Ok(_)) => Some(Err(self.finding())),
                     Some(Err(cause)) => Some(Err(LedgerError::Unreadable(cause))),
                     None if self.inspection.finish() => None,
-                    None => Some(Err(self.finding())),
+                    Some(Ok(_)) | None => Some(Err(self.finding())),
                 }
             }
         }

@@ -28,6 +28,7 @@ use tokio::sync::{oneshot, watch};
 
 use self::registry::Sweep;
 use super::columns::{self, Columns, KIND_CUTOFF, RealmRow, SUBJECT_JTI, entry_sum, object_sum, signed};
+use super::postgres::{PostgresError, PostgresUrlError};
 use super::rules::{self, Counters, Halt, Last, Shelf, Subject};
 use super::{
     Bid, Cause, Compaction, Coverage, Entry, Founding, Health, Issued, Leadership, Ledger, LedgerError, LedgerFuture,
@@ -477,8 +478,9 @@ pub enum OpenError {
         /// Its layout.
         found: i32,
     },
-    /// The file lost or changed some of its bytes. Restore a backup and resume beyond what was published.
-    #[error("{} is damaged: {what}", .path.display())]
+    /// The file lost or changed some of its bytes. Restore a backup, or import an export, and resume beyond what was
+    /// published.
+    #[error("{} is damaged: {what}; restore a backup, or an export with `revocast ledger import`", .path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -497,6 +499,15 @@ pub enum OpenError {
         /// What it must be.
         wanted: &'static str,
     },
+    /// A database of several servers cannot be used.
+    #[error("the ledger's database cannot be used")]
+    Postgres(#[from] PostgresError),
+    /// Its URL cannot be.
+    #[error("the URL of the ledger's database cannot be used")]
+    Url(#[from] PostgresUrlError),
+    /// The certificates that may vouch for it cannot be.
+    #[error("ledger_ca cannot be used")]
+    Roots(#[source] Cause),
     /// The database failed otherwise.
     #[error("{} cannot be opened", .path.display())]
     Storage {

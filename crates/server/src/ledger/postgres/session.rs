@@ -216,9 +216,7 @@ impl Database {
         let pool = |size| {
             let settings = ManagerConfig { recycling_method: RecyclingMethod::Fast };
             let manager = match &config.tls {
-                Some(roots) => {
-                    Manager::from_config(config.connection(), MakeRustlsConnect::new(roots.client_config()), settings)
-                }
+                Some(tls) => Manager::from_config(config.connection(), MakeRustlsConnect::new(tls.clone()), settings),
                 None => Manager::from_config(config.connection(), NoTls, settings),
             };
             Pool::builder(manager)
