@@ -20,6 +20,7 @@
 //! | `GET /v1/realms/{realm}/coverage` | how many tokens are registered, and up to when that is all of them |
 //! | `PUT /v1/realms/{realm}/coverage` | records that all tokens issued before a time are registered |
 //! | `GET /v1/realms/{realm}/jti?count=N` | `jti`s for new tokens, which no filter in force flags |
+//! | `GET /v1/realms/{realm}/plan` | what the leader would publish now, and why |
 
 mod listener;
 pub(crate) use listener::serve;
@@ -43,6 +44,8 @@ mod revocations;
 mod cutoffs;
 
 mod issued;
+
+mod plan;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,6 +75,7 @@ pub fn router(service: Arc<Service>, limits: ApiLimits) -> Router {
         .merge(revocations::routes())
         .merge(cutoffs::routes())
         .merge(issued::routes())
+        .merge(plan::routes())
         .layer(middleware::from_fn_with_state(limits.request_timeout, limit_time));
     // A report takes as long as it takes; only between two pieces of it the clock runs.
     let streamed =

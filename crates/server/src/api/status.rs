@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use revocast_core::UnixMillis;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -14,6 +15,7 @@ use super::issued::CoverageBody;
 use super::problem::Problem;
 use super::realms::RealmBody;
 use crate::broker::LinkState;
+use crate::leader::Office;
 use crate::service::{Published, RealmStatus, Service};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
@@ -23,9 +25,37 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 #[derive(Serialize, ToSchema)]
 struct StatusBody {
     version: &'static str,
+    leader: LeaderBody,
     ledger: LedgerBody,
     broker: BrokerBody,
     realms: Vec<RealmStatusBody>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct LeaderBody {
+    /// Whether this server publishes.
+    leading: bool,
+    /// Which server does, if it is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leader: Option<String>,
+    /// Where that one is reached, if it told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
+    /// Why this server could not publish if it had to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
+}
+
+impl From<Office> for LeaderBody {
+    fn from(office: Office) -> Self {
+        let nothing = Self { leading: false, leader: None, address: None, trouble: None };
+        match office {
+            Office::Seeking => nothing,
+            Office::Leading => Self { leading: true, ..nothing },
+            Office::Following { leader, address } => Self { leader: Some(leader), address, ..nothing },
+            Office::Unable { cause } => Self { trouble: Some(cause), ..nothing },
+        }
+    }
 }
 
 #[derive(Serialize, ToSchema)]
@@ -59,6 +89,8 @@ struct PublishedBody {
     epoch: u64,
     sequence: u64,
     issued_at_ms: u64,
+    /// How old the last manifest is that the broker acknowledged.
+    heartbeat_age_ms: u64,
     objects: usize,
     revocations: u64,
     snapshot_bytes: u64,
@@ -75,14 +107,15 @@ struct PublishedBody {
     trouble: Option<String>,
 }
 
-impl From<RealmStatus> for RealmStatusBody {
-    fn from(status: RealmStatus) -> Self {
+impl RealmStatusBody {
+    fn new(status: RealmStatus, now: UnixMillis) -> Self {
         let published = status.published.map(
             |Published { term, position, at, objects, revocations, sizes, choice, trouble, questions }| PublishedBody {
                 term: term.0,
                 epoch: position.epoch.0,
                 sequence: position.sequence.0,
                 issued_at_ms: at.millis(),
+                heartbeat_age_ms: now.since(at).as_millis() as u64,
                 objects,
                 revocations,
                 snapshot_bytes: sizes.snapshot,
@@ -116,8 +149,9 @@ async fn status(State(service): State<Arc<Service>>, caller: Caller) -> Result<J
     let seen = status.realms.into_iter().filter(|status| caller.may_enter(status.realm.id));
     Ok(Json(StatusBody {
         version: env!("CARGO_PKG_VERSION"),
+        leader: status.office.into(),
         ledger: LedgerBody { writable: status.ledger_writable },
         broker,
-        realms: seen.map(RealmStatusBody::from).collect(),
+        realms: seen.map(|realm| RealmStatusBody::new(realm, status.at)).collect(),
     }))
 }

@@ -873,6 +873,8 @@ async fn all_that_is_kept_is_shown_and_restored(ledger: &dyn Ledger) {
     assert_eq!(shown.load(std::sync::atomic::Ordering::Relaxed), 2);
 }
 
+type Change = fn(&mut Vec<Piece>);
+
 /// Into an empty ledger: what cannot be read, or cannot be, leaves nothing; what can be is all there.
 async fn an_empty_ledger_is_restored_whole_or_not_at_all(ledger: &dyn Ledger) {
     let original = MemoryLedger::new();
@@ -884,7 +886,6 @@ async fn an_empty_ledger_is_restored_whole_or_not_at_all(ledger: &dyn Ledger) {
     let broken = cut.into_iter().chain([Err(Arc::new(std::io::Error::other("torn")) as Cause)]);
     let refused = ledger.restore(Box::new(broken)).await.unwrap_err();
     assert!(matches!(&refused, LedgerError::Unreadable(cause) if cause.to_string() == "torn"), "{refused}");
-    type Change = fn(&mut Vec<Piece>);
     let wrong: [(&str, Change); 5] = [
         ("counts 2 entries, and 9 are there", |pieces| {
             let Piece::Realm(record) = &mut pieces[0] else { panic!() };
@@ -1220,7 +1221,7 @@ async fn a_ledger_from_before_the_checksums_gets_them() {
 
     let ledger = SqliteLedger::open(folder.path()).unwrap();
     assert_eq!(dumped(&ledger).await.unwrap(), before);
-    assert_eq!(one(&ledger, vouched("v", 4)).await.recorded, false);
+    assert!(!one(&ledger, vouched("v", 4)).await.recorded);
 }
 
 /// Everything that can be read, whatever the order of the tables in the file.
