@@ -47,6 +47,8 @@ mod status;
 
 mod realms;
 
+mod wait;
+
 mod revocations;
 
 mod cutoffs;
