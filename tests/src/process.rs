@@ -702,9 +702,15 @@ impl Site {
     /// The same, with more arguments.
     #[must_use]
     pub fn serve_with(&self, via: Via<'_>, more: &[&str]) -> Server {
-        let mut server = Server {
+        let mut server = self.prepare("data", via, more);
+        server.start();
+        server
+    }
+
+    fn prepare(&self, folder: &str, via: Via<'_>, more: &[&str]) -> Server {
+        Server {
             process: None,
-            data: self.text("data"),
+            data: self.text(folder),
             api: "127.0.0.1:0".to_owned(),
             broker: match via {
                 Via::Embedded => "127.0.0.1:0".to_owned(),
@@ -713,7 +719,15 @@ impl Site {
             embedded: matches!(via, Via::Embedded),
             more: more.iter().map(|&argument| argument.to_owned()).collect(),
             token: std::fs::read_to_string(self.path("data/keys/admin.token")).expect("a token").trim().to_owned(),
-        };
+        }
+    }
+
+    /// Starts another server with the same keys, which keeps what is its own in a folder of its own.
+    #[must_use]
+    pub fn serve_beside(&self, folder: &str, via: Via<'_>, more: &[&str]) -> Server {
+        let keys = self.text("data/keys");
+        let mut server = self.prepare(folder, via, more);
+        server.more.extend(["--keys".to_owned(), keys]);
         server.start();
         server
     }

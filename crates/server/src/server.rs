@@ -308,7 +308,7 @@ pub enum StartError {
     /// shall go on beyond what was lost.
     #[error(
         "the ledger of realm {realm} ends at {head}, but {published} was published: it was restored from a backup. \
-         Put its newest state back; or revoke again what was lost and start once with --resume, which goes on in a new term"
+         Put its newest state back; or start once with --resume, which goes on in a new term, and revoke again what was lost"
     )]
     LedgerBehind {
         /// Which realm.
