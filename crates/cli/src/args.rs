@@ -102,6 +102,10 @@ pub enum Command {
         #[command(flatten)]
         server: ServerArguments,
     },
+    /// Revokes every token of a list that another system kept: NDJSON, CSV, or keys of Redis.
+    ///
+    /// May be repeated: what is revoked already changes nothing.
+    Import(Import),
     /// Draws `jti`s for new tokens that no filter of the devices flags.
     Jti {
         /// The realm of the tokens.
@@ -359,6 +363,62 @@ pub enum IssuedCommand {
         #[arg(long, value_name = "LINE", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
         from_line: u64,
     },
+}
+
+/// `import`
+#[derive(Clone, Debug, Args)]
+pub struct Import {
+    /// The list; - for standard input.
+    pub file: PathBuf,
+    /// The realm of the tokens.
+    #[arg(long)]
+    pub realm: String,
+    /// How the list is written [default: csv if its name ends so, otherwise ndjson].
+    ///
+    /// ndjson: {"jti":"...","exp":1999999999,"reason":"..."} a line, reason optional. csv: the first line names the
+    /// columns, jti and exp among them, reason optional; exp in seconds since 1970 or as RFC 3339. redis: what
+    /// redis-cli --scan prints, a key a line.
+    #[arg(long, value_enum)]
+    pub format: Option<ListFormat>,
+    /// How a key of Redis is made of a jti, such as 'denylist:{jti}'.
+    #[arg(long, value_name = "PATTERN", default_value = "{jti}")]
+    pub key: String,
+    /// What stands behind each key of Redis, separated by a space: its TTL, or its EXPIRETIME. Without, every
+    /// revocation is kept as long as a token of the realm can live.
+    #[arg(long, value_enum)]
+    pub value: Option<KeyValue>,
+    /// Why, for tokens of which the list does not say it; kept in the ledger.
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Go on after a line that was refused; told and counted it is in any case.
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Begin at this line, where an import before stopped.
+    #[arg(long, value_name = "LINE", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub from_line: u64,
+    /// Which server.
+    #[command(flatten)]
+    pub server: ServerArguments,
+}
+
+/// `--format`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ListFormat {
+    /// A JSON object a line.
+    Ndjson,
+    /// Columns, named by the first line.
+    Csv,
+    /// A key a line.
+    Redis,
+}
+
+/// `--value`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KeyValue {
+    /// Seconds left, as TTL says.
+    Ttl,
+    /// Seconds since 1970, as EXPIRETIME says.
+    Exp,
 }
 
 /// `agent`

@@ -11,12 +11,14 @@ mod args;
 mod config;
 mod demo;
 mod holding;
+mod import;
 mod inspect;
 mod issued;
 mod keygen;
 mod output;
 mod serve;
 mod state;
+mod upload;
 mod verify;
 
 use std::process::ExitCode;
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Command::Cutoff { scope, not_before, server } => admin::cut_off(output, &server, scope, not_before),
         Command::Lift { scope, server } => admin::lift(output, &server, scope),
         Command::Issued { command, server } => issued::run(output, &server, command),
+        Command::Import(import) => import::run(output, &import),
         Command::Jti { realm, count, server } => admin::jti(output, &server, &realm, count),
         Command::Status { server } => admin::status(output, &server),
         Command::Agent(agent) => agent::run(output, &agent),

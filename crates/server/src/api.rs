@@ -13,6 +13,7 @@
 //! | `POST /v1/realms` | founds a realm |
 //! | `POST /v1/realms/{realm}/revocations` | revokes one token |
 //! | `POST /v1/realms/{realm}/revocations/batch` | revokes up to 10,000 tokens, all or none |
+//! | `POST /v1/realms/{realm}/revocations/import` | revokes a list, one JSON object a line, any number of them |
 //! | `POST /v1/realms/{realm}/reinstatements` | undoes a revoke |
 //! | `POST /v1/realms/{realm}/cutoffs` | revokes every token in a scope issued before a time |
 //! | `POST /v1/realms/{realm}/lifts` | ends a cutoff |
@@ -43,7 +44,11 @@ mod revocations;
 
 mod cutoffs;
 
+mod stream;
+
 mod issued;
+
+mod import;
 
 mod plan;
 
@@ -78,8 +83,10 @@ pub fn router(service: Arc<Service>, limits: ApiLimits) -> Router {
         .merge(plan::routes())
         .layer(middleware::from_fn_with_state(limits.request_timeout, limit_time));
     // A report takes as long as it takes; only between two pieces of it the clock runs.
-    let streamed =
-        OpenApiRouter::new().merge(issued::streamed()).layer(Extension(issued::Idle(limits.request_timeout)));
+    let streamed = OpenApiRouter::new()
+        .merge(issued::streamed())
+        .merge(import::streamed())
+        .layer(Extension(issued::Idle(limits.request_timeout)));
     let slots = Arc::new(Semaphore::new(limits.concurrent_requests));
     let (guarded, mut document) =
         timed.merge(streamed).layer(middleware::from_fn_with_state(slots, limit_concurrency)).split_for_parts();

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,17 +15,14 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::api;
-use crate::broker::{Broker, BrokerConfig, BrokerTask, TlsRoots, TlsRootsError};
+use crate::broker::{Broker, BrokerConfig, BrokerTask};
 #[cfg(feature = "embedded-broker")]
 use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker as _};
 use crate::clock::Clock;
-use crate::config::{BrokerChoice, LedgerChoice, PublishingConfig, RemoteBroker, ServerConfig};
+use crate::config::{BrokerChoice, PublishingConfig, RemoteBroker, ServerConfig};
 use crate::keys::{KeyError, Keys};
 use crate::leader::{self, Candidate, Office};
-use crate::ledger::{
-    Health, Ledger, LedgerError, OpenError, PostgresConfig, PostgresError, PostgresLedger, PostgresUrlError,
-    SqliteLedger,
-};
+use crate::ledger::{Health, Ledger, LedgerError, OpenError};
 use crate::minting::LiveFilters;
 use crate::publisher::{HighWater, HighWaterError, Inquiries, Permit, Publishing, Settings, Signer};
 use crate::service::{LeaderView, PublishedRealms, Service};
@@ -56,7 +53,9 @@ impl Server {
         let ServerConfig { listen, data, keys, ledger, advertise, broker, publishing, lease, limits, resume, .. } =
             config;
         let keys = Arc::new(Keys::load(&keys)?);
-        let ledger = open_ledger(ledger, &data).await?;
+        let ledger = ledger.open(&data).await?;
+        // For what this server writes down beside a ledger that is elsewhere.
+        std::fs::create_dir_all(&data).map_err(|source| StartError::Folder { path: data.clone(), source })?;
         let mark = Arc::new(HighWater::open(&data)?);
         if !resume {
             reaches(ledger.as_ref(), &mark).await?;
@@ -218,27 +217,6 @@ impl fmt::Debug for Server {
     }
 }
 
-/// Opens the ledger that was chosen. `data` is this machine's own folder, whichever it is.
-async fn open_ledger(choice: LedgerChoice, data: &Path) -> Result<Arc<dyn Ledger>, StartError> {
-    match choice {
-        LedgerChoice::Embedded => {
-            let folder = data.to_owned();
-            // Opening reads the whole file.
-            let ledger = tokio::task::spawn_blocking(move || SqliteLedger::open(&folder))
-                .await
-                .map_err(|error| StartError::Interrupted { cause: error.to_string() })??;
-            Ok(Arc::new(ledger))
-        }
-        LedgerChoice::Postgres { url, password, ca } => {
-            let roots = ca.map(|path| TlsRoots::from_pem_file(&path)).transpose()?;
-            let config = PostgresConfig::new(&url, password.map(|password| password.expose().to_owned()), roots)?;
-            // For what this server writes down beside the ledger.
-            std::fs::create_dir_all(data).map_err(|source| StartError::Folder { path: data.to_owned(), source })?;
-            Ok(Arc::new(PostgresLedger::open(config).await?))
-        }
-    }
-}
-
 /// How a realm is published, as it was configured.
 fn settings_of(publishing: &PublishingConfig) -> Settings {
     Settings {
@@ -283,15 +261,6 @@ pub enum StartError {
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] OpenError),
-    /// The database of the ledger cannot be used.
-    #[error(transparent)]
-    Postgres(#[from] PostgresError),
-    /// The URL of the database cannot be used.
-    #[error("the ledger's URL cannot be used")]
-    PostgresUrl(#[from] PostgresUrlError),
-    /// The certificates that vouch for the database cannot be used.
-    #[error("ledger_ca cannot be used")]
-    LedgerCa(#[from] TlsRootsError),
     /// The data folder cannot be made.
     #[error("the folder {} cannot be made", .path.display())]
     Folder {
@@ -350,12 +319,6 @@ pub enum StartError {
     #[cfg(not(feature = "embedded-broker"))]
     #[error("this build has no embedded broker; give --broker URL")]
     NoEmbeddedBroker,
-    /// The runtime is ending.
-    #[error("the start was interrupted: {cause}")]
-    Interrupted {
-        /// How.
-        cause: String,
-    },
 }
 
 #[cfg(feature = "embedded-broker")]

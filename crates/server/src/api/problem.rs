@@ -209,7 +209,9 @@ fn of_ledger(error: &LedgerError) -> Problem {
         LedgerError::TermChanged { .. }
         | LedgerError::Damaged { .. }
         | LedgerError::TooManyVisitors { .. }
-        | LedgerError::Bid { .. } => internal(),
+        | LedgerError::Bid { .. }
+        | LedgerError::NotEmpty { .. }
+        | LedgerError::Unreadable(_) => internal(),
     }
 }
 

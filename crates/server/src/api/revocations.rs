@@ -23,7 +23,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct RevocationBody {
+pub(super) struct RevocationBody {
     /// The `jti` of the token; at most 256 bytes.
     #[schema(min_length = 1, max_length = 256)]
     jti: String,
