@@ -165,7 +165,8 @@ fn a_killed_leader_is_replaced_within_ten_seconds_and_nothing_is_lost() {
     let old = pair.leading();
     pair.servers[old].wait_until_published();
     let load = Load::start("load", &pair.servers, exp);
-    let before = until("something is published", || published(&pair.servers[old]).filter(|(_, sequence)| *sequence > 20));
+    let before =
+        until("something is published", || published(&pair.servers[old]).filter(|(_, sequence)| *sequence > 20));
     let stale = sniffer.wait_for("/manifest");
     pair.servers[old].kill();
     let dead = Instant::now();
