@@ -20,12 +20,15 @@ use crate::broker::{Broker, BrokerConfig, BrokerTask};
 use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker as _};
 use crate::clock::Clock;
 use crate::config::{BrokerChoice, PublishingConfig, RemoteBroker, ServerConfig};
+use crate::credentials::{CredentialsFileError, Gate};
 use crate::keys::{KeyError, Keys};
 use crate::leader::{self, Candidate, Office};
 use crate::ledger::{Health, Ledger, LedgerError, OpenError};
 use crate::minting::LiveFilters;
 use crate::publisher::{HighWater, HighWaterError, Inquiries, Permit, Publishing, Settings, Signer};
 use crate::service::{LeaderView, PublishedRealms, Service};
+use crate::tls::{ServerTls, TlsError};
+use crate::tokens::Issuers;
 
 /// How long a task may take to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,6 +38,8 @@ pub struct Server {
     address: SocketAddr,
     broker_address: Option<SocketAddr>,
     service: Arc<Service>,
+    gate: Arc<Gate>,
+    tls: Option<Arc<ServerTls>>,
     stopping: watch::Sender<bool>,
     api: JoinHandle<()>,
     stop_leader: Option<oneshot::Sender<()>>,
@@ -50,9 +55,26 @@ impl Server {
     ///
     /// Needs a tokio runtime with at least two threads: the publisher builds filters.
     pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let ServerConfig { listen, data, keys, ledger, advertise, broker, publishing, lease, limits, resume, .. } =
-            config;
-        let keys = Arc::new(Keys::load(&keys)?);
+        let ServerConfig {
+            listen,
+            data,
+            keys,
+            ledger,
+            advertise,
+            broker,
+            publishing,
+            lease,
+            limits,
+            approve,
+            tls: tls_files,
+            resume,
+            ..
+        } = config;
+        let folder = keys;
+        let keys = Arc::new(Keys::load(&folder)?);
+        let gate = Arc::new(Gate::open(&folder, keys.admin(), limits, approve, Arc::clone(&clock))?);
+        let api_tls = tls_files.map(ServerTls::load).transpose()?.map(Arc::new);
+        let issuers = Arc::new(Issuers::new(&folder, keys.issuer()));
         let ledger = ledger.open(&data).await?;
         // For what this server writes down beside a ledger that is elsewhere.
         std::fs::create_dir_all(&data).map_err(|source| StartError::Folder { path: data.clone(), source })?;
@@ -80,7 +102,11 @@ impl Server {
             BrokerChoice::Remote(remote) => (remote, None),
             BrokerChoice::Embedded(_) => return Err(StartError::NoEmbeddedBroker),
         };
-        let RemoteBroker { url, client_id, credentials, tls, identity: _ } = remote;
+        let RemoteBroker { url, client_id, credentials, tls, identity } = remote;
+        let tls = match (tls, identity) {
+            (Some(roots), Some((certificate, key))) => Some(roots.with_identity(&certificate, &key)?),
+            (tls, _) => tls,
+        };
         // Of this process alone: servers on one ledger share everything else. Within the 23 characters, with what is
         // added for the connections that read and listen, that every broker takes (MQTT 3.1.1, section 3.1.3.1).
         let name = Candidate::fresh_name();
@@ -107,13 +133,15 @@ impl Server {
                 heartbeat: publishing.heartbeat,
             },
         ));
-        let api = tokio::spawn(api::serve(listener, api::router(Arc::clone(&service), limits), stop));
+        let router = api::router(Arc::clone(&service), Arc::clone(&gate), issuers);
+        let api = tokio::spawn(api::serve(listener, api_tls.clone(), router, stop));
         let settings = settings_of(&publishing);
         let (stop_leader, leader_stop) = oneshot::channel();
         let health = ledger.health();
+        let scheme = if api_tls.is_some() { "https" } else { "http" };
         let candidate = Candidate {
             name: format!("{name}@{address}"),
-            address: advertise.or_else(|| (!address.ip().is_unspecified()).then(|| format!("http://{address}"))),
+            address: advertise.or_else(|| (!address.ip().is_unspecified()).then(|| format!("{scheme}://{address}"))),
             lease,
             ledger: Arc::clone(&ledger),
             clock: Arc::clone(&clock),
@@ -144,6 +172,8 @@ impl Server {
             address,
             broker_address,
             service,
+            gate,
+            tls: api_tls,
             stopping,
             api,
             stop_leader: Some(stop_leader),
@@ -171,6 +201,18 @@ impl Server {
     #[must_use]
     pub const fn service(&self) -> &Arc<Service> {
         &self.service
+    }
+
+    /// Who may use the API and how much; credentials and limits can be changed in it.
+    #[must_use]
+    pub const fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// How the API speaks TLS, if it does; certificates can be read again in it.
+    #[must_use]
+    pub const fn tls(&self) -> Option<&Arc<ServerTls>> {
+        self.tls.as_ref()
     }
 
     /// Waits until the server cannot go on, and tells why: after a failed write only a restart shows what the disk holds.
@@ -258,6 +300,12 @@ pub enum StartError {
     /// The keys cannot be used.
     #[error(transparent)]
     Keys(#[from] KeyError),
+    /// The credentials cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsFileError),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] OpenError),

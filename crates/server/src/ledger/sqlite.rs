@@ -340,6 +340,17 @@ impl Ledger for SqliteLedger {
         })
     }
 
+    fn object(&self, realm: RealmId, address: String) -> LedgerFuture<'_, Option<Object>> {
+        self.read(move |connection| {
+            let number = known_realm(connection, realm)?.number;
+            let mut statement =
+                connection.prepare_cached("SELECT bytes FROM objects WHERE realm = ?1 AND address = ?2")?;
+            let mut rows = statement.query((number, &address))?;
+            let bytes = rows.next()?.map(|row| row.get(0)).transpose()?;
+            Ok(bytes.map(|bytes| Object { address: address.clone(), bytes }))
+        })
+    }
+
     fn store_objects(
         &self,
         realm: RealmId,
