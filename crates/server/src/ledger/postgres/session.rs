@@ -139,11 +139,10 @@ impl Fault {
             Self::Database(error) => match error.code() {
                 Some(_) if collision => Meaning::Collision(LedgerError::Away(told(error))),
                 Some(&SqlState::DISK_FULL) => Meaning::Final(LedgerError::StorageFull(told(error))),
-                // The transaction stood still for so long that the server undid it.
-                Some(&SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT) => Meaning::Away(LedgerError::Away(told(error))),
                 Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => Meaning::Away(LedgerError::Away(Arc::new(ReadOnly))),
                 // Class 08: connection; 53: resources; 57: an operator's doing.
-                Some(code) if ["08", "53", "57"].iter().any(|class| code.code().starts_with(class)) => {
+                // 25P03: the transaction stood still for so long that the server undid it.
+                Some(code) if ["08", "25P03", "53", "57"].iter().any(|class| code.code().starts_with(class)) => {
                     Meaning::Away(LedgerError::Away(told(error)))
                 }
                 Some(_) => Meaning::Final(LedgerError::Storage(told(error))),
