@@ -43,7 +43,8 @@ pub(super) fn complete(document: &mut OpenApi) {
         for operation in operations(item) {
             let (body, asked) = (operation.request_body.is_some(), operation.parameters.is_some());
             let realm = path.contains("{realm}").then_some(("404", "No such realm, or nothing there."));
-            let meaning = (body || asked).then_some(("422", "The request asks for what cannot be; the type says what."));
+            let meaning =
+                (body || asked).then_some(("422", "The request asks for what cannot be; the type says what."));
             let with_body = WITH_BODY.into_iter().filter(|_| body);
             for (status, description) in ALWAYS.into_iter().chain(with_body).chain(realm).chain(meaning) {
                 let responses = &mut operation.responses.responses;

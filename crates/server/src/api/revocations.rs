@@ -56,7 +56,12 @@ pub(super) struct ReceiptBody {
 
 impl From<Receipt> for ReceiptBody {
     fn from(receipt: Receipt) -> Self {
-        Self { sequence: receipt.sequence.0, exp: receipt.exp.map(UnixTime::secs), recorded: receipt.recorded, reached: None }
+        Self {
+            sequence: receipt.sequence.0,
+            exp: receipt.exp.map(UnixTime::secs),
+            recorded: receipt.recorded,
+            reached: None,
+        }
     }
 }
 

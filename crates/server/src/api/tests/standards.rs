@@ -393,7 +393,9 @@ async fn the_mirror_serves_what_stands_on_the_broker() {
 async fn a_request_may_wait_and_is_told_how_far_its_entry_came() {
     let site = Site::new().await;
     let body = json!({"jti": "t", "exp": LATER});
-    for (query, reached) in [("", Value::Null), ("?wait=durable", json!("durable")), ("?wait=durable&timeout=1ms", json!("durable"))] {
+    for (query, reached) in
+        [("", Value::Null), ("?wait=durable", json!("durable")), ("?wait=durable&timeout=1ms", json!("durable"))]
+    {
         let answer = site.post(&format!("{REVOCATIONS}{query}"), &body).await;
         assert!(matches!(answer.status, 200 | 201), "{query}: {}", answer.body);
         assert_eq!((&answer.body["sequence"], &answer.body["reached"]), (&json!(1), &reached), "{query}");
