@@ -12,6 +12,10 @@ pub mod config;
 
 pub mod minting;
 
+pub mod fleet;
+
+pub mod metrics;
+
 pub mod service;
 
 pub mod publisher;

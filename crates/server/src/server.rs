@@ -18,8 +18,10 @@ use crate::broker::{Broker, BrokerConfig, BrokerTask};
 use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker as _};
 use crate::clock::Clock;
 use crate::config::{BrokerChoice, RemoteBroker, ServerConfig};
+use crate::fleet::{self, Fleet, Lookout};
 use crate::keys::{KeyError, Keys};
 use crate::ledger::{Ledger, OpenError, SqliteLedger};
+use crate::metrics::Metrics;
 use crate::minting::LiveFilters;
 use crate::publisher::{self, Publishing, Settings, Signer};
 use crate::service::{PublishedRealms, Service};
@@ -36,6 +38,8 @@ pub struct Server {
     api: JoinHandle<()>,
     stop_publisher: Option<oneshot::Sender<()>>,
     publisher: JoinHandle<()>,
+    /// Hears the fleet.
+    hearing: JoinHandle<()>,
     broker: Option<BrokerTask>,
     #[cfg(feature = "embedded-broker")]
     embedded: Option<EmbeddedBroker>,
@@ -81,6 +85,9 @@ impl Server {
         let (stopping, stop) = watch::channel(false);
         let published = watch::Sender::new(PublishedRealms::new());
         let filters = Arc::new(LiveFilters::new());
+        let metrics = Arc::new(Metrics::new(clock.now().wall));
+        let fleet = Fleet::new(publishing.prefix.clone(), vec![keys.publisher().public()]);
+        let lookout = Arc::new(Lookout::new(fleet, Arc::clone(&clock)));
         let service = Arc::new(Service::new(
             Arc::clone(&ledger),
             Arc::clone(&keys),
@@ -88,7 +95,10 @@ impl Server {
             broker.state(),
             published.subscribe(),
             Arc::clone(&filters),
+            Arc::clone(&lookout),
+            Arc::clone(&metrics),
         ));
+        let hearing = tokio::spawn(fleet::hear(lookout, broker.clone(), Arc::clone(&ledger)));
         let api = tokio::spawn(api::serve(listener, api::router(Arc::clone(&service), limits), stop));
         let settings = Settings {
             // Checked against limits::CHUNK_BYTES_MAX.
@@ -109,6 +119,7 @@ impl Server {
             prefix: publishing.prefix,
             filters,
             published,
+            metrics,
             resume,
         };
         let publishing_task = tokio::spawn(publisher::run(publishing, publisher_stop));
@@ -121,6 +132,7 @@ impl Server {
             api,
             stop_publisher: Some(stop_publisher),
             publisher: publishing_task,
+            hearing,
             broker: Some(broker_task),
             #[cfg(feature = "embedded-broker")]
             embedded,
@@ -155,6 +167,7 @@ impl Server {
         if timeout(STOP_TIMEOUT, &mut self.publisher).await.is_err() {
             tracing::warn!("the publisher did not end in time");
         }
+        self.hearing.abort();
         if let Some(broker) = self.broker.take() {
             broker.stop().await;
         }
@@ -170,6 +183,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.api.abort();
         self.publisher.abort();
+        self.hearing.abort();
     }
 }
 

@@ -20,6 +20,8 @@ use crate::ledger::{
     Action, Coverage, Expiry, Founding, Issued, LEEWAY_DEFAULT, Ledger, LedgerError, MAX_TOKEN_LIFETIME_DEFAULT,
     Object, Realm, Receipt, Registration, Request, Scope, Statement,
 };
+use crate::fleet::{Lookout, Reached, View, Wait};
+use crate::metrics::{EntryKind, Metrics};
 use crate::minting::LiveFilters;
 
 /// Largest leeway of a realm: clocks that differ by more than a day are not clocks.
@@ -101,6 +103,8 @@ pub struct Published {
     pub revocations: u64,
     /// Bytes of what stands at the broker.
     pub sizes: crate::publisher::Sizes,
+    /// How good the filter of the newest epoch is.
+    pub filter: Option<crate::publisher::FilterHealth>,
     /// Why the newest epoch has the filter it has; `None` if it was built before the start.
     pub choice: Option<crate::publisher::Choice>,
     /// What keeps the publisher from going on, if anything.
@@ -155,6 +159,8 @@ pub struct Service {
     broker: watch::Receiver<LinkState>,
     published: watch::Receiver<PublishedRealms>,
     filters: Arc<LiveFilters>,
+    lookout: Arc<Lookout>,
+    metrics: Arc<Metrics>,
     // Parameters of a realm never change, so what was read once holds.
     known: RwLock<BTreeMap<RealmId, Realm>>,
 }
@@ -162,6 +168,7 @@ pub struct Service {
 impl Service {
     /// Puts the parts together.
     #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "each is a part of its own, and only a server and tests put them together")]
     pub fn new(
         ledger: Arc<dyn Ledger>,
         keys: Arc<Keys>,
@@ -169,8 +176,10 @@ impl Service {
         broker: watch::Receiver<LinkState>,
         published: watch::Receiver<PublishedRealms>,
         filters: Arc<LiveFilters>,
+        lookout: Arc<Lookout>,
+        metrics: Arc<Metrics>,
     ) -> Self {
-        Self { ledger, keys, clock, broker, published, filters, known: RwLock::default() }
+        Self { ledger, keys, clock, broker, published, filters, lookout, metrics, known: RwLock::default() }
     }
 
     /// The keys in use.
@@ -255,7 +264,7 @@ impl Service {
                 actor: actor.to_owned(),
             })
             .collect();
-        Ok(self.ledger.append(realm, now, requests).await?)
+        self.record(realm, now, requests, actor).await
     }
 
     /// Undoes a revoke; durable when this returns.
@@ -315,9 +324,62 @@ impl Service {
     }
 
     async fn append_one(&self, realm: RealmId, now: UnixTime, request: Request) -> Result<Receipt, ServiceError> {
-        let receipts = self.ledger.append(realm, now, vec![request]).await?;
+        let actor = request.actor.clone();
+        let receipts = self.record(realm, now, vec![request], &actor).await?;
         // One request, one receipt.
         receipts.first().copied().ok_or(ServiceError::Ledger(LedgerError::Closed))
+    }
+
+    /// The one way into the ledger: recorded, counted, logged, and followed on its way to the devices.
+    async fn record(
+        &self,
+        realm: RealmId,
+        now: UnixTime,
+        requests: Vec<Request>,
+        actor: &str,
+    ) -> Result<Vec<Receipt>, ServiceError> {
+        let kinds: Vec<EntryKind> = requests.iter().map(|request| EntryKind::from(&request.action)).collect();
+        let began = self.clock.now().uptime;
+        let receipts = self.ledger.append(realm, now, requests).await?;
+        let took = self.clock.now().uptime.saturating_sub(began);
+        let recorded = || receipts.iter().zip(&kinds).filter(|(receipt, _)| receipt.recorded);
+        self.metrics.appended(realm, recorded().map(|(_, kind)| *kind), took);
+        if let Some((last, kind)) = recorded().max_by_key(|(receipt, _)| receipt.sequence) {
+            let (sequence, entries, kind) = (last.sequence.0, recorded().count(), kind.name());
+            tracing::info!(%realm, actor, kind, entries, sequence, "recorded");
+            self.lookout.recorded(realm, last.sequence);
+        }
+        Ok(receipts)
+    }
+
+    /// Waits until an entry has come so far, or time is up; says how far it has come.
+    pub async fn wait(&self, realm: RealmId, sequence: Sequence, wait: Wait, patience: Duration) -> Reached {
+        self.lookout.wait(realm, sequence, wait, patience).await
+    }
+
+    /// How the devices of a realm are, and how many of them stand at or above a sequence.
+    pub async fn fleet(&self, realm: RealmId, at_least: Sequence) -> Result<(Sequence, View), ServiceError> {
+        let (_, head) = self.ledger.head(realm).await?;
+        let view = self.lookout.view(&realm, head, at_least);
+        // The lookout hears of a new realm a moment after the ledger has it.
+        let view = view.ok_or(ServiceError::Ledger(LedgerError::RealmUnknown { realm }))?;
+        Ok((head, view))
+    }
+
+    /// Everything that is counted and measured, as text.
+    pub async fn metrics(&self) -> Result<String, ServiceError> {
+        let status = self.status().await?;
+        let view = |realm: &RealmStatus| {
+            Some((realm.realm.id, self.lookout.view(&realm.realm.id, realm.head, Sequence::default())?))
+        };
+        let views = status.realms.iter().filter_map(view).collect();
+        self.metrics.encode(status, views, self.clock.now().wall).map_err(|_| ServiceError::Metrics)
+    }
+
+    /// Where requests are counted.
+    #[must_use]
+    pub fn counters(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Registers issued tokens, all of them or none; durable when this returns.
@@ -475,6 +537,9 @@ pub enum ServiceError {
     /// The operating system gave no random bytes.
     #[error("the operating system gave no random bytes")]
     Random(#[source] getrandom::Error),
+    /// Our own mistake: a name that no metric can have.
+    #[error("the metrics cannot be written down")]
+    Metrics,
     /// Our own mistake: the object cannot be written down.
     #[error("the keys object cannot be encoded")]
     Encode(#[source] WireError),

@@ -23,9 +23,10 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::answers::Admission;
 use super::{Built, Draft, Filtered, Plan, PublishError, Publisher, Settings, Signer, Step};
-use crate::broker::{Broker, BrokerError, Incoming, LinkState, Listener};
+use crate::broker::{Broker, BrokerError, Hearing, Incoming, LinkState, Listener};
 use crate::clock::Clock;
 use crate::ledger::{Coverage, Ledger, LedgerError, Object, Realm, Visitor};
+use crate::metrics::{Metrics, StepKind};
 use crate::minting::LiveFilters;
 use crate::service::{Published, PublishedRealms};
 
@@ -41,6 +42,12 @@ const SCAN_LIMIT: usize = 10_000;
 /// Questions that wait for a realm's publisher, and answers on their way at a time. What comes beyond
 /// is dropped and counted.
 const QUESTIONS_MAX: usize = 64;
+
+/// Questions that wait to be handed on. What comes beyond is dropped and counted: devices ask again.
+const QUESTIONS_WAITING_MAX: usize = 256;
+
+/// Bytes of a question that is looked at: four times the longest.
+const QUESTION_BYTES_MAX: usize = 1024;
 
 /// Pauses after a failure: the first, and the longest.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
@@ -65,6 +72,8 @@ pub struct Publishing {
     pub filters: Arc<LiveFilters>,
     /// Where progress is told.
     pub published: watch::Sender<PublishedRealms>,
+    /// Where it is counted.
+    pub metrics: Arc<Metrics>,
     /// The operator confirmed that a ledger which ends before what was published shall go on, in a
     /// new term.
     pub resume: bool,
@@ -121,7 +130,13 @@ async fn tend(publishing: &Publishing, tasks: &mut JoinSet<()>) -> Infallible {
     let mut known: HashMap<RealmId, mpsc::Sender<Incoming>> = HashMap::new();
     let mut wakes = publishing.ledger.subscribe();
     let mut dropped = 0;
-    let mut listener = publishing.broker.listen(format!("{}/+/devices/+/ask", publishing.prefix));
+    let mut listener = publishing.broker.listen(Hearing {
+        name: "q",
+        filters: vec![format!("{}/+/devices/+/ask", publishing.prefix)],
+        payload_bytes_max: QUESTION_BYTES_MAX,
+        waiting_max: QUESTIONS_WAITING_MAX,
+        acknowledged: true,
+    });
     loop {
         wakes.mark_unchanged();
         match publishing.ledger.realms().await {
@@ -152,6 +167,7 @@ async fn keep_publishing(publishing: Publishing, realm: RealmId, questions: mpsc
         let started = publishing.clock.now().uptime;
         let Err(error) = publish(&publishing, realm, &mut desk).await;
         tracing::error!(%realm, error = %chain(&error), "publishing stopped; beginning anew");
+        publishing.metrics.publication_failed(realm);
         publishing.tell(realm, |published| published.trouble = Some(chain(&error)));
         if let RunError::Publish(PublishError::LedgerBehind { published, .. }) = error
             && publishing.resume
@@ -274,6 +290,7 @@ async fn publish(publishing: &Publishing, realm: RealmId, desk: &mut Desk) -> Re
                     }
                     Err(error @ (RunError::Broker(_) | RunError::NotRetained { .. })) => {
                         tracing::warn!(%realm, error = %chain(&error), "not everything was published; trying again");
+                        publishing.metrics.publication_failed(realm);
                         publishing.tell(realm, |published| published.trouble = Some(chain(&error)));
                         publisher.failed();
                         sleep(BACKOFF_MIN).await;
@@ -388,6 +405,10 @@ impl Publishing {
                     return;
                 }
                 question = listener.next() => {
+                    // A question is never retained: whoever left one there wants it asked for ever.
+                    if question.retained {
+                        continue;
+                    }
                     let Some((realm, _)) = DeviceTopic::Ask.parse(&self.prefix, &question.topic) else { continue };
                     let Some(asked) = known.get(&realm) else { continue };
                     if asked.try_send(question).is_err() {
@@ -509,23 +530,33 @@ impl Publishing {
                 Step::Live { bytes } => {
                     let topic = Address::Live.topic(&self.prefix, &realm);
                     self.broker.publish(&topic, bytes.clone(), false).await?;
+                    self.metrics.published(realm, StepKind::live, bytes.len());
                 }
                 Step::Retain { address: Address::Manifest, bytes } => {
                     // The commit point: everything before it is acknowledged.
                     settle(&mut sending).await?;
                     self.broker.publish(&Address::Manifest.topic(&self.prefix, &realm), bytes.clone(), true).await?;
+                    self.metrics.published(realm, StepKind::retain, bytes.len());
                 }
                 Step::Retain { address, bytes } => {
                     let (broker, topic, bytes) =
                         (self.broker.clone(), address.topic(&self.prefix, &realm), bytes.clone());
-                    sending.spawn(async move { broker.publish(&topic, bytes, true).await });
+                    let metrics = Arc::clone(&self.metrics);
+                    sending.spawn(async move {
+                        let size = bytes.len();
+                        broker.publish(&topic, bytes, true).await?;
+                        metrics.published(realm, StepKind::retain, size);
+                        Ok(())
+                    });
                 }
                 Step::ReadBack { objects } => {
                     settle(&mut sending).await?;
                     self.read_back(realm, objects).await?;
+                    self.metrics.published(realm, StepKind::read_back, 0);
                 }
                 Step::Clear { address } => {
                     self.broker.publish(&address.topic(&self.prefix, &realm), Vec::new(), true).await?;
+                    self.metrics.published(realm, StepKind::clear, 0);
                 }
             }
         }
@@ -565,6 +596,7 @@ impl Publishing {
                 objects: publisher.standing().len(),
                 revocations: publisher.book().revoked_len() as u64,
                 sizes,
+                filter: publisher.filter_health(),
                 choice,
                 trouble,
                 questions: published.questions,
