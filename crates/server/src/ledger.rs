@@ -8,6 +8,9 @@ mod rules;
 mod registry;
 pub use registry::{Coverage, Issued, IssuedError, Registration, Visitor};
 
+mod lease;
+pub use lease::{ADDRESS_BYTES_MAX, Bid, LEASE_MAX, LEASE_MIN, Leadership, SERVER_BYTES_MAX};
+
 mod memory;
 pub use memory::MemoryLedger;
 
@@ -109,8 +112,29 @@ pub trait Ledger: Send + Sync {
         deletes: Vec<String>,
     ) -> LedgerFuture<'_, ()>;
 
-    /// Whether entries can be recorded: false after [`LedgerError::Poisoned`].
-    fn is_writable(&self) -> bool;
+    /// What holds for one token, and what the registry knows of it.
+    fn token(&self, realm: RealmId, jti: String) -> LedgerFuture<'_, TokenRecord>;
+
+    /// The live cutoffs, by sequence; at most [`CUTOFFS_MAX`].
+    fn cutoffs(&self, realm: RealmId) -> LedgerFuture<'_, Vec<Entry>>;
+
+    /// Takes, renews or hears of the leadership of all realms: one transaction, the ledger's own clock.
+    ///
+    /// A lease that was released is taken in the same term. To take one that ran out moves every realm to a new term in
+    /// the same transaction, so that nothing of the former leader is stored any more.
+    fn lead(&self, bid: Bid) -> LedgerFuture<'_, Leadership>;
+
+    /// Gives the leadership up in order: all that was decided is stored and nothing is in flight, so whoever is next
+    /// goes on in the same term. Without it nothing happens.
+    fn step_down(&self, server: String) -> LedgerFuture<'_, ()>;
+
+    /// Tells whenever it becomes able or unable to record entries.
+    fn health(&self) -> watch::Receiver<Health>;
+
+    /// Whether entries can be recorded now.
+    fn is_writable(&self) -> bool {
+        matches!(*self.health().borrow(), Health::Good)
+    }
 
     /// Wakes whenever a commit recorded something. The number only counts; read the ledger.
     fn subscribe(&self) -> watch::Receiver<u64>;
@@ -342,6 +366,33 @@ pub struct Object {
     pub bytes: Vec<u8>,
 }
 
+/// What a ledger says of one token.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenRecord {
+    /// The entry that holds: a revoke or a reinstate. `None` if it was never revoked, or that is forgotten.
+    pub entry: Option<Entry>,
+    /// Its registration, if it is registered.
+    pub issued: Option<Issued>,
+}
+
+/// Whether a ledger can record entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It can.
+    Good,
+    /// Its database cannot be reached or does not take writes. It goes on by itself once that has changed.
+    Away {
+        /// How that showed.
+        cause: String,
+    },
+    /// A write failed in a way after which memory and disk may differ. Nothing is written any more: the process must
+    /// end, and what the disk says after a restart is the truth.
+    Stopped {
+        /// How it failed.
+        cause: String,
+    },
+}
+
 /// Why a ledger did not do what it was asked.
 ///
 /// Cloneable, since one failed commit is the answer to many requests.
@@ -482,6 +533,20 @@ pub enum LedgerError {
         /// The caller's.
         claimed: Term,
     },
+    /// A server asks to lead under a name, an address or a lease that cannot be; our own mistake, or a configured
+    /// address that is too long.
+    #[error(
+        "a name of {server} bytes, an address of {address} bytes and a lease of {lease:?} are asked for; \
+         1 to {SERVER_BYTES_MAX}, 1 to {ADDRESS_BYTES_MAX}, {LEASE_MIN:?} to {LEASE_MAX:?} are possible"
+    )]
+    Bid {
+        /// Length of the name.
+        server: usize,
+        /// Length of the address.
+        address: usize,
+        /// The lease.
+        lease: Duration,
+    },
     /// More requests wait than the queue holds; try again later.
     #[error("{waiting} requests wait for the ledger, which is the limit")]
     Overloaded {
@@ -500,6 +565,9 @@ pub enum LedgerError {
     /// The database failed. Whether this request was recorded is not known.
     #[error("the ledger's storage failed")]
     Storage(#[source] Cause),
+    /// The database cannot be reached, or does not take writes. Nothing was recorded; works again by itself once it can.
+    #[error("the ledger's database cannot be reached")]
+    Away(#[source] Cause),
     /// A write failed earlier in a way after which memory and disk may differ. Restart: what the
     /// disk then says is the truth.
     #[error("the ledger stopped writing after a failure; restart the server")]

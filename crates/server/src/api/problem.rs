@@ -161,9 +161,11 @@ fn of_ledger(error: &LedgerError) -> Problem {
         LedgerError::Storage(_) => stopped("ledger-failed", "the ledger's storage failed; it may be recorded or not"),
         LedgerError::Poisoned => stopped("ledger-stopped", "the ledger takes no entries until a restart"),
         LedgerError::Closed => stopped("stopping", "the server is stopping"),
-        LedgerError::TermChanged { .. } | LedgerError::Damaged { .. } | LedgerError::TooManyVisitors { .. } => {
-            internal()
-        }
+        LedgerError::Away(_) => stopped("ledger-away", "the ledger cannot be reached; nothing was recorded"),
+        LedgerError::TermChanged { .. }
+        | LedgerError::Damaged { .. }
+        | LedgerError::TooManyVisitors { .. }
+        | LedgerError::Bid { .. } => internal(),
     }
 }
 
@@ -199,6 +201,7 @@ mod tests {
         let cases = [
             (LedgerError::StorageFull(cause()), 507, "storage-full"),
             (LedgerError::Storage(cause()), 503, "ledger-failed"),
+            (LedgerError::Away(cause()), 503, "ledger-away"),
             (LedgerError::Poisoned, 503, "ledger-stopped"),
             (LedgerError::Overloaded { waiting: 3 }, 503, "overloaded"),
             (LedgerError::Closed, 503, "stopping"),

@@ -6,30 +6,76 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::ready;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use revocast_core::limits::ISSUED_BATCH_MAX;
 use revocast_core::{Fingerprint, Jti, RealmId, Sequence, Term, UnixTime};
 use tokio::sync::watch;
 
+use super::lease::{self, Bid, Leadership, Lease, Ruling};
 use super::registry::{self, Coverage, Issued, Key, Register, Registration, Visitor};
 use super::rules::{self, Counters, Halt, Last, Shelf, Standing, Subject};
-use super::{Entry, Founding, Ledger, LedgerError, LedgerFuture, Object, Realm, Receipt, Request, Scope, Statement};
+use super::{
+    Entry, Founding, Health, Ledger, LedgerError, LedgerFuture, Object, Realm, Receipt, Request, Scope, Statement,
+    TokenRecord,
+};
 
 /// Tokens shown to a visitor at a time. Few, so that tests see several of them.
 const VISIT_BATCH: usize = 100;
 
-/// Keeps histories until it is dropped.
+/// Keeps histories until it is dropped. Several servers may share one.
 #[derive(Debug)]
 pub struct MemoryLedger {
     realms: Mutex<BTreeMap<RealmId, Keeping>>,
     commits: watch::Sender<u64>,
+    health: watch::Sender<Health>,
+    leading: Mutex<Leading>,
+}
+
+/// The lease, and the clock by which it runs.
+#[derive(Debug, Default)]
+struct Leading {
+    clock: Duration,
+    /// With the reading of the clock at which it runs out.
+    lease: Option<(Bid, Duration)>,
 }
 
 impl MemoryLedger {
     /// An empty one.
     #[must_use]
     pub fn new() -> Self {
-        Self { realms: Mutex::default(), commits: watch::Sender::new(0) }
+        Self {
+            realms: Mutex::default(),
+            commits: watch::Sender::new(0),
+            health: watch::Sender::new(Health::Good),
+            leading: Mutex::default(),
+        }
+    }
+
+    /// Moves the clock of leases, which stands still otherwise.
+    pub fn advance(&self, time: Duration) {
+        self.leading().clock += time;
+    }
+
+    fn leading(&self) -> MutexGuard<'_, Leading> {
+        self.leading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a new term in every realm, or in none.
+    fn resume_all(&self, now: UnixTime) -> Result<(), LedgerError> {
+        let mut realms = self.lock();
+        let mut entries = Vec::with_capacity(realms.len());
+        for (id, keeping) in realms.iter() {
+            let mut counters = keeping.counters;
+            let head = counters.head;
+            let entry = rules::resume(*id, &mut counters, now, head)?;
+            entries.push((counters, entry));
+        }
+        for (keeping, (counters, entry)) in realms.values_mut().zip(entries) {
+            keeping.counters = counters;
+            keeping.keep(vec![entry]);
+        }
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<RealmId, Keeping>> {
@@ -235,8 +281,65 @@ impl Ledger for MemoryLedger {
         })))
     }
 
-    fn is_writable(&self) -> bool {
-        true
+    fn token(&self, realm: RealmId, jti: String) -> LedgerFuture<'_, TokenRecord> {
+        Box::pin(ready(self.with(realm, |keeping| {
+            let last = keeping.tokens.get(&jti);
+            let entry = last.and_then(|last| keeping.entries.get(&last.sequence)).cloned();
+            // What is no `jti` is not there either.
+            let key = Jti::new(&jti).ok().map(|jti| Key::of(&keeping.realm.fingerprinter, jti));
+            let issued = key.and_then(|key| keeping.issued.get(&key)).map(|kept| Issued { jti, ..kept.clone() });
+            Ok(TokenRecord { entry, issued })
+        })))
+    }
+
+    fn cutoffs(&self, realm: RealmId) -> LedgerFuture<'_, Vec<Entry>> {
+        Box::pin(ready(self.with(realm, |keeping| {
+            let live = keeping.scopes.values().filter(|last| matches!(last.standing, Standing::Cut { .. }));
+            let mut cutoffs: Vec<_> = live.filter_map(|last| keeping.entries.get(&last.sequence)).cloned().collect();
+            cutoffs.sort_unstable_by_key(|entry| entry.sequence);
+            Ok(cutoffs)
+        })))
+    }
+
+    fn lead(&self, bid: Bid) -> LedgerFuture<'_, Leadership> {
+        let lead = || {
+            bid.check()?;
+            let mut leading = self.leading();
+            let clock = leading.clock;
+            let held = leading.lease.clone().map(|(Bid { server, address, .. }, end)| Lease {
+                server,
+                address,
+                remaining: end.saturating_sub(clock),
+            });
+            match lease::rule(&bid, held) {
+                Ruling::Follow(following) => Ok(following),
+                Ruling::Grant { new_terms } => {
+                    if new_terms {
+                        self.resume_all(UnixTime::from_secs(clock.as_secs()))?;
+                    }
+                    let end = clock + bid.lease;
+                    leading.lease = Some((bid, end));
+                    Ok(Leadership::Leading { took_over: new_terms })
+                }
+            }
+        };
+        let result = match lead() {
+            Ok(Leadership::Leading { took_over: true }) => self.woken(Ok(Leadership::Leading { took_over: true })),
+            other => other,
+        };
+        Box::pin(ready(result))
+    }
+
+    fn step_down(&self, server: String) -> LedgerFuture<'_, ()> {
+        let mut leading = self.leading();
+        if leading.lease.as_ref().is_some_and(|(bid, _)| bid.server == server) {
+            leading.lease = None;
+        }
+        Box::pin(ready(Ok(())))
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
     }
 
     fn subscribe(&self) -> watch::Receiver<u64> {

@@ -10,6 +10,7 @@ mod registry;
 
 use std::collections::{BTreeMap, btree_map};
 use std::fs::{self, File, TryLockError};
+use std::future::ready;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,8 +26,8 @@ use tokio::sync::{oneshot, watch};
 use self::registry::Sweep;
 use super::rules::{self, Counters, Halt, Last, Shelf, Standing, Subject};
 use super::{
-    Cause, Coverage, Entry, Founding, Issued, Ledger, LedgerError, LedgerFuture, Object, Realm, Receipt, Registration,
-    Request, Scope, Statement, Visitor,
+    Bid, Cause, Coverage, Entry, Founding, Health, Issued, Leadership, Ledger, LedgerError, LedgerFuture, Object,
+    Realm, Receipt, Registration, Request, Scope, Statement, TokenRecord, Visitor,
 };
 
 /// Marks a file as ours: "RVCL".
@@ -103,7 +104,7 @@ pub struct SqliteLedger {
     writes: Option<SyncSender<Write>>,
     reads: Option<SyncSender<Read>>,
     commits: watch::Sender<u64>,
-    poisoned: Arc<AtomicBool>,
+    health: watch::Sender<Health>,
     threads: Vec<JoinHandle<()>>,
     /// The file, for visits: each has a connection of its own.
     path: PathBuf,
@@ -130,10 +131,10 @@ impl SqliteLedger {
         let reading = open_reader(&path)?;
 
         let commits = watch::Sender::new(0);
-        let poisoned = Arc::new(AtomicBool::new(false));
+        let health = watch::Sender::new(Health::Good);
         let (writes, write_queue) = sync_channel(QUEUE_CALLS_MAX);
         let (reads, read_queue) = sync_channel(QUEUE_CALLS_MAX);
-        let mut state = Writer { connection: writing, poisoned: Arc::clone(&poisoned), commits: commits.clone() };
+        let mut state = Writer { connection: writing, health: health.clone(), commits: commits.clone() };
         let threads = vec![
             spawn("ledger-writer", move || state.run(&write_queue))?,
             spawn("ledger-reader", move || read_all(&reading, &read_queue))?,
@@ -142,7 +143,7 @@ impl SqliteLedger {
             writes: Some(writes),
             reads: Some(reads),
             commits,
-            poisoned,
+            health,
             threads,
             path,
             visits: Mutex::default(),
@@ -239,10 +240,9 @@ impl Ledger for SqliteLedger {
     fn scan(&self, realm: RealmId, after: Sequence, limit: usize) -> LedgerFuture<'_, Vec<Entry>> {
         self.read(move |connection| {
             let number = known_realm(connection, realm)?.number;
-            let mut statement = connection.prepare_cached(
-                "SELECT sequence, at, kind, subject_kind, subject, value, reason, actor FROM entries
-                 WHERE realm = ?1 AND sequence > ?2 ORDER BY sequence LIMIT ?3",
-            )?;
+            let mut statement = connection.prepare_cached(&format!(
+                "{SELECT_ENTRY} WHERE realm = ?1 AND sequence > ?2 ORDER BY sequence LIMIT ?3"
+            ))?;
             let mut rows = statement.query(params![number, signed(after.0), signed(limit as u64)])?;
             let mut entries = Vec::new();
             while let Some(row) = rows.next()? {
@@ -333,8 +333,50 @@ impl Ledger for SqliteLedger {
         })
     }
 
-    fn is_writable(&self) -> bool {
-        !self.poisoned.load(Ordering::Acquire)
+    fn token(&self, realm: RealmId, jti: String) -> LedgerFuture<'_, TokenRecord> {
+        self.read(move |connection| {
+            let row = known_realm(connection, realm)?;
+            let mut statement = connection.prepare_cached(&format!(
+                "{SELECT_ENTRY} INDEXED BY entries_by_subject
+                 WHERE realm = ?1 AND subject_kind = {SUBJECT_JTI} AND subject = ?2 ORDER BY sequence DESC LIMIT 1"
+            ))?;
+            let mut rows = statement.query(params![row.number, jti])?;
+            let entry = rows.next()?.map(entry).transpose()?;
+            let issued = registry::token(connection, row.number, &row.realm.fingerprinter, jti)?;
+            Ok(TokenRecord { entry, issued })
+        })
+    }
+
+    fn cutoffs(&self, realm: RealmId) -> LedgerFuture<'_, Vec<Entry>> {
+        self.read(move |connection| {
+            let number = known_realm(connection, realm)?.number;
+            let mut statement = connection.prepare_cached(&format!(
+                "{SELECT_ENTRY} AS one WHERE realm = ?1 AND subject_kind < {SUBJECT_JTI} AND kind = {KIND_CUTOFF}
+                 AND NOT EXISTS (SELECT 1 FROM entries AS later INDEXED BY entries_by_subject
+                     WHERE later.realm = ?1 AND later.subject_kind = one.subject_kind
+                     AND later.subject = one.subject AND later.sequence > one.sequence)
+                 ORDER BY sequence"
+            ))?;
+            let mut rows = statement.query([number])?;
+            let mut cutoffs = Vec::new();
+            while let Some(row) = rows.next()? {
+                cutoffs.push(entry(row)?);
+            }
+            Ok(cutoffs)
+        })
+    }
+
+    /// The lock on the folder is the lease: whoever has this ledger open leads.
+    fn lead(&self, bid: Bid) -> LedgerFuture<'_, Leadership> {
+        Box::pin(ready(bid.check().map(|()| Leadership::Leading { took_over: false })))
+    }
+
+    fn step_down(&self, _server: String) -> LedgerFuture<'_, ()> {
+        Box::pin(ready(Ok(())))
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
     }
 
     fn subscribe(&self) -> watch::Receiver<u64> {
@@ -478,8 +520,8 @@ fn read_all(connection: &Connection, queue: &Receiver<Read>) {
 /// The thread that writes.
 struct Writer {
     connection: Connection,
-    /// Set after a failure that memory and disk may have survived differently; never cleared.
-    poisoned: Arc<AtomicBool>,
+    /// Stopped after a failure that memory and disk may have survived differently; never good again.
+    health: watch::Sender<Health>,
     commits: watch::Sender<u64>,
 }
 
@@ -539,7 +581,7 @@ impl Writer {
 
     /// One durable transaction. Decides what a failure means for everything after it.
     fn transact<T>(&mut self, work: impl FnOnce(&Transaction<'_>) -> Outcome<(T, News)>) -> Result<T, LedgerError> {
-        if self.poisoned.load(Ordering::Acquire) {
+        if *self.health.borrow() != Health::Good {
             return Err(LedgerError::Poisoned);
         }
         let outcome = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate);
@@ -564,7 +606,7 @@ impl Writer {
             }
             Err(Halt::Storage(error)) => {
                 tracing::error!(error = %error, "the ledger's storage failed; it stops writing");
-                self.poisoned.store(true, Ordering::Release);
+                self.health.send_replace(Health::Stopped { cause: error.to_string() });
                 Err(LedgerError::Storage(Arc::new(error)))
             }
         }
@@ -575,7 +617,7 @@ impl Writer {
         if self.connection.is_autocommit() {
             error
         } else {
-            self.poisoned.store(true, Ordering::Release);
+            self.health.send_replace(Health::Stopped { cause: format!("no rollback was possible after: {error}") });
             LedgerError::Poisoned
         }
     }
@@ -715,6 +757,8 @@ const SUBJECT_NONE: u8 = 5;
 const INSERT_ENTRY: &str = "INSERT INTO entries
     (realm, sequence, at, kind, subject_kind, subject, value, reason, actor)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+
+const SELECT_ENTRY: &str = "SELECT sequence, at, kind, subject_kind, subject, value, reason, actor FROM entries";
 
 fn insert_entry(connection: &Connection, realm: i64, entry: &Entry) -> Outcome<()> {
     put_entry(&mut connection.prepare_cached(INSERT_ENTRY)?, realm, entry)
@@ -1119,6 +1163,7 @@ mod tests {
         assert!(matches!(revoke(&ledger, "after".into()).await, Err(LedgerError::Poisoned)));
         assert!(matches!(ledger.expire(id(), NOW).await, Err(LedgerError::Poisoned)));
         assert!(!ledger.is_writable());
+        assert!(matches!(&*ledger.health().borrow(), Health::Stopped { cause } if !cause.is_empty()));
         // What is safe goes on.
         assert_eq!(ledger.head(id()).await.unwrap().1, Sequence(1));
         drop(ledger);

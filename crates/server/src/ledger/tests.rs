@@ -119,6 +119,10 @@ over_both! {
     every_registered_token_is_shown_once_in_order
     a_visitor_that_has_seen_enough_is_shown_no_more
     registries_of_realms_do_not_mix
+    what_holds_for_a_token_is_told
+    live_cutoffs_are_those_not_lifted
+    whoever_leads_goes_on_leading
+    a_bid_that_cannot_be_is_refused
 }
 
 async fn a_realm_is_founded_once(ledger: &dyn Ledger) {
@@ -638,6 +642,141 @@ async fn registries_of_realms_do_not_mix(ledger: &dyn Ledger) {
     assert_eq!(ledger.coverage(id("a")).await.unwrap().registered, 1);
     let receipts = ledger.append(id("b"), NOW, vec![revoke("t", Expiry::Claimed(NOW.plus(1)))]).await.unwrap();
     assert_eq!(receipts[0], fresh(1, 30));
+}
+
+async fn what_holds_for_a_token_is_told(ledger: &dyn Ledger) {
+    let token = |jti: &str| ledger.token(id("a"), jti.into());
+    assert_eq!(token("t").await.unwrap(), TokenRecord::default());
+    register(ledger, vec![issued("t", 5 * DAY)]).await;
+    let known = TokenRecord { entry: None, issued: Some(issued("t", 5 * DAY)) };
+    assert_eq!(token("t").await.unwrap(), known);
+    one(ledger, vouched("t", 6)).await;
+    one(ledger, vouched("u", 1)).await;
+    let exp = NOW.plus(6 * DAY);
+    let entry = |sequence, statement| Entry {
+        sequence: Sequence(sequence),
+        at: NOW,
+        statement,
+        reason: Some("lost".into()),
+        actor: "test".into(),
+    };
+    let revoked = entry(1, Statement::Revoke { jti: "t".into(), exp });
+    assert_eq!(token("t").await.unwrap(), TokenRecord { entry: Some(revoked), ..known.clone() });
+    one(ledger, reinstate("t")).await;
+    let reinstated = entry(3, Statement::Reinstate { jti: "t".into(), exp });
+    assert_eq!(token("t").await.unwrap(), TokenRecord { entry: Some(reinstated), ..known });
+    // A scope of the same name is no token, and what cannot be one is unknown.
+    one(ledger, cutoff(Scope::Sub("x".into()), 9)).await;
+    for nothing in ["x", "", &"x".repeat(JTI_BYTES_MAX + 1)] {
+        assert_eq!(token(nothing).await.unwrap(), TokenRecord::default());
+    }
+    assert!(matches!(ledger.token(id("b"), "t".into()).await, Err(LedgerError::RealmUnknown { .. })));
+}
+
+async fn live_cutoffs_are_those_not_lifted(ledger: &dyn Ledger) {
+    let sequences = async || {
+        let cutoffs = ledger.cutoffs(id("a")).await.unwrap();
+        assert!(cutoffs.iter().all(|entry| matches!(entry.statement, Statement::Cutoff { .. })));
+        cutoffs.iter().map(|entry| entry.sequence.0).collect::<Vec<_>>()
+    };
+    assert!(sequences().await.is_empty());
+    let requests = vec![
+        cutoff(Scope::Realm, 1),
+        cutoff(Scope::Sub("x".into()), 2),
+        vouched("x", 1),
+        cutoff(Scope::Kid("x".into()), 3),
+        cutoff(Scope::Sub("x".into()), 4),
+        lift(Scope::Kid("x".into())),
+    ];
+    ledger.append(id("a"), NOW, requests).await.unwrap();
+    assert_eq!(sequences().await, [1, 5]);
+    one(ledger, lift(Scope::Realm)).await;
+    one(ledger, cutoff(Scope::Kid("x".into()), 1)).await;
+    assert_eq!(sequences().await, [5, 8]);
+    assert!(matches!(ledger.cutoffs(id("b")).await, Err(LedgerError::RealmUnknown { .. })));
+}
+
+fn bid(server: &str) -> Bid {
+    Bid { server: server.into(), address: Some(format!("http://{server}")), lease: Duration::from_secs(5) }
+}
+
+const LEADING: Leadership = Leadership::Leading { took_over: false };
+
+async fn whoever_leads_goes_on_leading(ledger: &dyn Ledger) {
+    assert_eq!(ledger.lead(bid("one")).await.unwrap(), LEADING);
+    assert_eq!(ledger.lead(bid("one")).await.unwrap(), LEADING);
+    ledger.step_down("one".into()).await.unwrap();
+    ledger.step_down("one".into()).await.unwrap();
+    assert_eq!(ledger.lead(bid("two")).await.unwrap(), LEADING);
+    // Nothing of this is an entry, and nothing begins a term.
+    assert_eq!(ledger.head(id("a")).await.unwrap(), (Term(1), Sequence(0)));
+    assert!(ledger.is_writable());
+}
+
+async fn a_bid_that_cannot_be_is_refused(ledger: &dyn Ledger) {
+    let cases = [
+        bid(""),
+        bid(&"x".repeat(SERVER_BYTES_MAX + 1)),
+        Bid { address: Some(String::new()), ..bid("one") },
+        Bid { address: Some("x".repeat(ADDRESS_BYTES_MAX + 1)), ..bid("one") },
+        Bid { lease: Duration::ZERO, ..bid("one") },
+        Bid { lease: Duration::MAX, ..bid("one") },
+    ];
+    for bid in cases {
+        let refused = ledger.lead(bid.clone()).await;
+        assert!(matches!(refused, Err(LedgerError::Bid { .. })), "{bid:?}");
+    }
+    assert_eq!(ledger.lead(Bid { address: None, ..bid("one") }).await.unwrap(), LEADING);
+}
+
+/// What a ledger that several servers share promises about leading. `pass` lets at least that much of the ledger's time go by.
+async fn the_lease_of_a_leader_decides(ledger: &dyn Ledger, pass: impl AsyncFn(Duration)) {
+    ledger.create_realm(realm("b"), vec![]).await.unwrap();
+    one(ledger, vouched("t", 1)).await;
+    assert_eq!(ledger.lead(bid("one")).await.unwrap(), LEADING);
+    let Leadership::Following { leader, address, remaining } = ledger.lead(bid("two")).await.unwrap() else {
+        panic!("two lead at once")
+    };
+    assert_eq!((leader.as_str(), address.as_deref()), ("one", Some("http://one")));
+    assert!(!remaining.is_zero() && remaining <= bid("one").lease, "{remaining:?}");
+    // Only who leads can give it up, and then the term goes on.
+    ledger.step_down("two".into()).await.unwrap();
+    assert!(matches!(ledger.lead(bid("two")).await.unwrap(), Leadership::Following { .. }));
+    ledger.step_down("one".into()).await.unwrap();
+    let short = |server| Bid { lease: LEASE_MIN, ..bid(server) };
+    assert_eq!(ledger.lead(short("two")).await.unwrap(), LEADING);
+    assert_eq!(ledger.head(id("a")).await.unwrap(), (Term(1), Sequence(1)));
+
+    // A lease that ran out, and nobody else came: the leader goes on as if nothing had been.
+    pass(2 * LEASE_MIN).await;
+    assert_eq!(ledger.lead(short("two")).await.unwrap(), LEADING);
+    assert_eq!(ledger.head(id("a")).await.unwrap().0, Term(1));
+
+    // Somebody else comes: every realm begins a new term.
+    let manifest = |byte| vec![Object { address: "manifest".into(), bytes: vec![byte] }];
+    ledger.store_objects(id("a"), Term(1), manifest(1), vec![]).await.unwrap();
+    pass(2 * LEASE_MIN).await;
+    let mut commits = ledger.subscribe();
+    commits.mark_unchanged();
+    assert_eq!(ledger.lead(bid("one")).await.unwrap(), Leadership::Leading { took_over: true });
+    assert!(commits.has_changed().unwrap(), "the new terms must travel");
+    assert_eq!(ledger.head(id("a")).await.unwrap(), (Term(2), Sequence(1 + RESUME_GAP)));
+    assert_eq!(ledger.head(id("b")).await.unwrap(), (Term(2), Sequence(RESUME_GAP)));
+    assert_eq!(statements(ledger).await[1], (1 + RESUME_GAP, Statement::Resume { term: Term(2) }));
+    // What the former leader still has in hand is refused, and it learns who leads now.
+    let late = ledger.store_objects(id("a"), Term(1), manifest(2), vec![]).await;
+    assert!(matches!(late, Err(LedgerError::TermChanged { current: Term(2), claimed: Term(1), .. })), "{late:?}");
+    assert_eq!(ledger.objects(id("a")).await.unwrap(), manifest(1));
+    assert!(matches!(ledger.lead(bid("two")).await.unwrap(), Leadership::Following { leader, .. } if leader == "one"));
+    // Whoever records goes on in the new term.
+    assert_eq!(one(ledger, vouched("u", 1)).await, fresh(2 + RESUME_GAP, 1));
+}
+
+#[tokio::test]
+async fn the_lease_in_memory_runs_by_its_own_clock() {
+    let ledger = MemoryLedger::new();
+    ledger.create_realm(realm("a"), vec![]).await.unwrap();
+    the_lease_of_a_leader_decides(&ledger, async |time| ledger.advance(time)).await;
 }
 
 #[tokio::test]

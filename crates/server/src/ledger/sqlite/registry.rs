@@ -266,6 +266,29 @@ fn fingerprint(column: i64, width: Width) -> Outcome<Fingerprint> {
         .ok_or_else(|| damaged(format!("a registered token has fingerprint {column}, which is none of the realm's")))
 }
 
+/// What is kept of one token.
+pub(super) fn token(
+    connection: &Connection,
+    realm: i64,
+    fingerprinter: &Fingerprinter,
+    jti: String,
+) -> Outcome<Option<Issued>> {
+    // What is no `jti` is not there either.
+    let Ok(key) = Jti::new(&jti).map(|jti| Key::of(fingerprinter, jti)) else {
+        return Ok(None);
+    };
+    let (fingerprint, name) = place(key, fingerprinter.width());
+    let found = connection
+        .prepare_cached("SELECT iat, exp, sub FROM issued WHERE realm = ?1 AND fingerprint = ?2 AND name = ?3")?
+        .query_row(params![realm, fingerprint, name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()?;
+    let Some((iat, exp, sub)) = found else {
+        return Ok(None);
+    };
+    let time = |number| unsigned(number, "a time").map(UnixTime::from_secs);
+    Ok(Some(Issued { jti, iat: time(iat)?, exp: time(exp)?, sub }))
+}
+
 fn update_coverage(connection: &Connection, realm: i64, coverage: Coverage) -> Outcome<()> {
     let until = coverage.covered_until.map(|until| signed(until.secs()));
     connection
