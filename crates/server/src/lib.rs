@@ -4,6 +4,8 @@ pub mod clock;
 
 pub mod keys;
 
+pub mod credentials;
+
 pub mod ledger;
 
 pub mod broker;

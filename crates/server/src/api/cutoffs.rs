@@ -7,14 +7,23 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use revocast_core::UnixTime;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use super::access::Caller;
+use super::extract::{Body, RealmParameter, RealmPath, UNPROCESSABLE, created};
 use super::problem::Problem;
-use super::{ACTOR, Body, RealmPath, UNPROCESSABLE, created};
 use crate::ledger::Scope;
 use crate::service::Service;
 
-#[derive(Clone, Copy, Deserialize)]
+pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
+    OpenApiRouter::new().routes(routes!(cut_off)).routes(routes!(lift))
+}
+
+#[derive(Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = Scope)]
 enum ScopeName {
     Realm,
     Sub,
@@ -35,30 +44,48 @@ fn scope(scope: ScopeName, name: Option<String>) -> Result<Scope, Problem> {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct CutoffBody {
+struct CutoffBody {
     scope: ScopeName,
+    /// Which `sub`, `kid` or client; the whole realm has no name.
+    #[schema(min_length = 1, max_length = 1024)]
     name: Option<String>,
+    /// Tokens issued before this, seconds since 1970; all issued up to now unless said.
     not_before: Option<u64>,
+    /// Why; kept in the ledger, at most 1,024 bytes.
+    #[schema(max_length = 1024)]
     reason: Option<String>,
 }
 
-#[derive(Serialize)]
-pub(super) struct CutoffReceiptBody {
+#[derive(Serialize, ToSchema)]
+struct CutoffReceiptBody {
+    /// The entry that holds; a device at or above it knows.
     sequence: u64,
+    /// What it says: a larger live one is never lowered.
     not_before: u64,
+    /// Whether the entry is new.
     recorded: bool,
 }
 
-pub(super) async fn cut_off(
+/// Revokes every token in a scope issued before a time.
+#[utoipa::path(
+    post, path = "/v1/realms/{realm}/cutoffs", tag = "cutoffs", security(("bearer" = ["revoker"])),
+    params(RealmParameter), request_body = CutoffBody,
+    responses(
+        (status = 201, body = CutoffReceiptBody, description = "Recorded, and durable."),
+        (status = 200, body = CutoffReceiptBody, description = "One as late or later was in force."),
+    )
+)]
+async fn cut_off(
     State(service): State<Arc<Service>>,
+    caller: Caller,
     RealmPath(realm): RealmPath,
     Body(body): Body<CutoffBody>,
 ) -> Result<(StatusCode, Json<CutoffReceiptBody>), Problem> {
     let scope = scope(body.scope, body.name)?;
     let not_before = body.not_before.map(UnixTime::from_secs);
-    let receipt = service.cut_off(realm, scope, not_before, body.reason, ACTOR).await?;
+    let receipt = service.cut_off(realm, scope, not_before, body.reason, caller.name()).await?;
     let body = CutoffReceiptBody {
         sequence: receipt.sequence.0,
         not_before: receipt.not_before.secs(),
@@ -67,26 +94,40 @@ pub(super) async fn cut_off(
     Ok((created(receipt.recorded), Json(body)))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct LiftBody {
+struct LiftBody {
     scope: ScopeName,
+    /// Which `sub`, `kid` or client; the whole realm has no name.
+    #[schema(min_length = 1, max_length = 1024)]
     name: Option<String>,
+    /// Why; kept in the ledger, at most 1,024 bytes.
+    #[schema(max_length = 1024)]
     reason: Option<String>,
 }
 
-#[derive(Serialize)]
-pub(super) struct LiftReceiptBody {
+#[derive(Serialize, ToSchema)]
+struct LiftReceiptBody {
     sequence: u64,
     recorded: bool,
 }
 
-pub(super) async fn lift(
+/// Ends a cutoff.
+#[utoipa::path(
+    post, path = "/v1/realms/{realm}/lifts", tag = "cutoffs", security(("bearer" = ["revoker"])),
+    params(RealmParameter), request_body = LiftBody,
+    responses(
+        (status = 201, body = LiftReceiptBody, description = "Ended, and durable."),
+        (status = 200, body = LiftReceiptBody, description = "None was in force."),
+    )
+)]
+async fn lift(
     State(service): State<Arc<Service>>,
+    caller: Caller,
     RealmPath(realm): RealmPath,
     Body(body): Body<LiftBody>,
 ) -> Result<(StatusCode, Json<LiftReceiptBody>), Problem> {
-    let receipt = service.lift(realm, scope(body.scope, body.name)?, body.reason, ACTOR).await?;
+    let receipt = service.lift(realm, scope(body.scope, body.name)?, body.reason, caller.name()).await?;
     let body = LiftReceiptBody { sequence: receipt.sequence.0, recorded: receipt.recorded };
     Ok((created(receipt.recorded), Json(body)))
 }

@@ -9,18 +9,34 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::{Body as HttpBody, Bytes, HttpBody as _};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, Request, State};
+use axum::extract::{Extension, Query, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use revocast_core::UnixTime;
 use revocast_core::limits::{CLEAN_JTIS_MAX, ISSUED_BATCH_MAX, ISSUED_LINE_BYTES_MAX, ISSUED_PROBLEMS_MAX};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::time::timeout;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::problem::Problem;
-use super::{Body, RealmPath, UNPROCESSABLE, require_type};
+use super::extract::{Body, RealmParameter, RealmPath, bad_query, require_type};
+use super::problem::{Problem, ProblemBody};
 use crate::ledger::{Coverage, Issued, Realm, Registration};
 use crate::service::Service;
+
+pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
+    OpenApiRouter::new().routes(routes!(coverage, cover)).routes(routes!(jtis))
+}
+
+/// Those that take as long as their body does; [`Idle`] limits the time between two pieces of it.
+pub(super) fn streamed() -> OpenApiRouter<Arc<Service>> {
+    OpenApiRouter::new().routes(routes!(register))
+}
+
+/// How long a streamed body may pause.
+#[derive(Clone, Copy)]
+pub(super) struct Idle(pub(super) Duration);
 
 /// One line of a report.
 #[derive(Deserialize)]
@@ -32,24 +48,25 @@ struct IssuedLine {
     sub: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct LineProblem {
     line: u64,
     detail: String,
 }
 
 /// What became of a report, as far as it came.
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, ToSchema)]
 struct Report {
     /// Lines read, blank ones included, so that this is the number of the last.
     lines: u64,
     #[serde(flatten, with = "RegistrationBody")]
+    #[schema(value_type = RegistrationBody)]
     done: Registration,
     refused: u64,
     problems: Vec<LineProblem>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(remote = "Registration")]
 struct RegistrationBody {
     #[serde(rename = "registered")]
@@ -61,8 +78,9 @@ struct RegistrationBody {
 }
 
 /// What became of a whole report.
-#[derive(Serialize)]
-pub(super) struct ReportBody {
+#[derive(Serialize, ToSchema)]
+#[schema(as = RegistrationReport)]
+struct ReportBody {
     #[serde(flatten)]
     report: Report,
     covered_until: Option<u64>,
@@ -88,15 +106,24 @@ impl Report {
     }
 }
 
-/// Registers tokens line by line as they arrive, `idle` at most between two pieces.
+/// Registers issued tokens line by line as they arrive.
 ///
 /// What is written stays, whatever happens later: a report may be sent again, whole or from the line
-/// that a problem names.
-pub(super) async fn register(
+/// that a problem names. One JSON object a line: `jti`, `iat`, `exp` and, if there is one, `sub`.
+#[utoipa::path(
+    post, path = "/v1/realms/{realm}/issued", tag = "registry", security(("bearer" = ["issuer"])),
+    params(RealmParameter), request_body(content = String, content_type = "application/x-ndjson"),
+    responses(
+        (status = 200, body = ReportBody, description = "Read to the end; what was refused is listed by line."),
+        (status = 400, body = ProblemBody, content_type = "application/problem+json",
+            description = "The stream broke off; `lines_done` says how far it came."),
+    )
+)]
+async fn register(
     State(service): State<Arc<Service>>,
+    Extension(Idle(idle)): Extension<Idle>,
     RealmPath(id): RealmPath,
     request: Request,
-    idle: Duration,
 ) -> Result<Json<ReportBody>, Problem> {
     require_type(&request, "application/x-ndjson")?;
     let realm = service.realm(id).await?;
@@ -260,7 +287,7 @@ impl Line {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct CoverageBody {
     registered: u64,
     covered_until: Option<u64>,
@@ -272,20 +299,37 @@ impl From<Coverage> for CoverageBody {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct NewCoverageBody {
+struct NewCoverageBody {
+    /// Seconds since 1970; not in the future.
     until: u64,
 }
 
-pub(super) async fn coverage(
+/// Tells how many tokens are registered, and up to when that is all of them.
+#[utoipa::path(
+    get, path = "/v1/realms/{realm}/coverage", tag = "registry", security(("bearer" = ["reader", "issuer"])),
+    params(RealmParameter),
+    responses((status = 200, body = CoverageBody, description = "What the registry knows."))
+)]
+async fn coverage(
     State(service): State<Arc<Service>>,
     RealmPath(realm): RealmPath,
 ) -> Result<Json<CoverageBody>, Problem> {
     Ok(Json(service.coverage(realm).await?.into()))
 }
 
-pub(super) async fn cover(
+/// Records that every token issued before a time is registered.
+#[utoipa::path(
+    put, path = "/v1/realms/{realm}/coverage", tag = "registry", security(("bearer" = ["issuer"])),
+    params(RealmParameter), request_body = NewCoverageBody,
+    responses(
+        (status = 200, body = CoverageBody, description = "Recorded, and durable."),
+        (status = 409, body = ProblemBody, content_type = "application/problem+json",
+            description = "It was complete up to a later time already."),
+    )
+)]
+async fn cover(
     State(service): State<Arc<Service>>,
     RealmPath(realm): RealmPath,
     Body(body): Body<NewCoverageBody>,
@@ -293,27 +337,39 @@ pub(super) async fn cover(
     Ok(Json(service.cover(realm, UnixTime::from_secs(body.until)).await?.into()))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-pub(super) struct JtisQuery {
+struct JtisQuery {
+    /// How many; one unless said.
+    #[param(minimum = 1, maximum = 1000)]
     count: Option<usize>,
 }
 
-#[derive(Serialize)]
-pub(super) struct JtisBody {
+#[derive(Serialize, ToSchema)]
+struct JtisBody {
     jtis: Vec<String>,
 }
 
-pub(super) async fn jtis(
+/// Draws `jti`s for new tokens, which no filter in force flags.
+#[utoipa::path(
+    get, path = "/v1/realms/{realm}/jti", tag = "registry", security(("bearer" = ["issuer"])),
+    params(RealmParameter, JtisQuery),
+    responses(
+        (status = 200, body = JtisBody, description = "Each is good for one token."),
+        (status = 422, body = ProblemBody, content_type = "application/problem+json",
+            description = "The query cannot be used."),
+    )
+)]
+async fn jtis(
     State(service): State<Arc<Service>>,
     RealmPath(realm): RealmPath,
     query: Result<Query<JtisQuery>, QueryRejection>,
 ) -> Result<([(HeaderName, HeaderValue); 1], Json<JtisBody>), Problem> {
-    let malformed = |detail| Problem::new(UNPROCESSABLE, "query-malformed", "the query cannot be used").detail(detail);
-    let Query(query) = query.map_err(|rejection| malformed(rejection.body_text()))?;
+    let Query(query) = query?;
     let count = query.count.unwrap_or(1);
     if !(1..=CLEAN_JTIS_MAX).contains(&count) {
-        return Err(malformed(format!("a count of {count}; 1 to {CLEAN_JTIS_MAX} are possible")));
+        return Err(bad_query(format!("a count of {count}; 1 to {CLEAN_JTIS_MAX} are possible")));
     }
     let jtis = service.clean_jtis(realm, count).await?;
     // Each answer is good once.

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use revocast_core::JtiError;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::keys::KeyError;
 use crate::ledger::LedgerError;
@@ -14,6 +15,22 @@ use crate::service::ServiceError;
 
 /// Seconds after which a client that met an overload should come back.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// A problem document (RFC 9457), as the `OpenAPI` document describes it.
+#[derive(ToSchema)]
+#[schema(as = Problem)]
+#[expect(dead_code, reason = "only described; Problem is written as one")]
+pub(super) struct ProblemBody {
+    /// What kind of problem: `urn:revocast:problem:` and its name.
+    r#type: String,
+    /// The kind in words.
+    title: String,
+    /// The status of the answer.
+    #[schema(minimum = 400, maximum = 599)]
+    status: u16,
+    /// What happened this time.
+    detail: Option<String>,
+}
 
 /// What a client is told when its request is refused.
 #[derive(Debug)]
@@ -24,17 +41,24 @@ pub(super) struct Problem {
     detail: Option<String>,
     members: Map<String, Value>,
     retry: bool,
+    challenge: Option<&'static str>,
 }
 
 impl Problem {
     /// One kind has one title and one status; `detail` is about the occurrence.
     pub(super) fn new(status: StatusCode, kind: &'static str, title: &'static str) -> Self {
-        Self { status, kind, title, detail: None, members: Map::new(), retry: false }
+        Self { status, kind, title, detail: None, members: Map::new(), retry: false, challenge: None }
     }
 
     /// Adds members for programs (RFC 9457 section 3.2).
     pub(super) fn members(mut self, members: Map<String, Value>) -> Self {
         self.members.extend(members);
+        self
+    }
+
+    /// Says how to authenticate (RFC 9110 section 11.6.1).
+    pub(super) const fn challenge(mut self, challenge: &'static str) -> Self {
+        self.challenge = Some(challenge);
         self
     }
 
@@ -87,6 +111,9 @@ impl IntoResponse for Problem {
         let mut response = (self.status, [(header::CONTENT_TYPE, kind)], body).into_response();
         if self.retry {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if let Some(challenge) = self.challenge {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         response
     }

@@ -2,13 +2,15 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use axum::body::Body as HttpBody;
-use axum::http::Method;
-use revocast_core::{Now, Sequence, UnixMillis};
+use axum::body::{Body as HttpBody, Bytes};
+use axum::http::{HeaderValue, Method, header};
+use revocast_core::limits::BATCH_REQUESTS_MAX;
+use revocast_core::{Now, RealmId, Sequence, UnixMillis, UnixTime, Width};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use super::*;
+use crate::broker::LinkState;
 use crate::clock::Clock;
 use crate::keys::Keys;
 use crate::ledger::{Ledger, MemoryLedger, Statement};
@@ -358,6 +360,49 @@ async fn nothing_is_done_without_credentials() {
     let lower = HeaderValue::from_str(&format!("bearer {}", site.token)).unwrap();
     request.headers_mut().unwrap().insert(header::AUTHORIZATION, lower);
     assert_eq!(site.send(request.body(HttpBody::empty()).unwrap()).await.status, 200);
+}
+
+/// Every operation that the document names: method, path for realm `fleet`, and what it says of it.
+async fn operations(site: &Site) -> Vec<(Method, String, Value)> {
+    let document = site.get("/openapi.json").await.body;
+    assert_eq!(document["openapi"], "3.1.0");
+    let mut operations = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+            operations.push((method, path.replace("{realm}", "fleet"), operation.clone()));
+        }
+    }
+    operations
+}
+
+#[tokio::test]
+async fn the_document_names_every_operation_and_what_it_answers() {
+    let site = Site::new().await;
+    let operations = operations(&site).await;
+    let named: Vec<_> = operations.iter().map(|(method, path, _)| (method.clone(), path.as_str())).collect();
+    for route in [
+        (Method::GET, "/healthz"),
+        (Method::GET, "/v1/status"),
+        (Method::POST, "/v1/realms"),
+        (Method::POST, REVOCATIONS),
+        (Method::POST, ISSUED),
+        (Method::PUT, COVERAGE),
+    ] {
+        assert!(named.contains(&route), "{route:?}");
+    }
+    for (method, path, operation) in &operations {
+        let place = format!("{method} {path}");
+        // Nothing is open to everybody, nor the admin's alone, because somebody forgot to say.
+        assert!(operation["security"].is_array(), "{place} does not say who may use it");
+        assert!(operation["summary"].as_str().is_some_and(|summary| summary.ends_with('.')), "{place}");
+        for (status, response) in operation["responses"].as_object().unwrap() {
+            assert!(response["description"].as_str().is_some_and(|text| !text.is_empty()), "{place} {status}");
+        }
+        if operation["requestBody"].is_object() {
+            assert!(["400", "413", "415"].iter().all(|status| operation["responses"][status].is_object()), "{place}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,123 @@
+//! How the server is: realms, heads, what is published, the broker.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::access::Caller;
+use super::issued::CoverageBody;
+use super::problem::Problem;
+use super::realms::RealmBody;
+use crate::broker::LinkState;
+use crate::service::{Published, RealmStatus, Service};
+
+pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
+    OpenApiRouter::new().routes(routes!(status))
+}
+
+#[derive(Serialize, ToSchema)]
+struct StatusBody {
+    version: &'static str,
+    ledger: LedgerBody,
+    broker: BrokerBody,
+    realms: Vec<RealmStatusBody>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct LedgerBody {
+    writable: bool,
+}
+
+#[derive(Serialize, ToSchema)]
+struct BrokerBody {
+    connected: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connection: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct RealmStatusBody {
+    #[serde(flatten)]
+    realm: RealmBody,
+    term: u32,
+    head: u64,
+    #[serde(flatten)]
+    coverage: CoverageBody,
+    published: Option<PublishedBody>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct PublishedBody {
+    term: u32,
+    epoch: u64,
+    sequence: u64,
+    issued_at_ms: u64,
+    objects: usize,
+    revocations: u64,
+    snapshot_bytes: u64,
+    filter_bytes: u64,
+    ladder_bytes: u64,
+    exceptions_bytes: u64,
+    delta_bytes: u64,
+    questions_answered: u64,
+    questions_dropped: u64,
+    /// Why the newest epoch has the filter it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filter: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
+}
+
+impl From<RealmStatus> for RealmStatusBody {
+    fn from(status: RealmStatus) -> Self {
+        let published = status.published.map(
+            |Published { term, position, at, objects, revocations, sizes, choice, trouble, questions }| PublishedBody {
+                term: term.0,
+                epoch: position.epoch.0,
+                sequence: position.sequence.0,
+                issued_at_ms: at.millis(),
+                objects,
+                revocations,
+                snapshot_bytes: sizes.snapshot,
+                filter_bytes: sizes.filter,
+                ladder_bytes: sizes.ladder,
+                exceptions_bytes: sizes.exceptions,
+                delta_bytes: sizes.delta,
+                questions_answered: questions.answered,
+                questions_dropped: questions.dropped,
+                filter: choice.map(|choice| choice.to_string()),
+                trouble,
+            },
+        );
+        let (term, head, coverage) = (status.term.0, status.head.0, status.coverage.into());
+        Self { realm: status.realm.into(), term, head, coverage, published }
+    }
+}
+
+/// Tells how the server is: of every realm that the credential is for, and the broker.
+#[utoipa::path(
+    get, path = "/v1/status", tag = "status", security(("bearer" = ["reader"])),
+    responses((status = 200, body = StatusBody, description = "How it is."))
+)]
+async fn status(State(service): State<Arc<Service>>, caller: Caller) -> Result<Json<StatusBody>, Problem> {
+    let status = service.status().await?;
+    let broker = match status.broker {
+        LinkState::Connecting => BrokerBody { connected: false, connection: None, trouble: None },
+        LinkState::Up { connection } => BrokerBody { connected: true, connection: Some(connection), trouble: None },
+        LinkState::Down { cause } => BrokerBody { connected: false, connection: None, trouble: Some(cause) },
+    };
+    let seen = status.realms.into_iter().filter(|status| caller.may_enter(status.realm.id));
+    Ok(Json(StatusBody {
+        version: env!("CARGO_PKG_VERSION"),
+        ledger: LedgerBody { writable: status.ledger_writable },
+        broker,
+        realms: seen.map(RealmStatusBody::from).collect(),
+    }))
+}
