@@ -19,6 +19,9 @@
 //! | `POST /v1/realms/{realm}/issued` | registers issued tokens, one JSON object a line, any number of them |
 //! | `GET /v1/realms/{realm}/coverage` | how many tokens are registered, and up to when that is all of them |
 //! | `PUT /v1/realms/{realm}/coverage` | records that all tokens issued before a time are registered |
+//! | `GET /v1/realms/{realm}/fleet` | how its devices are, as they say themselves |
+//! | `GET /metrics` | what is counted and measured, for Prometheus |
+//! | `GET /` | a page for people; it asks for a credential |
 //! | `GET /v1/realms/{realm}/jti?count=N` | `jti`s for new tokens, which no filter in force flags |
 
 mod listener;
@@ -43,6 +46,12 @@ mod revocations;
 mod cutoffs;
 
 mod issued;
+
+mod fleet;
+
+mod metrics;
+
+mod page;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,6 +81,8 @@ pub fn router(service: Arc<Service>, limits: ApiLimits) -> Router {
         .merge(revocations::routes())
         .merge(cutoffs::routes())
         .merge(issued::routes())
+        .merge(fleet::routes())
+        .merge(metrics::routes())
         .layer(middleware::from_fn_with_state(limits.request_timeout, limit_time));
     // A report takes as long as it takes; only between two pieces of it the clock runs.
     let streamed =
@@ -88,12 +99,14 @@ pub fn router(service: Arc<Service>, limits: ApiLimits) -> Router {
     guarded
         .layer(middleware::from_fn_with_state(guard, access::guard))
         .merge(open)
+        .merge(page::routes())
         .route("/openapi.json", get(document::openapi).with_state(Served::new(&document)))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "path-unknown", "no such path"))
         .method_not_allowed_fallback(async || {
             let title = "the method is not allowed here";
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", title)
         })
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), metrics::count))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(CatchPanicLayer::custom(|_| {
             let title = "the server made a mistake";

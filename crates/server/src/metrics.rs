@@ -294,8 +294,7 @@ impl Page<'_> {
         let each = |value: fn(&RealmStatus) -> Option<f64>| {
             realms.iter().filter_map(move |status| Some((of(&status.realm.id), value(status)?))).collect::<Vec<_>>()
         };
-        let published =
-            realms.iter().filter_map(|status| Some((of(&status.realm.id), status.published.as_ref()?)));
+        let published = realms.iter().filter_map(|status| Some((of(&status.realm.id), status.published.as_ref()?)));
         self.gauges("revocast_term", "Term of the ledger", each(|status| Some(f64::from(status.term.0))))?;
         let head = "The last sequence that the ledger has assigned";
         self.gauges("revocast_head_sequence", head, each(|status| Some(status.head.0 as f64)))?;
@@ -327,7 +326,7 @@ impl Page<'_> {
         let rate = of_published(&|published| Some(published.filter?.rate));
         let help = "False positives of the published filter, by its fill";
         self.gauges("revocast_filter_false_positive_rate", help, rate)?;
-        let rate = of_published(&|published| Some(published.filter?.meant));
+        let rate = of_published(&|published| published.filter?.meant);
         let help = "False positives that the published filter was built for";
         self.gauges("revocast_filter_false_positive_rate_meant", help, rate)?;
         let standing = realms.iter().filter_map(|status| Some((&status.realm.id, status.published.as_ref()?)));
@@ -374,7 +373,11 @@ impl Page<'_> {
                 (of_two(realm, "refusal", name), *count)
             })
         });
-        self.counters("revocast_device_refusals", "Refusals that devices reported, by the last that each named", refusals)?;
+        self.counters(
+            "revocast_device_refusals",
+            "Refusals that devices reported, by the last that each named",
+            refusals,
+        )?;
         let heard = views.first().map(|(_, view)| view.heard).unwrap_or_default();
         let outcomes = [
             ("taken", heard.reports),
@@ -385,7 +388,11 @@ impl Page<'_> {
         let outcomes = outcomes.map(|(outcome, count)| (vec![("outcome", outcome.to_owned())], count));
         self.counters("revocast_heard", "What was heard from devices and publishers", outcomes)?;
         self.counters("revocast_set_back", "Reports that claim less than before", [(Vec::new(), heard.set_back)])?;
-        self.counters("revocast_devices_forgotten", "Devices forgotten for lack of room", [(Vec::new(), heard.forgotten)])?;
+        self.counters(
+            "revocast_devices_forgotten",
+            "Devices forgotten for lack of room",
+            [(Vec::new(), heard.forgotten)],
+        )?;
         let help = "Time from recording a revocation until a device's report of it arrived";
         let mut metric =
             self.encoder.encode_descriptor("revocast_device_apply_seconds", help, None, MetricType::Histogram)?;

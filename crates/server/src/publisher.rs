@@ -36,8 +36,8 @@ use revocast_core::limits::{CHUNK_BYTES_DEFAULT, LADDER_PIECES_MAX, RECENT_ENTRI
 use revocast_core::update::{Artifact, Layer, Piece, Question};
 use revocast_core::wire::{self, WireError};
 use revocast_core::{
-    Address, Delta, Digest, Epoch, FilterBuf, GeometryError, Index, Kind, Manifest, Now, Position, Refusal, Salt,
-    Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, rice,
+    Address, Delta, Digest, Epoch, FilterBuf, GeometryError, Index, Kind, LINE_BYTES, Manifest, Now, Position, Refusal,
+    Salt, Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, rice,
 };
 use thiserror::Error;
 

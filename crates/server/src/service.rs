@@ -15,12 +15,12 @@ use tokio::sync::watch;
 
 use crate::broker::LinkState;
 use crate::clock::Clock;
+use crate::fleet::{Lookout, Reached, View, Wait};
 use crate::keys::{KeyError, Keys};
 use crate::ledger::{
     Action, Coverage, Expiry, Founding, Issued, LEEWAY_DEFAULT, Ledger, LedgerError, MAX_TOKEN_LIFETIME_DEFAULT,
     Object, Realm, Receipt, Registration, Request, Scope, Statement,
 };
-use crate::fleet::{Lookout, Reached, View, Wait};
 use crate::metrics::{EntryKind, Metrics};
 use crate::minting::LiveFilters;
 
@@ -168,7 +168,10 @@ pub struct Service {
 impl Service {
     /// Puts the parts together.
     #[must_use]
-    #[expect(clippy::too_many_arguments, reason = "each is a part of its own, and only a server and tests put them together")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part of its own, and only a server and tests put them together"
+    )]
     pub fn new(
         ledger: Arc<dyn Ledger>,
         keys: Arc<Keys>,
@@ -357,21 +360,20 @@ impl Service {
         self.lookout.wait(realm, sequence, wait, patience).await
     }
 
-    /// How the devices of a realm are, and how many of them stand at or above a sequence.
-    pub async fn fleet(&self, realm: RealmId, at_least: Sequence) -> Result<(Sequence, View), ServiceError> {
+    /// The ledger's head, how the devices of a realm are, and how many of them stand at or above a sequence, by default
+    /// the head.
+    pub async fn fleet(&self, realm: RealmId, at_least: Option<Sequence>) -> Result<(Sequence, View), ServiceError> {
+        let parameters = self.realm(realm).await?;
         let (_, head) = self.ledger.head(realm).await?;
-        let view = self.lookout.view(&realm, head, at_least);
-        // The lookout hears of a new realm a moment after the ledger has it.
-        let view = view.ok_or(ServiceError::Ledger(LedgerError::RealmUnknown { realm }))?;
-        Ok((head, view))
+        let view = self.lookout.view(&parameters, head, at_least.unwrap_or(head));
+        Ok((head, view.ok_or(LedgerError::RealmUnknown { realm })?))
     }
 
     /// Everything that is counted and measured, as text.
     pub async fn metrics(&self) -> Result<String, ServiceError> {
         let status = self.status().await?;
-        let view = |realm: &RealmStatus| {
-            Some((realm.realm.id, self.lookout.view(&realm.realm.id, realm.head, Sequence::default())?))
-        };
+        let view =
+            |realm: &RealmStatus| Some((realm.realm.id, self.lookout.view(&realm.realm, realm.head, realm.head)?));
         let views = status.realms.iter().filter_map(view).collect();
         self.metrics.encode(status, views, self.clock.now().wall).map_err(|_| ServiceError::Metrics)
     }

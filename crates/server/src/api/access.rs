@@ -17,7 +17,7 @@ use revocast_core::RealmId;
 use serde_json::{Map, Value, json};
 
 use super::problem::Problem;
-use crate::credentials::{Credential, Role};
+use crate::credentials::{Credential, Realms, Role};
 use crate::service::Service;
 
 /// Name of the security scheme in the document.
@@ -81,6 +81,11 @@ impl Caller {
     /// Whether the caller may speak of this realm.
     pub(super) fn may_enter(&self, realm: RealmId) -> bool {
         self.0.realms.contain(realm)
+    }
+
+    /// Whether the caller may speak of every realm, also those yet to be founded.
+    pub(super) fn is_for_all_realms(&self) -> bool {
+        self.0.realms == Realms::All
     }
 
     /// The same, as a refusal: for operations whose path names no realm.

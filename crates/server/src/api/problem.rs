@@ -144,7 +144,9 @@ impl From<ServiceError> for Problem {
             ServiceError::MaxTokenLifetime { .. } => {
                 unprocessable("max-token-lifetime", "the max_token_lifetime cannot be used")
             }
-            ServiceError::Key(_) | ServiceError::Random(_) | ServiceError::Encode(_) => internal(),
+            ServiceError::Key(_) | ServiceError::Random(_) | ServiceError::Metrics | ServiceError::Encode(_) => {
+                internal()
+            }
         };
         if problem.status.is_server_error() {
             tracing::error!(error = %told(&error), "a request failed");

@@ -12,8 +12,10 @@ use tower::ServiceExt as _;
 use super::*;
 use crate::broker::LinkState;
 use crate::clock::Clock;
+use crate::fleet::{Fleet, Lookout};
 use crate::keys::Keys;
 use crate::ledger::{Ledger, MemoryLedger, Statement};
+use crate::metrics::Metrics;
 use crate::minting::LiveFilters;
 use crate::service::PublishedRealms;
 
@@ -37,6 +39,7 @@ struct Site {
     clock: Arc<SetClock>,
     link: tokio::sync::watch::Sender<LinkState>,
     filters: Arc<LiveFilters>,
+    lookout: Arc<Lookout>,
     keys: tempfile::TempDir,
 }
 
@@ -72,8 +75,21 @@ impl Site {
         let token = keys.admin().as_str().to_owned();
         let filters = Arc::new(LiveFilters::new());
         let (link_state, published) = (link.subscribe(), published.subscribe());
-        let service = Service::new(ledger.clone(), keys, clock.clone(), link_state, published, Arc::clone(&filters));
-        Self { router: router(Arc::new(service), limits), ledger, token, clock, link, filters, keys: folder }
+        let fleet = Fleet::new("revocast", vec![keys.publisher().public()]);
+        let lookout = Arc::new(Lookout::new(fleet, clock.clone()));
+        let metrics = Arc::new(Metrics::new(clock.now().wall));
+        let service = Service::new(
+            ledger.clone(),
+            keys,
+            clock.clone(),
+            link_state,
+            published,
+            Arc::clone(&filters),
+            Arc::clone(&lookout),
+            metrics,
+        );
+        let router = router(Arc::new(service), limits);
+        Self { router, ledger, token, clock, link, filters, lookout, keys: folder }
     }
 
     async fn send(&self, request: axum::http::Request<HttpBody>) -> Answer {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at
 use super::{Fleet, View};
 use crate::broker::{Broker, Hearing, Listener};
 use crate::clock::Clock;
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError, Realm};
 
 /// Bytes of what is looked at: the longest manifest. A larger delta is not, and the manifest that follows it tells.
 const PAYLOAD_BYTES_MAX: usize = 4 * 1024;
@@ -96,10 +96,11 @@ impl Lookout {
 
     /// How the devices of a realm are, whose ledger ends at `head`, and how many stand at or above `at_least`.
     #[must_use]
-    pub fn view(&self, realm: &RealmId, head: Sequence, at_least: Sequence) -> Option<View> {
+    pub fn view(&self, realm: &Realm, head: Sequence, at_least: Sequence) -> Option<View> {
         let mut fleet = self.fleet();
-        fleet.reaches(realm, head);
-        fleet.view(self.now(), realm, at_least)
+        fleet.follow(realm.id, realm.fingerprinter.width());
+        fleet.reaches(&realm.id, head);
+        fleet.view(self.now(), &realm.id, at_least)
     }
 
     /// Waits until an entry that exists has come so far, or time is up; says how far it has come.
