@@ -411,6 +411,12 @@ impl Service {
         self.clock.unix_time()
     }
 
+    /// The server's time, exactly.
+    #[must_use]
+    pub fn now_millis(&self) -> UnixMillis {
+        self.clock.now().wall
+    }
+
     /// How the server is.
     pub async fn status(&self) -> Result<Status, ServiceError> {
         let published = self.published.borrow().clone();

@@ -24,6 +24,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 #[derive(Serialize, ToSchema)]
 struct StatusBody {
     version: &'static str,
+    /// The server's time, milliseconds since 1970: what ages are told against.
+    now_ms: u64,
     ledger: LedgerBody,
     broker: BrokerBody,
     realms: Vec<RealmStatusBody>,
@@ -142,6 +144,7 @@ async fn status(State(service): State<Arc<Service>>, caller: Caller) -> Result<J
     let seen = status.realms.into_iter().filter(|status| caller.may_enter(status.realm.id));
     Ok(Json(StatusBody {
         version: env!("CARGO_PKG_VERSION"),
+        now_ms: service.now_millis().millis(),
         ledger: LedgerBody { writable: status.ledger_writable },
         broker,
         realms: seen.map(RealmStatusBody::from).collect(),

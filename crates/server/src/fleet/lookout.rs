@@ -94,6 +94,12 @@ impl Lookout {
         self.news.send_replace(());
     }
 
+    /// Takes in what came on a topic. Nothing about it is believed.
+    pub fn take(&self, topic: &str, payload: &[u8]) {
+        self.fleet().hear(self.now(), topic, payload);
+        self.news.send_replace(());
+    }
+
     /// How the devices of a realm are, whose ledger ends at `head`, and how many stand at or above `at_least`.
     #[must_use]
     pub fn view(&self, realm: &Realm, head: Sequence, at_least: Sequence) -> Option<View> {

@@ -458,7 +458,6 @@ function isDark() {
 function showTheme() {
   set($("theme"), isDark() ? "Light" : "Dark");
   $("theme").setAttribute("aria-label", isDark() ? "Switch to light colors" : "Switch to dark colors");
-  $("theme").setAttribute("aria-pressed", String(isDark()));
 }
 
 function choose(theme) {
