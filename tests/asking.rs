@@ -11,7 +11,7 @@ use revocast_device::{
     AskError, ClientId, Clock, Device, DeviceConfig, KeySet, Link, LinkConfig, Policies, Policy, Rejection, Rule,
     SystemClock, Validator, ValidatorConfig, VolatileStore, random_seed,
 };
-use revocast_server::config::{ConfigFile, PublishingConfig};
+use revocast_server::config::{Choices, PublishingConfig};
 use revocast_server::keys::Keys;
 use revocast_server::server::Server;
 use revocast_server::service::{NewRealm, Revocation};
@@ -47,12 +47,12 @@ impl Scene {
         let folder = tempfile::tempdir().unwrap();
         let keys = Keys::generate(&folder.path().join("keys"), UnixTime::from_secs(1)).unwrap();
         let local = Some(([127, 0, 0, 1], 0).into());
-        let config = ConfigFile {
+        let config = Choices {
             listen: local,
             embedded_broker: local,
             data: Some(folder.path().join("data")),
             keys: Some(folder.path().join("keys")),
-            ..ConfigFile::default()
+            ..Choices::default()
         };
         let mut config = config.check().unwrap();
         config.publishing = PublishingConfig { heartbeat: Duration::from_secs(1), ..config.publishing };

@@ -18,6 +18,7 @@ fn help_is_there_for_every_command() {
         "demo",
         "keygen",
         "serve",
+        "config",
         "realm",
         "revoke",
         "reinstate",

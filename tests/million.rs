@@ -14,7 +14,7 @@ use revocast_core::{
     Claims, Config, FingerprintFunction, Hold, Jti, Profile, RealmId, Sequence, Trust, UnixTime, Verdict, Witness,
 };
 use revocast_device::{ClientId, Device, DeviceConfig, DiskStore, FoundState, SystemClock, random_seed};
-use revocast_server::config::{ConfigFile, PublishingConfig};
+use revocast_server::config::{Choices, PublishingConfig};
 use revocast_server::keys::Keys;
 use revocast_server::ledger::{Issued, Scope};
 use revocast_server::publisher::Because;
@@ -261,12 +261,12 @@ impl Fleet {
 
 async fn serve(folder: &Path) -> Server {
     let local = Some(([127, 0, 0, 1], 0).into());
-    let config = ConfigFile {
+    let config = Choices {
         listen: local,
         embedded_broker: local,
         data: Some(folder.join("data")),
         keys: Some(folder.join("keys")),
-        ..ConfigFile::default()
+        ..Choices::default()
     };
     let mut config = config.check().unwrap();
     config.publishing = PublishingConfig { heartbeat: Duration::from_secs(1), ..config.publishing };

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use revocast_server::config::SETTINGS;
 use rumqttc::{Client, Connection, Event, MqttOptions, Outgoing, Packet, QoS};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -79,9 +80,20 @@ pub fn tool(variable: &str) -> PathBuf {
 /// The binary, called in a way that no setting of whoever runs the tests changes.
 fn binary() -> Command {
     let mut command = Command::new(tool("REVOCAST_BIN"));
-    for variable in ["REVOCAST_SERVER", "REVOCAST_ADMIN_TOKEN_FILE", "REVOCAST_LOG", "RUST_BACKTRACE"] {
+    for variable in ["REVOCAST_CONFIG", "REVOCAST_SERVER", "REVOCAST_ADMIN_TOKEN_FILE", "RUST_BACKTRACE"] {
         command.env_remove(variable);
     }
+    for setting in SETTINGS {
+        command.env_remove(setting.variable());
+    }
+    command
+}
+
+/// The binary with variables of its own.
+#[must_use]
+pub fn configured(variables: &[(&str, &str)]) -> Command {
+    let mut command = binary();
+    command.envs(variables.iter().copied());
     command
 }
 

@@ -4,9 +4,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use revocast_core::Profile;
+use revocast_server::config::{SETTINGS, Setting};
 
 /// Makes "this token is revoked" true on every device about a second after somebody says so.
 #[derive(Debug, Parser)]
@@ -38,6 +40,12 @@ pub enum Command {
     },
     /// Runs the server: API, ledger, publisher.
     Serve(Serve),
+    /// Checks and prints what `serve` would be configured with.
+    Config {
+        /// What to do.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
     /// Founds realms and lists them.
     Realm {
         /// What to do.
@@ -142,34 +150,14 @@ pub struct Demo {
 
 /// `serve`
 #[derive(Clone, Debug, Args)]
+#[command(after_help = SETTINGS_HELP)]
 pub struct Serve {
-    /// Folder of the ledger; keys are expected in DIR/keys.
-    #[arg(long, value_name = "DIR")]
-    pub data: Option<PathBuf>,
-    /// Address of the API [default: 127.0.0.1:8180]; port 0 takes any free one.
-    #[arg(long, value_name = "ADDR")]
-    pub listen: Option<SocketAddr>,
-    /// Broker to publish to: mqtt://host:1883 or mqtts://host:8883.
-    #[arg(long, value_name = "URL", conflicts_with = "embedded_broker")]
-    pub broker: Option<String>,
-    /// Certificates that vouch for an mqtts broker, PEM.
-    #[arg(long, value_name = "FILE")]
-    pub broker_ca: Option<PathBuf>,
-    /// User name at the broker.
-    #[arg(long, value_name = "NAME")]
-    pub broker_user: Option<String>,
-    /// File with the password at the broker.
-    #[arg(long, value_name = "FILE")]
-    pub broker_password_file: Option<PathBuf>,
-    /// Run a broker inside this process, at this address.
-    #[arg(long, value_name = "ADDR")]
-    pub embedded_broker: Option<SocketAddr>,
-    /// Folder of the keys, if not DIR/keys.
-    #[arg(long, value_name = "DIR")]
-    pub keys: Option<PathBuf>,
-    /// TOML file with the same settings and more; the command line wins.
-    #[arg(long, value_name = "FILE")]
+    /// TOML file with the same settings; environment and command line win.
+    #[arg(long, value_name = "FILE", env = "REVOCAST_CONFIG")]
     pub config: Option<PathBuf>,
+    /// Settings.
+    #[command(flatten)]
+    pub settings: SettingArguments,
     /// Confirm that a ledger which ends before what was published (a restored backup) goes on, in a
     /// new term.
     #[arg(long)]
@@ -177,6 +165,76 @@ pub struct Serve {
     /// Confirm that the clock is right although it stands far beyond the last signed time.
     #[arg(long)]
     pub confirm_clock: bool,
+}
+
+/// Told below the list of settings.
+const SETTINGS_HELP: &str = "Every setting can stand in the config file and in the environment as well: --broker-ca FILE is \
+    broker_ca = 'FILE' there,\nand REVOCAST_BROKER_CA here. The command line wins over the environment, the environment over \
+    the file.\nrevocast config print shows all of them, config check says what is wrong.";
+
+/// `config`
+#[derive(Clone, Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Says everything that is wrong with a configuration: exit code 1 if anything is.
+    #[command(after_help = SETTINGS_HELP)]
+    Check(ConfigArguments),
+    /// Prints the configuration in effect as a config file, with the origin of each value.
+    #[command(after_help = SETTINGS_HELP)]
+    Print(ConfigArguments),
+}
+
+/// What `config` looks at.
+#[derive(Clone, Debug, Args)]
+pub struct ConfigArguments {
+    /// The config file.
+    #[arg(value_name = "FILE", env = "REVOCAST_CONFIG")]
+    pub file: Option<PathBuf>,
+    /// Settings.
+    #[command(flatten)]
+    pub settings: SettingArguments,
+}
+
+/// The settings of the server that stand on the command line, as written.
+#[derive(Clone, Debug, Default)]
+pub struct SettingArguments(Vec<(&'static str, String)>);
+
+impl SettingArguments {
+    /// Names of settings with their texts.
+    pub fn given(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, text)| (*name, text.as_str()))
+    }
+}
+
+/// Flags live as long as the program.
+static FLAGS: LazyLock<Vec<String>> = LazyLock::new(|| SETTINGS.iter().map(Setting::flag).collect());
+
+impl Args for SettingArguments {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let arguments = SETTINGS.iter().zip(FLAGS.iter()).map(|(setting, flag)| {
+            clap::Arg::new(setting.name).long(flag.as_str()).value_name(setting.value).help(setting.help)
+        });
+        command.args(arguments)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for SettingArguments {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let mut arguments = Self::default();
+        arguments.update_from_arg_matches(matches)?;
+        Ok(arguments)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        self.0 = SETTINGS
+            .iter()
+            .filter_map(|setting| Some((setting.name, matches.get_one::<String>(setting.name)?.clone())))
+            .collect();
+        Ok(())
+    }
 }
 
 /// Which server an administrative command talks to.

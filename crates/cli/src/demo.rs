@@ -17,7 +17,7 @@ use revocast_device::{
     ValidatorConfig, random_seed,
 };
 use revocast_server::clock::{Clock as _, SystemClock as ServerClock};
-use revocast_server::config::{BrokerChoice, ConfigFile};
+use revocast_server::config::{BrokerChoice, Choices};
 use revocast_server::keys::{IssuerKey, Keys};
 use revocast_server::server::Server;
 use ring::signature::Ed25519KeyPair;
@@ -413,13 +413,13 @@ impl Show {
 
     /// On any free ports the first time, so that busy ones do not matter; on the same ones later.
     async fn start_server(&mut self) -> Result<(), Failure> {
-        let file = ConfigFile {
+        let choices = Choices {
             data: Some(self.folder.join("data")),
             listen: Some(self.api),
             embedded_broker: Some(self.broker),
-            ..ConfigFile::default()
+            ..Choices::default()
         };
-        let config = file.check().map_err(|error| Failure::new("bad-config", "the demo's configuration", &error))?;
+        let config = choices.check().map_err(|error| Failure::new("bad-config", "the demo's configuration", &error))?;
         debug_assert!(matches!(config.broker, BrokerChoice::Embedded(_)), "the demo brings its broker");
         let server = Server::start(config, Arc::new(ServerClock::new()))
             .await

@@ -8,6 +8,7 @@
 mod admin;
 mod agent;
 mod args;
+mod config;
 mod demo;
 mod holding;
 mod inspect;
@@ -31,7 +32,8 @@ fn main() -> ExitCode {
     let outcome = match arguments.command {
         Command::Demo(demo) => demo::run(output, demo),
         Command::Keygen { out } => keygen::run(output, &out),
-        Command::Serve(serve) => serve::run(output, serve),
+        Command::Serve(serve) => serve::run(output, &serve),
+        Command::Config { command } => config::run(output, &command),
         Command::Realm { command, server } => admin::realm(output, &server, command),
         Command::Revoke(revoke) => admin::revoke(output, &revoke),
         Command::Reinstate { realm, jti, reason, server } => admin::reinstate(output, &server, &realm, &jti, reason),

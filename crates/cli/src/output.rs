@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
+use revocast_server::config::LogFormat;
 use serde_json::{Value, json};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt;
@@ -62,26 +63,14 @@ impl Output {
 
     /// Sends logs to standard error. `REVOCAST_LOG` is a level, or targets with levels.
     pub fn start_logging(self) -> Result<(), Failure> {
-        let text = std::env::var("REVOCAST_LOG").unwrap_or_default();
-        let ours = |level: LevelFilter| {
-            Targets::new()
-                .with_target("revocast", level)
-                .with_target("revocast_device", level)
-                .with_target("revocast_server", level)
-                .with_default(LevelFilter::WARN)
-        };
-        let targets = match text.as_str() {
-            "" => ours(LevelFilter::INFO),
-            text => match text.parse::<LevelFilter>() {
-                Ok(level) => ours(level),
-                Err(_) => text.parse().map_err(|error| {
-                    Failure::new("bad-log-filter", format!("REVOCAST_LOG={text} is no level and no filter"), &error)
-                        .usage()
-                })?,
-            },
-        };
-        let registry = tracing_subscriber::registry().with(targets);
-        if self.json {
+        let text = std::env::var("REVOCAST_LOG").ok().filter(|text| !text.is_empty());
+        self.start_logging_as(text.as_deref(), None)
+    }
+
+    /// Sends logs to standard error: which of them, and in which form.
+    pub fn start_logging_as(self, filter: Option<&str>, format: Option<LogFormat>) -> Result<(), Failure> {
+        let registry = tracing_subscriber::registry().with(targets(filter)?);
+        if self.json || format == Some(LogFormat::Json) {
             registry.with(fmt::layer().json().with_writer(std::io::stderr)).init();
         } else {
             // Escape sequences have no place in a file.
@@ -89,6 +78,24 @@ impl Output {
             registry.with(fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(colors)).init();
         }
         Ok(())
+    }
+}
+
+/// What is logged: a level for what is ours, or targets with levels.
+pub fn targets(filter: Option<&str>) -> Result<Targets, Failure> {
+    let ours = |level: LevelFilter| {
+        Targets::new()
+            .with_target("revocast", level)
+            .with_target("revocast_device", level)
+            .with_target("revocast_server", level)
+            .with_default(LevelFilter::WARN)
+    };
+    let Some(text) = filter else { return Ok(ours(LevelFilter::INFO)) };
+    match text.parse::<LevelFilter>() {
+        Ok(level) => Ok(ours(level)),
+        Err(_) => text.parse().map_err(|error| {
+            Failure::new("bad-log-filter", format!("REVOCAST_LOG={text} is no level and no filter"), &error).usage()
+        }),
     }
 }
 

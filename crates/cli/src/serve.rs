@@ -5,45 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use revocast_server::clock::SystemClock;
-use revocast_server::config::{BrokerSection, ConfigFile};
 use revocast_server::server::{Server, StartError};
 use serde_json::json;
 
 use crate::args::Serve;
 use crate::output::{Failure, Output};
-use crate::{asked_to_end, keygen, runtime};
+use crate::{asked_to_end, config, keygen, runtime};
 
-pub fn run(output: Output, arguments: Serve) -> Result<ExitCode, Failure> {
-    output.start_logging()?;
-    let unusable =
-        |error: &dyn std::error::Error| Failure::new("bad-config", "the configuration cannot be used", error).usage();
-    let mut file = match &arguments.config {
-        Some(path) => ConfigFile::read(path).map_err(|error| unusable(&error))?,
-        None => ConfigFile::default(),
-    };
-    // The command line wins over the file.
-    file.data = arguments.data.or(file.data);
-    file.listen = arguments.listen.or(file.listen);
-    file.keys = arguments.keys.or(file.keys);
-    if arguments.embedded_broker.is_some() {
-        file.embedded_broker = arguments.embedded_broker;
-        file.broker = None;
+pub fn run(output: Output, arguments: &Serve) -> Result<ExitCode, Failure> {
+    let chosen = config::read(arguments.config.as_deref(), &arguments.settings);
+    let mut config = chosen.check().map_err(|mistakes| config::failure(&mistakes).usage())?;
+    output.start_logging_as(config.log.as_deref(), config.log_format)?;
+    for name in chosen.strangers() {
+        tracing::warn!(variable = name, "a variable that no setting is called by");
     }
-    if arguments.broker.is_some() {
-        file.embedded_broker = None;
-    }
-    let named = arguments.broker.is_some()
-        || arguments.broker_ca.is_some()
-        || arguments.broker_user.is_some()
-        || arguments.broker_password_file.is_some();
-    if named {
-        let section = file.broker.get_or_insert_with(BrokerSection::default);
-        section.url = arguments.broker.or(section.url.take());
-        section.ca = arguments.broker_ca.or(section.ca.take());
-        section.username = arguments.broker_user.or(section.username.take());
-        section.password_file = arguments.broker_password_file.or(section.password_file.take());
-    }
-    let mut config = file.check().map_err(|error| unusable(&error))?;
     config.resume = arguments.resume;
     if arguments.confirm_clock {
         config.publishing.restart_jump_max = Duration::MAX;

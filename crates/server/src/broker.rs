@@ -205,6 +205,11 @@ impl TlsRoots {
             .with_no_client_auth();
         Ok(Self(Arc::new(config)))
     }
+
+    /// The same for another protocol.
+    pub(crate) fn client_config(&self) -> ClientConfig {
+        self.0.as_ref().clone()
+    }
 }
 
 impl fmt::Debug for TlsRoots {

@@ -1,33 +1,31 @@
 //! What an operator chooses, checked once.
 //!
-//! [`ConfigFile`] is the TOML as written, all of it optional, so that the command line can
-//! override it; [`ConfigFile::check`] makes a [`ServerConfig`] of it, or says what is wrong.
+//! [`settings`] declares every value; [`sources`] reads them from file, environment and command line, the later of
+//! which wins. [`Chosen::check`] makes a [`ServerConfig`] of that, or says everything that is wrong.
 
+mod settings;
+pub use settings::{Choices, Effect, LISTEN_DEFAULT, LogFormat, PREFIX_DEFAULT, SETTINGS, Setting};
+
+mod sources;
+pub use sources::{Chosen, Mistake, Mistakes, Origin};
+
+use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use revocast_core::limits::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
-use serde::Deserialize;
+use revocast_core::limits::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
 use thiserror::Error;
 
 use crate::broker::{BrokerUrl, BrokerUrlError, Credentials, TlsRoots, TlsRootsError};
 
-/// Where the API listens unless told otherwise: this machine only.
-pub const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8180);
-
-/// First level of every topic unless chosen.
-pub const PREFIX_DEFAULT: &str = "revocast";
-
 /// A longer prefix would crowd every packet.
 const PREFIX_BYTES_MAX: usize = 256;
 
-const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(30);
 const HEARTBEAT_MAX: Duration = Duration::from_hours(1);
 
-const GRACE_DEFAULT: Duration = Duration::from_mins(10);
 const GRACE_MAX: Duration = Duration::from_hours(30 * 24);
 
 /// A server that was down for longer is started by somebody who can confirm its clock.
@@ -37,59 +35,20 @@ const RESTART_JUMP_MAX: Duration = Duration::from_hours(7 * 24);
 const FALSE_POSITIVE_RATE_MIN: f64 = 1e-5;
 const FALSE_POSITIVE_RATE_MAX: f64 = 0.1;
 
-/// `revocast serve --config FILE`, as written.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ConfigFile {
-    /// Address of the API.
-    pub listen: Option<SocketAddr>,
-    /// Folder of the ledger.
-    pub data: Option<PathBuf>,
-    /// Folder of the keys; `keys` in the data folder unless given.
-    pub keys: Option<PathBuf>,
-    /// The broker to publish to.
-    pub broker: Option<BrokerSection>,
-    /// Address of a broker inside this process, instead.
-    pub embedded_broker: Option<SocketAddr>,
-    /// First level of every topic.
-    pub prefix: Option<String>,
-    /// Largest content of one retained message.
-    pub chunk_bytes: Option<usize>,
-    /// How often a manifest is sealed again without news.
-    pub heartbeat_seconds: Option<u64>,
-    /// How long superseded objects stay retained.
-    pub grace_seconds: Option<u64>,
-    /// Rate of the published filter.
-    pub false_positive_rate: Option<f64>,
-    /// Limits of the API.
-    pub limits: Option<LimitsSection>,
-}
+/// A younger epoch would be replaced before a fleet has moved to it.
+const EPOCH_AGE_MIN: Duration = Duration::from_mins(1);
+const EPOCH_AGE_MAX: Duration = Duration::from_hours(30 * 24);
 
-/// `[broker]`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BrokerSection {
-    /// `mqtt://host[:port]` or `mqtts://host[:port]`.
-    pub url: Option<String>,
-    /// Name of this client at the broker; made from the publisher's key unless given.
-    pub client_id: Option<String>,
-    /// User name.
-    pub username: Option<String>,
-    /// File with the password, so that it stands in no process list.
-    pub password_file: Option<PathBuf>,
-    /// PEM file with the certificates that vouch for the broker.
-    pub ca: Option<PathBuf>,
-}
+/// A smaller share would rebuild the epoch for every few revocations.
+const EPOCH_SHARE_MIN: f64 = 0.01;
 
-/// `[limits]`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LimitsSection {
-    /// Longest time that one request may take, body included.
-    pub request_timeout_seconds: Option<u64>,
-    /// Requests served at a time; more are asked to come back.
-    pub concurrent_requests: Option<usize>,
-}
+/// A lease is renewed at a third of it, over a network, by a machine that is busy; and nobody publishes while it
+/// runs out.
+const LEASE_MIN: Duration = Duration::from_secs(2);
+const LEASE_MAX: Duration = Duration::from_mins(1);
+
+/// A file with a password is a line.
+const PASSWORD_BYTES_MAX: u64 = 4096;
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -100,15 +59,74 @@ pub struct ServerConfig {
     pub data: PathBuf,
     /// Folder of the keys.
     pub keys: PathBuf,
+    /// Where the ledger is.
+    pub ledger: LedgerChoice,
+    /// URL under which clients reach this server, if it was told.
+    pub advertise: Option<String>,
+    /// How the API speaks TLS, if it does.
+    pub tls: Option<TlsFiles>,
     /// Which broker.
     pub broker: BrokerChoice,
     /// How to publish.
     pub publishing: PublishingConfig,
+    /// How long the leading server leads without a sign of life.
+    pub lease: Duration,
     /// Limits of the API.
     pub limits: ApiLimits,
+    /// Whether a cutoff of a whole realm needs a second credential.
+    pub approve: bool,
+    /// What is logged: a level, or targets with levels.
+    pub log: Option<String>,
+    /// How logs are written.
+    pub log_format: Option<LogFormat>,
     /// The operator confirms that a ledger which ends before what was published shall go on in a
     /// new term (design rule 9). Never in a file: it is said once, on the command line.
     pub resume: bool,
+}
+
+/// Where the ledger is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LedgerChoice {
+    /// A file in the data folder.
+    Embedded,
+    /// A database that speaks the PostgreSQL protocol.
+    Postgres {
+        /// `postgres://user@host:port/name`, without a password.
+        url: String,
+        /// The password, if it wants one.
+        password: Option<Secret>,
+        /// PEM file with the certificates that vouch for it; with them, TLS is required.
+        ca: Option<PathBuf>,
+    },
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// For whoever has to prove that they know it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// The files with which the API speaks TLS, PEM all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificate chain.
+    pub certificate: PathBuf,
+    /// Private key of that certificate.
+    pub key: PathBuf,
+    /// Who vouches for clients; with it, a client needs a certificate.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// Which broker to publish to.
@@ -131,6 +149,8 @@ pub struct RemoteBroker {
     pub credentials: Option<Credentials>,
     /// Who vouches for it.
     pub tls: Option<TlsRoots>,
+    /// Files with our certificate chain and its private key, if the broker wants them.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// How to publish.
@@ -146,22 +166,15 @@ pub struct PublishingConfig {
     pub grace: Duration,
     /// Rate of the published filter.
     pub false_positive_rate: Option<f64>,
+    /// An epoch older than this is rebuilt, if anything in it has expired.
+    pub epoch_age: Duration,
+    /// An epoch is rebuilt when this share of its base has expired.
+    pub epoch_dead_share: f64,
+    /// An epoch is rebuilt when what came since takes this share of its base.
+    pub epoch_recent_share: f64,
     /// After a restart, how much later than the last signed time the clock may stand. Beyond it the
     /// operator confirms the clock, on the command line.
     pub restart_jump_max: Duration,
-}
-
-impl Default for PublishingConfig {
-    fn default() -> Self {
-        Self {
-            prefix: PREFIX_DEFAULT.into(),
-            chunk_bytes: CHUNK_BYTES_DEFAULT,
-            heartbeat: HEARTBEAT_DEFAULT,
-            grace: GRACE_DEFAULT,
-            false_positive_rate: None,
-            restart_jump_max: RESTART_JUMP_MAX,
-        }
-    }
 }
 
 /// Limits of the API that a deployment chooses.
@@ -171,122 +184,299 @@ pub struct ApiLimits {
     pub request_timeout: Duration,
     /// Requests served at a time; more are asked to come back.
     pub concurrent_requests: usize,
+    /// Requests a second of one credential, unless it says otherwise.
+    pub requests_per_second: Option<u32>,
+    /// Revocations a day of one credential, unless it says otherwise.
+    pub bulk_per_day: Option<u64>,
 }
 
 impl Default for ApiLimits {
     fn default() -> Self {
-        // A full batch over a slow line fits; 1,024 full bodies are 2 GiB, so that many is the most.
-        Self { request_timeout: Duration::from_secs(30), concurrent_requests: 512 }
+        Choices::defaults().fill().limits()
     }
 }
 
-impl ConfigFile {
-    /// Reads TOML from a file.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Io { path: path.to_owned(), source })?;
-        Self::parse(&text).map_err(|(line, what)| ConfigError::Toml { path: path.to_owned(), line, what })
+impl settings::Filled {
+    fn limits(&self) -> ApiLimits {
+        // A full batch over a slow line fits; 1,024 full bodies are 2 GiB, so that many is the most.
+        ApiLimits {
+            request_timeout: Duration::from_secs(self.request_timeout_seconds),
+            concurrent_requests: self.concurrent_requests,
+            requests_per_second: self.requests_per_second,
+            bulk_per_day: self.bulk_per_day,
+        }
     }
+}
 
-    /// Checks everything and fills in what was not chosen. Reads the password and the certificates.
-    pub fn check(self) -> Result<ServerConfig, ConfigError> {
-        let data = self.data.ok_or(ConfigError::Missing { what: "data", flag: "--data DIR" })?;
-        let keys = self.keys.unwrap_or_else(|| data.join("keys"));
-        let broker = match (self.broker, self.embedded_broker) {
-            (Some(section), None) => BrokerChoice::Remote(section.check()?),
-            (None, Some(address)) => BrokerChoice::Embedded(address),
-            (Some(_), Some(_)) => return Err(ConfigError::TwoBrokers),
-            (None, None) => {
-                return Err(ConfigError::Missing { what: "broker", flag: "--broker URL or --embedded-broker ADDR" });
-            }
-        };
-        let publishing = PublishingConfig {
-            prefix: check_prefix(self.prefix.unwrap_or_else(|| PREFIX_DEFAULT.into()))?,
-            chunk_bytes: within(
-                "chunk_bytes",
-                self.chunk_bytes.unwrap_or(CHUNK_BYTES_DEFAULT),
-                CHUNK_BYTES_MIN,
-                CHUNK_BYTES_MAX,
-            )?,
-            heartbeat: within(
-                "heartbeat_seconds",
-                self.heartbeat_seconds.map_or(HEARTBEAT_DEFAULT, Duration::from_secs),
-                Duration::from_secs(1),
-                HEARTBEAT_MAX,
-            )?,
-            grace: within(
-                "grace_seconds",
-                self.grace_seconds.map_or(GRACE_DEFAULT, Duration::from_secs),
-                Duration::ZERO,
-                GRACE_MAX,
-            )?,
-            false_positive_rate: self
-                .false_positive_rate
-                .map(|rate| within("false_positive_rate", rate, FALSE_POSITIVE_RATE_MIN, FALSE_POSITIVE_RATE_MAX))
-                .transpose()?,
-            restart_jump_max: RESTART_JUMP_MAX,
-        };
-        let limits = self.limits.unwrap_or_default();
-        let defaults = ApiLimits::default();
-        let limits = ApiLimits {
-            request_timeout: within(
-                "limits.request_timeout_seconds",
-                limits.request_timeout_seconds.map_or(defaults.request_timeout, Duration::from_secs),
-                Duration::from_secs(1),
-                Duration::from_hours(1),
-            )?,
-            concurrent_requests: within(
-                "limits.concurrent_requests",
-                limits.concurrent_requests.unwrap_or(defaults.concurrent_requests),
-                1,
-                65_536,
-            )?,
-        };
-        Ok(ServerConfig {
-            listen: self.listen.unwrap_or(LISTEN_DEFAULT),
+impl Choices {
+    /// Checks everything and fills in what was not chosen. Reads passwords and certificates.
+    pub fn check(self) -> Result<ServerConfig, Mistakes> {
+        Chosen::from(self).check()
+    }
+}
+
+/// What [`Chosen::check`] does with what could be read.
+fn check(chosen: &Chosen) -> Result<ServerConfig, Vec<Mistake>> {
+    let mut check = Check { chosen, mistakes: Vec::new() };
+    let mut given = chosen.config().clone().fill();
+    let limits = given.limits();
+    check.within("request_timeout_seconds", limits.request_timeout, Duration::from_secs(1), Duration::from_hours(1));
+    check.within("concurrent_requests", limits.concurrent_requests, 1, 65_536);
+    if let Some(rate) = limits.requests_per_second {
+        check.within("requests_per_second", rate, 1, 1_000_000);
+    }
+    let publishing = PublishingConfig {
+        prefix: given.prefix,
+        chunk_bytes: given.chunk_bytes,
+        heartbeat: Duration::from_secs(given.heartbeat_seconds),
+        grace: Duration::from_secs(given.grace_seconds),
+        false_positive_rate: given.false_positive_rate,
+        epoch_age: Duration::from_secs(given.epoch_age_seconds),
+        epoch_dead_share: given.epoch_dead_share,
+        epoch_recent_share: given.epoch_recent_share,
+        restart_jump_max: RESTART_JUMP_MAX,
+    };
+    check.publishing(&publishing);
+    let lease = Duration::from_secs(given.lease_seconds);
+    check.within("lease_seconds", lease, LEASE_MIN, LEASE_MAX);
+    if given.data.is_none() {
+        check.missing("data", "--data DIR");
+    }
+    if given.advertise.as_ref().is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
+        check.mistake("advertise", ConfigError::Advertise { found: given.advertise.clone().unwrap_or_default() });
+    }
+    let tls = check.tls(given.tls_certificate, given.tls_key, given.tls_client_ca);
+    let ledger = check.ledger(given.ledger, given.ledger_password_file, given.ledger_ca);
+    let remote = RemoteSettings {
+        client_id: given.broker_client_id,
+        user: given.broker_user,
+        password_file: given.broker_password_file,
+        ca: given.broker_ca,
+        certificate: given.broker_certificate,
+        key: given.broker_key,
+    };
+    // One that was chosen nearer to the command line pushes out the other.
+    if given.broker.is_some() && given.embedded_broker.is_some() {
+        let (remote, embedded) = (chosen.origin("broker"), chosen.origin("embedded_broker"));
+        if remote.same_place(&embedded) {
+            check.mistake("broker", ConfigError::TwoBrokers);
+        } else if remote > embedded {
+            given.embedded_broker = None;
+        } else {
+            given.broker = None;
+        }
+    }
+    let broker = match (given.broker, given.embedded_broker) {
+        (Some(url), _) => check.remote(url, remote).map(BrokerChoice::Remote),
+        (None, Some(address)) => Some(BrokerChoice::Embedded(address)),
+        (None, None) => {
+            check.missing("broker", "--broker URL or --embedded-broker ADDR");
+            None
+        }
+    };
+    match (given.data, broker, ledger) {
+        (Some(data), Some(broker), Some(ledger)) if check.mistakes.is_empty() => Ok(ServerConfig {
+            listen: given.listen,
+            keys: given.keys.unwrap_or_else(|| data.join("keys")),
             data,
-            keys,
+            ledger,
+            advertise: given.advertise,
+            tls,
             broker,
             publishing,
+            lease,
             limits,
+            approve: given.approve,
+            log: given.log,
+            log_format: given.log_format,
             resume: false,
-        })
-    }
-
-    /// The line counts from 1; 0 if the parser does not tell.
-    fn parse(text: &str) -> Result<Self, (usize, String)> {
-        toml::from_str(text).map_err(|error| {
-            let before = error.span().and_then(|span| text.get(..span.start));
-            let line = before.map_or(0, |before| before.matches('\n').count() + 1);
-            (line, error.message().to_owned())
-        })
+        }),
+        _ => Err(check.mistakes),
     }
 }
 
-impl BrokerSection {
-    fn check(self) -> Result<RemoteBroker, ConfigError> {
-        let text = self.url.ok_or(ConfigError::Missing { what: "broker.url", flag: "--broker URL" })?;
-        let url: BrokerUrl = text.parse().map_err(|source| ConfigError::BrokerUrl { text, source })?;
-        let credentials = match (self.username, self.password_file) {
+/// What is set for a broker beside its URL.
+struct RemoteSettings {
+    client_id: Option<String>,
+    user: Option<String>,
+    password_file: Option<PathBuf>,
+    ca: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+/// Collects mistakes with the place where each was made.
+struct Check<'a> {
+    chosen: &'a Chosen,
+    mistakes: Vec<Mistake>,
+}
+
+impl Check<'_> {
+    fn mistake(&mut self, setting: &'static str, error: ConfigError) {
+        let origin = Some(self.chosen.origin(setting)).filter(|origin| *origin != Origin::Default);
+        self.mistakes.push(Mistake { setting: Some(setting), origin, error: error.into() });
+    }
+
+    fn missing(&mut self, what: &'static str, flag: &'static str) {
+        self.mistake(what, ConfigError::Missing { what, flag });
+    }
+
+    fn within<T: PartialOrd + fmt::Debug>(&mut self, what: &'static str, found: T, min: T, max: T) {
+        // Not negated: a NaN is in no range.
+        if found >= min && found <= max {
+            return;
+        }
+        let text = |value: T| format!("{value:?}");
+        self.mistake(what, ConfigError::OutOfRange { what, found: text(found), min: text(min), max: text(max) });
+    }
+
+    fn publishing(&mut self, config: &PublishingConfig) {
+        if !good_prefix(&config.prefix) {
+            self.mistake("prefix", ConfigError::Prefix { prefix: config.prefix.clone() });
+        }
+        self.within("chunk_bytes", config.chunk_bytes, CHUNK_BYTES_MIN, CHUNK_BYTES_MAX);
+        self.within("heartbeat_seconds", config.heartbeat, Duration::from_secs(1), HEARTBEAT_MAX);
+        self.within("grace_seconds", config.grace, Duration::ZERO, GRACE_MAX);
+        if let Some(rate) = config.false_positive_rate {
+            self.within("false_positive_rate", rate, FALSE_POSITIVE_RATE_MIN, FALSE_POSITIVE_RATE_MAX);
+        }
+        self.within("epoch_age_seconds", config.epoch_age, EPOCH_AGE_MIN, EPOCH_AGE_MAX);
+        self.within("epoch_dead_share", config.epoch_dead_share, EPOCH_SHARE_MIN, 1.0);
+        self.within("epoch_recent_share", config.epoch_recent_share, EPOCH_SHARE_MIN, 1.0);
+    }
+
+    fn tls(
+        &mut self,
+        certificate: Option<PathBuf>,
+        key: Option<PathBuf>,
+        client_ca: Option<PathBuf>,
+    ) -> Option<TlsFiles> {
+        match (certificate, key, client_ca) {
+            (None, None, None) => None,
+            (Some(certificate), Some(key), client_ca) => {
+                self.readable("tls_certificate", &certificate);
+                self.readable("tls_key", &key);
+                if let Some(client_ca) = &client_ca {
+                    self.readable("tls_client_ca", client_ca);
+                }
+                Some(TlsFiles { certificate, key, client_ca })
+            }
+            (Some(_), None, _) => self.needs("tls_certificate", "tls_key"),
+            (None, Some(_), _) => self.needs("tls_key", "tls_certificate"),
+            (None, None, Some(_)) => self.needs("tls_client_ca", "tls_certificate"),
+        }
+    }
+
+    fn ledger(
+        &mut self,
+        url: Option<String>,
+        password_file: Option<PathBuf>,
+        ca: Option<PathBuf>,
+    ) -> Option<LedgerChoice> {
+        let Some(url) = url else {
+            return match (password_file, ca) {
+                (None, None) => Some(LedgerChoice::Embedded),
+                (Some(_), _) => self.needs("ledger_password_file", "ledger"),
+                (None, Some(_)) => self.needs("ledger_ca", "ledger"),
+            };
+        };
+        let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
+        let Some(rest) = rest else {
+            self.mistake("ledger", ConfigError::LedgerUrl);
+            return None;
+        };
+        let user = rest.split('/').next().and_then(|authority| authority.rsplit_once('@'));
+        if user.is_some_and(|(user, _)| user.contains(':')) || rest.contains("password=") {
+            self.mistake("ledger", ConfigError::LedgerPassword);
+            return None;
+        }
+        let password = match password_file {
+            Some(path) => Some(Secret(self.password("ledger_password_file", &path)?)),
+            None => None,
+        };
+        if let Some(ca) = &ca {
+            self.readable("ledger_ca", ca);
+        }
+        Some(LedgerChoice::Postgres { url, password, ca })
+    }
+
+    fn remote(&mut self, text: String, settings: RemoteSettings) -> Option<RemoteBroker> {
+        let RemoteSettings { client_id, user, password_file, ca, certificate, key } = settings;
+        let credentials = match (user, password_file) {
             (None, None) => None,
             (Some(username), None) => Some(Credentials { username, password: String::new() }),
             (Some(username), Some(path)) => {
-                let password =
-                    fs::read_to_string(&path).map_err(|source| ConfigError::Io { path: path.clone(), source })?;
-                // Editors end a file with a line break; a password does not.
-                Some(Credentials { username, password: password.trim_end_matches(['\r', '\n']).to_owned() })
+                self.password("broker_password_file", &path).map(|password| Credentials { username, password })
             }
-            (None, Some(_)) => return Err(ConfigError::PasswordWithoutUser),
+            // A password alone is not allowed by MQTT 3.1.1.
+            (None, Some(_)) => self.needs("broker_password_file", "broker_user"),
         };
-        let tls = match (url.is_secure(), self.ca) {
-            (true, Some(path)) => Some(TlsRoots::from_pem_file(&path).map_err(ConfigError::TlsRoots)?),
+        if let Some(client_id) = client_id.as_ref().filter(|client_id| !good_client_id(client_id)) {
+            self.mistake("broker_client_id", ConfigError::ClientId { client_id: client_id.clone() });
+        }
+        let identity = match (certificate, key) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => {
+                self.readable("broker_certificate", &certificate);
+                self.readable("broker_key", &key);
+                Some((certificate, key))
+            }
+            (Some(_), None) => self.needs("broker_certificate", "broker_key"),
+            (None, Some(_)) => self.needs("broker_key", "broker_certificate"),
+        };
+        let url: BrokerUrl = match text.parse() {
+            Ok(url) => url,
+            Err(source) => {
+                self.mistake("broker", ConfigError::BrokerUrl { text, source });
+                return None;
+            }
+        };
+        if !url.is_secure() && identity.is_some() {
+            self.mistake("broker_certificate", ConfigError::WithoutTls { what: "broker_certificate" });
+        }
+        let tls = match (url.is_secure(), ca) {
+            (true, Some(path)) => match TlsRoots::from_pem_file(&path) {
+                Ok(roots) => Some(roots),
+                Err(error) => {
+                    self.mistake("broker_ca", ConfigError::TlsRoots(error));
+                    None
+                }
+            },
             (true, None) => {
-                return Err(ConfigError::Missing { what: "broker.ca", flag: "--broker-ca FILE" });
+                self.missing("broker_ca", "--broker-ca FILE");
+                None
             }
             (false, None) => None,
-            (false, Some(_)) => return Err(ConfigError::CaWithoutTls),
+            // Somebody expects more than there is.
+            (false, Some(_)) => {
+                self.mistake("broker_ca", ConfigError::WithoutTls { what: "broker_ca" });
+                None
+            }
         };
-        let client_id = self.client_id.map(check_client_id).transpose()?;
-        Ok(RemoteBroker { url, client_id, credentials, tls })
+        Some(RemoteBroker { url, client_id, credentials, tls, identity })
+    }
+
+    fn needs<T>(&mut self, what: &'static str, other: &'static str) -> Option<T> {
+        self.mistake(what, ConfigError::Needs { what, other });
+        None
+    }
+
+    fn readable(&mut self, setting: &'static str, path: &Path) {
+        if let Err(source) = fs::File::open(path) {
+            self.mistake(setting, ConfigError::Io { path: path.to_owned(), source });
+        }
+    }
+
+    fn password(&mut self, setting: &'static str, path: &Path) -> Option<String> {
+        use io::Read as _;
+        let mut text = String::new();
+        let read = fs::File::open(path).and_then(|file| file.take(PASSWORD_BYTES_MAX).read_to_string(&mut text));
+        if let Err(source) = read {
+            self.mistake(setting, ConfigError::Io { path: path.to_owned(), source });
+            return None;
+        }
+        // Editors end a file with a line break; a password does not.
+        Some(text.trim_end_matches(['\r', '\n']).to_owned())
     }
 }
 
@@ -302,16 +492,29 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
-    /// The file is not TOML, or not of this shape.
-    #[error("{} line {line}: {what}", .path.display())]
-    Toml {
+    /// The file is something else.
+    #[error("{} has more than 1 MiB, so it is no config file", .path.display())]
+    FileTooLarge {
         /// The file.
         path: PathBuf,
-        /// Where, from 1.
-        line: usize,
+    },
+    /// The file is not TOML, or the value not of the kind that is wanted.
+    #[error("{what}")]
+    Toml {
         /// What is wrong.
         what: String,
     },
+    /// Nothing is called that.
+    #[error("unknown setting {found}; {help}")]
+    Unknown {
+        /// The name.
+        found: String,
+        /// What may have been meant.
+        help: String,
+    },
+    /// A variable that is set to nothing: what should have stood there got lost, most often.
+    #[error("is empty; unset it, or give a value")]
+    Empty,
     /// There is no default for this.
     #[error("{what} is not set; give {flag}, or {what} in the config file")]
     Missing {
@@ -319,6 +522,14 @@ pub enum ConfigError {
         what: &'static str,
         /// What to give on the command line.
         flag: &'static str,
+    },
+    /// One does nothing without the other.
+    #[error("{what} is set but {other} is not")]
+    Needs {
+        /// What is set.
+        what: &'static str,
+        /// What is not.
+        other: &'static str,
     },
     /// A number out of its range.
     #[error("{what} is {found}; from {min} to {max} is possible")]
@@ -336,7 +547,7 @@ pub enum ConfigError {
     #[error("both a broker and an embedded broker are set; choose one")]
     TwoBrokers,
     /// The URL of the broker cannot be used.
-    #[error("broker.url is {text:?}")]
+    #[error("broker is {text:?}")]
     BrokerUrl {
         /// As written.
         text: String,
@@ -344,14 +555,26 @@ pub enum ConfigError {
         #[source]
         source: BrokerUrlError,
     },
-    /// A password alone is not allowed by MQTT 3.1.1.
-    #[error("broker.password_file is set but broker.username is not")]
-    PasswordWithoutUser,
+    /// The URL of the ledger cannot be used.
+    #[error("a ledger is postgres://user@host:port/name, or unset for a file in the data folder")]
+    LedgerUrl,
+    /// Passwords in URLs end up in logs and process lists.
+    #[error("a ledger URL holds no password; give ledger_password_file instead")]
+    LedgerPassword,
+    /// No client could follow it.
+    #[error("advertise is {found:?}; it is a URL like https://host:port")]
+    Advertise {
+        /// As written.
+        found: String,
+    },
     /// Certificates for a connection without TLS: somebody expects more than there is.
-    #[error("broker.ca is set but broker.url is not mqtts://")]
-    CaWithoutTls,
+    #[error("{what} is set but broker is not mqtts://")]
+    WithoutTls {
+        /// The setting.
+        what: &'static str,
+    },
     /// The file of certificates cannot be used.
-    #[error("broker.ca cannot be used")]
+    #[error("broker_ca cannot be used")]
     TlsRoots(#[source] TlsRootsError),
     /// Topics could not be made of this.
     #[error("prefix is {prefix:?}; it has 1 to {PREFIX_BYTES_MAX} bytes, no + # $ and no empty level")]
@@ -360,135 +583,23 @@ pub enum ConfigError {
         prefix: String,
     },
     /// No broker would take this name.
-    #[error("broker.client_id is {client_id:?}; it has 1 to 64 printable characters")]
+    #[error("broker_client_id is {client_id:?}; it has 1 to 64 printable characters")]
     ClientId {
         /// As written.
         client_id: String,
     },
 }
 
-fn within<T: PartialOrd + std::fmt::Debug>(what: &'static str, found: T, min: T, max: T) -> Result<T, ConfigError> {
-    // Not negated: a NaN is in no range.
-    if found >= min && found <= max {
-        Ok(found)
-    } else {
-        let text = |value: T| format!("{value:?}");
-        Err(ConfigError::OutOfRange { what, found: text(found), min: text(min), max: text(max) })
-    }
-}
-
-fn check_prefix(prefix: String) -> Result<String, ConfigError> {
-    let good = prefix.len() <= PREFIX_BYTES_MAX
+fn good_prefix(prefix: &str) -> bool {
+    prefix.len() <= PREFIX_BYTES_MAX
         && prefix.split('/').all(|level| !level.is_empty())
         // $ begins topics of the broker's own; wildcards and control characters have no place in any.
-        && !prefix.contains(|character: char| matches!(character, '+' | '#' | '$') || character.is_control());
-    if good { Ok(prefix) } else { Err(ConfigError::Prefix { prefix }) }
+        && !prefix.contains(|character: char| matches!(character, '+' | '#' | '$') || character.is_control())
 }
 
-fn check_client_id(client_id: String) -> Result<String, ConfigError> {
-    let good = (1..=64).contains(&client_id.len()) && client_id.bytes().all(|byte| byte.is_ascii_graphic());
-    if good { Ok(client_id) } else { Err(ConfigError::ClientId { client_id }) }
+fn good_client_id(client_id: &str) -> bool {
+    (1..=64).contains(&client_id.len()) && client_id.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn checked(text: &str) -> Result<ServerConfig, ConfigError> {
-        ConfigFile::parse(text).expect("TOML").check()
-    }
-
-    fn refusal(text: &str) -> String {
-        checked(text).expect_err(text).to_string()
-    }
-
-    #[test]
-    fn the_least_is_a_folder_and_a_broker() {
-        let config = checked("data = 'd'\nembedded_broker = '127.0.0.1:0'").unwrap();
-        assert_eq!((config.listen, config.keys), (LISTEN_DEFAULT, PathBuf::from("d/keys")));
-        assert_eq!(config.publishing, PublishingConfig::default());
-        assert_eq!(config.limits, ApiLimits::default());
-        assert!(refusal("embedded_broker = '127.0.0.1:0'").starts_with("data is not set; give --data DIR"));
-        assert!(refusal("data = 'd'").starts_with("broker is not set; give --broker URL or"));
-    }
-
-    #[test]
-    fn everything_can_be_chosen() {
-        let folder = tempfile::tempdir().unwrap();
-        let password = folder.path().join("password");
-        fs::write(&password, "secret\n").unwrap();
-        let text = format!(
-            "listen = '0.0.0.0:1'\ndata = 'd'\nkeys = 'k'\nprefix = 'site/revocast'\nchunk_bytes = 2048\n\
-             heartbeat_seconds = 5\ngrace_seconds = 0\nfalse_positive_rate = 1e-4\n\
-             [broker]\nurl = 'mqtt://b'\nclient_id = 'c'\nusername = 'u'\npassword_file = '{}'\n\
-             [limits]\nrequest_timeout_seconds = 1\nconcurrent_requests = 2\n",
-            password.display()
-        );
-        let config = checked(&text).unwrap();
-        let BrokerChoice::Remote(broker) = config.broker else { panic!("not remote") };
-        let credentials = broker.credentials.unwrap();
-        assert_eq!((credentials.username.as_str(), credentials.password.as_str()), ("u", "secret"));
-        assert!(!format!("{credentials:?}").contains("secret"));
-        assert_eq!(config.publishing.heartbeat, Duration::from_secs(5));
-        assert_eq!(config.limits.concurrent_requests, 2);
-    }
-
-    #[test]
-    fn mistakes_are_told_with_their_line() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("revocast.toml");
-        let told = |text: &str| {
-            fs::write(&path, text).unwrap();
-            ConfigFile::read(&path).unwrap_err().to_string()
-        };
-        let at = |line| format!("{} line {line}: ", path.display());
-        let unknown = told("data = 'd'\n\nlisten_on = 'x'\n");
-        assert!(unknown.starts_with(&format!("{}unknown field `listen_on`", at(3))), "{unknown}");
-        let kind = told("data = 'd'\nchunk_bytes = 'many'\n");
-        assert!(kind.starts_with(&format!("{}invalid type", at(2))), "{kind}");
-        let twice = told("data = 'd'\ndata = 'e'\n");
-        assert!(twice.starts_with(&format!("{}duplicate key", at(2))), "{twice}");
-        assert!(told("data = \n").starts_with(&at(1)));
-        assert!(matches!(ConfigFile::read(&folder.path().join("none")), Err(ConfigError::Io { .. })));
-    }
-
-    #[test]
-    fn values_out_of_range_are_refused() {
-        let base = "data = 'd'\nembedded_broker = '127.0.0.1:0'\n";
-        for (line, start) in [
-            ("chunk_bytes = 2047", "chunk_bytes is 2047; from 2048 to 262144 is possible"),
-            ("chunk_bytes = 262145", "chunk_bytes is 262145"),
-            ("heartbeat_seconds = 0", "heartbeat_seconds is 0ns"),
-            ("heartbeat_seconds = 18446744073709551615", ""),
-            ("grace_seconds = 99999999", "grace_seconds is 99999999s"),
-            ("false_positive_rate = 0.0", "false_positive_rate is 0.0"),
-            ("false_positive_rate = nan", "false_positive_rate is NaN"),
-            ("false_positive_rate = 0.5", "false_positive_rate is 0.5"),
-            ("limits = { concurrent_requests = 0 }", "limits.concurrent_requests is 0"),
-        ] {
-            let text = format!("{base}{line}\n");
-            // What TOML's own numbers cannot hold is refused when it is read.
-            let Ok(file) = ConfigFile::parse(&text) else { continue };
-            let error = file.check().expect_err(line).to_string();
-            assert!(error.starts_with(start), "{line}: {error}");
-        }
-        for prefix in ["", "/a", "a/", "a//b", "a/+", "#", "$SYS", "a\\u0000", &"x".repeat(257)] {
-            assert!(refusal(&format!("{base}prefix = \"{prefix}\"")).starts_with("prefix is"), "{prefix}");
-        }
-    }
-
-    #[test]
-    fn brokers_that_cannot_be_are_refused() {
-        let broker = |lines: &str| refusal(&format!("data = 'd'\n[broker]\n{lines}"));
-        assert!(broker("").starts_with("broker.url is not set"));
-        assert_eq!(broker("url = 'http://b'"), r#"broker.url is "http://b""#);
-        assert!(broker("url = 'mqtts://b'").starts_with("broker.ca is not set; give --broker-ca FILE"));
-        assert!(broker("url = 'mqtts://b'\nca = '/nonexistent'").starts_with("broker.ca cannot be used"));
-        assert!(broker("url = 'mqtt://b'\nca = 'x'").starts_with("broker.ca is set but"));
-        assert!(broker("url = 'mqtt://b'\npassword_file = 'x'").starts_with("broker.password_file is set but"));
-        assert!(broker("url = 'mqtt://b'\nusername = 'u'\npassword_file = '/nonexistent'").ends_with("cannot be read"));
-        assert!(broker("url = 'mqtt://b'\nclient_id = ''").starts_with("broker.client_id is"));
-        let two = refusal("data = 'd'\nembedded_broker = '127.0.0.1:0'\n[broker]\nurl = 'mqtt://b'");
-        assert!(two.starts_with("both a broker and"));
-    }
-}
+mod tests;

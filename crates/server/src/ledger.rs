@@ -8,6 +8,8 @@ mod rules;
 mod registry;
 pub use registry::{Coverage, Issued, IssuedError, Registration, Visitor};
 
+mod columns;
+
 mod lease;
 pub use lease::{ADDRESS_BYTES_MAX, Bid, LEASE_MAX, LEASE_MIN, Leadership, SERVER_BYTES_MAX};
 
@@ -16,6 +18,11 @@ pub use memory::MemoryLedger;
 
 mod sqlite;
 pub use sqlite::{OpenError, SqliteLedger};
+
+mod draft;
+
+mod postgres;
+pub use postgres::{PostgresConfig, PostgresError, PostgresLedger, PostgresUrlError};
 
 use std::error::Error;
 use std::pin::Pin;
@@ -136,7 +143,8 @@ pub trait Ledger: Send + Sync {
         matches!(*self.health().borrow(), Health::Good)
     }
 
-    /// Wakes whenever a commit recorded something. The number only counts; read the ledger.
+    /// Wakes whenever a commit recorded something, of this server or another; now and then without need. The number
+    /// only counts; read the ledger.
     fn subscribe(&self) -> watch::Receiver<u64>;
 }
 

@@ -50,7 +50,7 @@ impl Server {
     ///
     /// Needs a tokio runtime with at least two threads: the publisher builds filters.
     pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let ServerConfig { listen, data, keys, broker, publishing, limits, resume } = config;
+        let ServerConfig { listen, data, keys, broker, publishing, limits, resume, .. } = config;
         let keys = Arc::new(Keys::load(&keys)?);
         // Opening reads the whole file.
         let ledger = tokio::task::spawn_blocking(move || SqliteLedger::open(&data))
@@ -77,7 +77,7 @@ impl Server {
             BrokerChoice::Remote(remote) => (remote, None),
             BrokerChoice::Embedded(_) => return Err(StartError::NoEmbeddedBroker),
         };
-        let RemoteBroker { url, client_id, credentials, tls } = remote;
+        let RemoteBroker { url, client_id, credentials, tls, identity: _ } = remote;
         // Stable, and different for every publisher, without being configured.
         let client_id = client_id.unwrap_or_else(|| format!("rvc-{}", keys.publisher().public().id()));
         let (broker, broker_task) = Broker::connect(BrokerConfig { url, client_id, credentials, tls });
@@ -243,7 +243,7 @@ fn local(address: SocketAddr) -> RemoteBroker {
         }
         SocketAddr::V4(_) | SocketAddr::V6(_) => address,
     };
-    RemoteBroker { url: BrokerUrl::local(reachable), client_id: None, credentials: None, tls: None }
+    RemoteBroker { url: BrokerUrl::local(reachable), client_id: None, credentials: None, tls: None, identity: None }
 }
 
 #[cfg(test)]
@@ -257,17 +257,17 @@ mod tests {
 
     use super::*;
     use crate::clock::SystemClock;
-    use crate::config::ConfigFile;
+    use crate::config::Choices;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
     fn config(folder: &Path) -> ServerConfig {
-        ConfigFile {
+        Choices {
             listen: Some(([127, 0, 0, 1], 0).into()),
             data: Some(folder.join("data")),
             keys: Some(folder.join("keys")),
             embedded_broker: Some(([127, 0, 0, 1], 0).into()),
-            ..ConfigFile::default()
+            ..Choices::default()
         }
         .check()
         .unwrap()

@@ -273,6 +273,14 @@ pub(super) fn sweep_is_due(swept: Option<UnixTime>, horizon: UnixTime) -> bool {
     swept.is_none_or(|swept| horizon >= swept.plus(SWEEP_EVERY))
 }
 
+/// The place in a database after one, if there is any.
+pub(super) fn after((fingerprint, name): (i64, i64)) -> Option<(i64, i64)> {
+    match name.checked_add(1) {
+        Some(name) => Some((fingerprint, name)),
+        None => Some((fingerprint.checked_add(1)?, i64::MIN)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,10 +24,11 @@ use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
 use self::registry::Sweep;
-use super::rules::{self, Counters, Halt, Last, Shelf, Standing, Subject};
+use super::columns::{self, Columns, KIND_CUTOFF, RealmRow, SUBJECT_JTI, signed};
+use super::rules::{self, Counters, Halt, Last, Shelf, Subject};
 use super::{
     Bid, Cause, Coverage, Entry, Founding, Health, Issued, Leadership, Ledger, LedgerError, LedgerFuture, Object,
-    Realm, Receipt, Registration, Request, Scope, Statement, TokenRecord, Visitor,
+    Realm, Receipt, Registration, Request, TokenRecord, Visitor,
 };
 
 /// Marks a file as ours: "RVCL".
@@ -724,14 +725,8 @@ impl Shelf for Rows<'_> {
             return Ok(None);
         };
         let sequence = Sequence(unsigned(sequence, "a sequence")?);
-        let value = UnixTime::from_secs(unsigned(value, "a time")?);
-        let standing = match kind {
-            KIND_REVOKE => Standing::Revoked { exp: value },
-            KIND_REINSTATE => Standing::Reinstated { exp: value },
-            KIND_CUTOFF => Standing::Cut { not_before: value },
-            KIND_LIFT => Standing::Lifted,
-            _ => return Err(damaged(format!("entry {sequence} has kind {kind}"))),
-        };
+        let standing = columns::standing(kind, unsigned(value, "a time")?)
+            .ok_or_else(|| damaged(format!("entry {sequence} has kind {kind}")))?;
         Ok(Some(Last { sequence, standing }))
     }
 
@@ -744,16 +739,6 @@ impl Shelf for Rows<'_> {
     }
 }
 
-const KIND_REVOKE: u8 = 1;
-const KIND_REINSTATE: u8 = 2;
-const KIND_CUTOFF: u8 = 3;
-const KIND_LIFT: u8 = 4;
-const KIND_RESUME: u8 = 5;
-
-/// Scopes use the numbers of [`Scope::kind`].
-const SUBJECT_JTI: u8 = 4;
-const SUBJECT_NONE: u8 = 5;
-
 const INSERT_ENTRY: &str = "INSERT INTO entries
     (realm, sequence, at, kind, subject_kind, subject, value, reason, actor)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
@@ -765,13 +750,7 @@ fn insert_entry(connection: &Connection, realm: i64, entry: &Entry) -> Outcome<(
 }
 
 fn put_entry(insert: &mut CachedStatement<'_>, realm: i64, entry: &Entry) -> Outcome<()> {
-    let (kind, subject_kind, subject, value) = match &entry.statement {
-        Statement::Revoke { jti, exp } => (KIND_REVOKE, SUBJECT_JTI, jti.as_str(), exp.secs()),
-        Statement::Reinstate { jti, exp } => (KIND_REINSTATE, SUBJECT_JTI, jti.as_str(), exp.secs()),
-        Statement::Cutoff { scope, not_before } => (KIND_CUTOFF, scope.kind(), scope.text(), not_before.secs()),
-        Statement::Lift { scope } => (KIND_LIFT, scope.kind(), scope.text(), 0),
-        Statement::Resume { term } => (KIND_RESUME, SUBJECT_NONE, "", u64::from(term.0)),
-    };
+    let Columns { kind, subject_kind, subject, value } = Columns::of(&entry.statement);
     insert.execute(params![
         realm,
         signed(entry.sequence.0),
@@ -793,33 +772,9 @@ fn entry(row: &Row<'_>) -> Outcome<Entry> {
     let subject_kind: u8 = row.get(3)?;
     let subject: String = row.get(4)?;
     let value = unsigned(row.get(5)?, "a value")?;
-    let scope = |subject| match subject_kind {
-        0 => Some(Scope::Realm),
-        1 => Some(Scope::Sub(subject)),
-        2 => Some(Scope::Kid(subject)),
-        3 => Some(Scope::Client(subject)),
-        _ => None,
-    };
-    let time = UnixTime::from_secs(value);
-    let statement = match kind {
-        KIND_REVOKE => Some(Statement::Revoke { jti: subject, exp: time }),
-        KIND_REINSTATE => Some(Statement::Reinstate { jti: subject, exp: time }),
-        KIND_CUTOFF => scope(subject).map(|scope| Statement::Cutoff { scope, not_before: time }),
-        KIND_LIFT => scope(subject).map(|scope| Statement::Lift { scope }),
-        KIND_RESUME => u32::try_from(value).ok().map(|term| Statement::Resume { term: Term(term) }),
-        _ => None,
-    };
-    let statement = statement
+    let statement = columns::statement(kind, subject_kind, subject, value)
         .ok_or_else(|| damaged(format!("entry {sequence} has kind {kind} about a subject of kind {subject_kind}")))?;
     Ok(Entry { sequence, at, statement, reason: row.get(6)?, actor: row.get(7)? })
-}
-
-/// A realm with its number in this file, which no other module sees.
-struct RealmRow {
-    number: i64,
-    realm: Realm,
-    counters: Counters,
-    coverage: Coverage,
 }
 
 const SELECT_REALM: &str = "SELECT number, id, issuer, function, key, width, leeway, max_token_lifetime, created,
@@ -931,10 +886,6 @@ fn realm_id(text: &str) -> Outcome<RealmId> {
 
 fn seconds(number: i64) -> Outcome<std::time::Duration> {
     unsigned(number, "a span").map(std::time::Duration::from_secs)
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn unsigned(number: i64, what: &str) -> Outcome<u64> {

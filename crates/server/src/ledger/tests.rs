@@ -62,15 +62,38 @@ fn held(sequence: u64, days: u64) -> Receipt {
     Receipt { recorded: false, ..fresh(sequence, days) }
 }
 
-/// Runs one story over each backend, with realm `a` founded.
-macro_rules! over_both {
-    ($($name:ident)*) => {
+#[path = "../../../../tests/src/postgres.rs"]
+// Public where it lives, and not all of it is used here.
+#[allow(dead_code, unreachable_pub)]
+mod server;
+
+/// A ledger in a database of its own.
+async fn in_postgres(server: &server::Postgres) -> (PostgresLedger, String) {
+    let url = server.database();
+    (reopened(&url).await, url)
+}
+
+async fn reopened(url: &str) -> PostgresLedger {
+    let config = PostgresConfig::new(url, Some(server::PASSWORD.into()), None).unwrap();
+    PostgresLedger::open(config).await.unwrap()
+}
+
+/// Runs one story over each backend, with realm `a` founded; those after the semicolon only where one process has
+/// the ledger to itself.
+macro_rules! over_all {
+    ($($name:ident)* ; $($alone:ident)*) => {
         mod memory {
             $(#[tokio::test]
             async fn $name() {
                 let ledger = super::MemoryLedger::new();
                 super::Ledger::create_realm(&ledger, super::realm("a"), vec![]).await.unwrap();
                 super::$name(&ledger).await;
+            })*
+            $(#[tokio::test]
+            async fn $alone() {
+                let ledger = super::MemoryLedger::new();
+                super::Ledger::create_realm(&ledger, super::realm("a"), vec![]).await.unwrap();
+                super::$alone(&ledger).await;
             })*
         }
 
@@ -82,11 +105,33 @@ macro_rules! over_both {
                 super::Ledger::create_realm(&ledger, super::realm("a"), vec![]).await.unwrap();
                 super::$name(&ledger).await;
             })*
+            $(#[tokio::test]
+            async fn $alone() {
+                let folder = tempfile::tempdir().unwrap();
+                let ledger = super::SqliteLedger::open(folder.path()).unwrap();
+                super::Ledger::create_realm(&ledger, super::realm("a"), vec![]).await.unwrap();
+                super::$alone(&ledger).await;
+            })*
+        }
+
+        /// One server serves all stories, each with tables of its own: to found a server takes longer than any story.
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn every_story_holds_on_postgres() {
+            let server = server::Postgres::start();
+            let url = server.database();
+            $({
+                eprintln!("story: {}", stringify!($name));
+                let schema = stringify!($name);
+                server.sql(&url, &format!("CREATE SCHEMA {schema}"));
+                let ledger = reopened(&format!("{url}?options=-csearch_path%3D{schema}")).await;
+                ledger.create_realm(realm("a"), vec![]).await.unwrap();
+                $name(&ledger).await;
+            })*
         }
     };
 }
 
-over_both! {
+over_all! {
     a_realm_is_founded_once
     an_issuer_has_one_realm
     entries_are_numbered_without_holes
@@ -123,6 +168,8 @@ over_both! {
     live_cutoffs_are_those_not_lifted
     whoever_leads_goes_on_leading
     a_bid_that_cannot_be_is_refused
+    ;
+    nobody_is_woken_for_nothing
 }
 
 async fn a_realm_is_founded_once(ledger: &dyn Ledger) {
@@ -345,12 +392,20 @@ async fn whoever_waits_is_woken(ledger: &dyn Ledger) {
     one(ledger, vouched("t", 1)).await;
     assert!(commits.has_changed().unwrap());
     commits.mark_unchanged();
-    one(ledger, vouched("t", 1)).await;
-    one(ledger, reinstate("u")).await;
-    ledger.expire(id("a"), NOW).await.unwrap();
-    assert!(!commits.has_changed().unwrap());
     ledger.resume(id("a"), NOW, Sequence(0)).await.unwrap();
     assert!(commits.has_changed().unwrap());
+}
+
+async fn nobody_is_woken_for_nothing(ledger: &dyn Ledger) {
+    one(ledger, vouched("t", 1)).await;
+    register(ledger, vec![issued("t", DAY)]).await;
+    let mut commits = ledger.subscribe();
+    commits.mark_unchanged();
+    one(ledger, vouched("t", 1)).await;
+    one(ledger, reinstate("u")).await;
+    register(ledger, vec![issued("t", DAY), issued("t", 1)]).await;
+    ledger.expire(id("a"), NOW).await.unwrap();
+    assert!(!commits.has_changed().unwrap());
 }
 
 async fn a_realm_has_its_objects_from_the_first_moment(ledger: &dyn Ledger) {
@@ -537,9 +592,7 @@ async fn a_revoke_is_kept_as_long_as_its_registered_token(ledger: &dyn Ledger) {
     assert_eq!(register(ledger, vec![issued("t", 7 * DAY)]).await.extended, 1);
     let entries = ledger.scan(id("a"), Sequence(5), 10).await.unwrap();
     assert_eq!(entries[0].statement, Statement::Revoke { jti: "t".into(), exp: NOW.plus(7 * DAY) });
-    commits.mark_unchanged();
     assert_eq!(register(ledger, vec![issued("t", 7 * DAY), issued("t", DAY)]).await.repeated, 2);
-    assert!(!commits.has_changed().unwrap());
 
     // What this is for: the revoke is there as long as the token is honored.
     ledger.expire(id("a"), NOW.plus(6 * DAY)).await.unwrap();
@@ -777,6 +830,20 @@ async fn the_lease_in_memory_runs_by_its_own_clock() {
     let ledger = MemoryLedger::new();
     ledger.create_realm(realm("a"), vec![]).await.unwrap();
     the_lease_of_a_leader_decides(&ledger, async |time| ledger.advance(time)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lease_in_a_database_runs_by_its_clock() {
+    let server = server::Postgres::start();
+    let (ledger, url) = in_postgres(&server).await;
+    ledger.create_realm(realm("a"), vec![]).await.unwrap();
+    the_lease_of_a_leader_decides(&ledger, async |time| {
+        // To move the end of the lease back is to let time go by.
+        let move_back =
+            format!("UPDATE revocast_leader SET until = until - {} * INTERVAL '1 second'", time.as_secs_f64());
+        server.sql(&url, &move_back);
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -14,9 +14,10 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Transaction,
 use tokio::sync::oneshot;
 
 use super::{
-    EXPIRE_PIECE, News, Outcome, RealmRow, Rows, SqliteLedger, Write, damaged, known_realm, open_reader, rows_of,
-    signed, unsigned, update_counters,
+    EXPIRE_PIECE, News, Outcome, Rows, SqliteLedger, Write, damaged, known_realm, open_reader, rows_of, unsigned,
+    update_counters,
 };
+use crate::ledger::columns::{self, RealmRow, column, place, signed};
 use crate::ledger::registry::{self, Coverage, Issued, Key, Register, Registration, Visitor};
 use crate::ledger::rules::{Halt, Last, Shelf, Subject};
 use crate::ledger::{Entry, LedgerError};
@@ -248,21 +249,8 @@ impl Rows<'_> {
 
 pub(super) const SELECT_EXP: &str = "SELECT exp FROM issued WHERE realm = ?1 AND fingerprint = ?2 AND name = ?3";
 
-/// The columns of a key. Databases count in signed numbers: fingerprints of 64 bits move down by half of their range,
-/// which keeps their order; shorter ones fit as they are, and in fewer bytes.
-fn place(key: Key, width: Width) -> (i64, i64) {
-    (column(key.fingerprint.bits(), width), key.name.cast_signed())
-}
-
-const HALF: u64 = 1 << 63;
-
-const fn column(fingerprint: u64, width: Width) -> i64 {
-    if width.bits() == u64::BITS { (fingerprint ^ HALF).cast_signed() } else { fingerprint.cast_signed() }
-}
-
 fn fingerprint(column: i64, width: Width) -> Outcome<Fingerprint> {
-    let bits = if width.bits() == u64::BITS { column.cast_unsigned() ^ HALF } else { column.cast_unsigned() };
-    Fingerprint::from_bits(bits, width)
+    columns::fingerprint(column, width)
         .ok_or_else(|| damaged(format!("a registered token has fingerprint {column}, which is none of the realm's")))
 }
 
@@ -359,15 +347,7 @@ fn sweep_piece(connection: &Connection, realm: RealmId, from: (i64, i64), horizo
         last = Some(key);
         count += 1;
     }
-    Ok(SweepPiece { expired, next: last.filter(|_| count == SWEEP_PIECE).and_then(after) })
-}
-
-/// The place after one, if there is any.
-fn after((fingerprint, name): (i64, i64)) -> Option<(i64, i64)> {
-    match name.checked_add(1) {
-        Some(name) => Some((fingerprint, name)),
-        None => Some((fingerprint.checked_add(1)?, i64::MIN)),
-    }
+    Ok(SweepPiece { expired, next: last.filter(|_| count == SWEEP_PIECE).and_then(registry::after) })
 }
 
 /// Forgets tokens in these places, unless their `exp` has moved meanwhile.
