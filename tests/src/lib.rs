@@ -11,6 +11,8 @@ pub mod process;
 
 pub mod postgres;
 
+pub mod browser;
+
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 

@@ -10,6 +10,7 @@ mod agent;
 mod args;
 mod config;
 mod demo;
+mod fleet;
 mod holding;
 mod inspect;
 mod issued;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Command::Issued { command, server } => issued::run(output, &server, command),
         Command::Jti { realm, count, server } => admin::jti(output, &server, &realm, count),
         Command::Status { server } => admin::status(output, &server),
+        Command::Fleet { realm, watch, server } => fleet::run(output, &server, realm.as_deref(), watch),
         Command::Agent(agent) => agent::run(output, &agent),
         Command::Verify(verify) => verify::run(&verify),
         Command::Inspect { file, verify, keys } => inspect::run(output, &file, verify.as_deref(), keys.as_deref()),

@@ -167,7 +167,9 @@ impl Server {
         if timeout(STOP_TIMEOUT, &mut self.publisher).await.is_err() {
             tracing::warn!("the publisher did not end in time");
         }
+        // Awaited, since it holds the ledger.
         self.hearing.abort();
+        let _ = (&mut self.hearing).await;
         if let Some(broker) = self.broker.take() {
             broker.stop().await;
         }

@@ -350,7 +350,7 @@ impl Service {
         if let Some((last, kind)) = recorded().max_by_key(|(receipt, _)| receipt.sequence) {
             let (sequence, entries, kind) = (last.sequence.0, recorded().count(), kind.name());
             tracing::info!(%realm, actor, kind, entries, sequence, "recorded");
-            self.lookout.recorded(realm, last.sequence);
+            self.lookout.recorded(&self.realm(realm).await?, last.sequence);
         }
         Ok(receipts)
     }

@@ -426,7 +426,7 @@ async fn the_document_names_every_operation_and_what_it_answers() {
 #[tokio::test]
 async fn unknown_places_and_methods_are_problems_too() {
     let site = Site::new().await;
-    site.get("/").await.problem(404, "path-unknown");
+    site.get("/nowhere").await.problem(404, "path-unknown");
     site.get("/v1/realms/fleet").await.problem(404, "path-unknown");
     let body = json!({"jti": "t", "exp": LATER});
     let unknown = site.post("/v1/realms/nowhere/revocations", &body).await;

@@ -89,8 +89,11 @@ impl Lookout {
     }
 
     /// Takes in that this server has just recorded an entry.
-    pub fn recorded(&self, realm: RealmId, sequence: Sequence) {
-        self.fleet().recorded(self.now(), realm, sequence);
+    pub fn recorded(&self, realm: &Realm, sequence: Sequence) {
+        let mut fleet = self.fleet();
+        fleet.follow(realm.id, realm.fingerprinter.width());
+        fleet.recorded(self.now(), realm.id, sequence);
+        drop(fleet);
         self.news.send_replace(());
     }
 
