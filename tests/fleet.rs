@@ -7,15 +7,17 @@ use std::time::{Duration, Instant};
 
 use revocast_core::replica::Config;
 use revocast_core::update::Report;
-use revocast_core::{DeviceId, FingerprintFunction, Fingerprinter, Profile, RealmId, RealmKey, Sequence, UnixTime, Width};
+use revocast_core::{
+    DeviceId, FingerprintFunction, Fingerprinter, Profile, RealmId, RealmKey, Sequence, UnixTime, Width,
+};
 use revocast_device::{BrokerUrl, ClientId, Device, DeviceConfig, VolatileStore};
 use revocast_server::clock::{Clock as _, SystemClock};
-use revocast_server::config::ConfigFile;
+use revocast_server::config::Choices;
 use revocast_server::fleet::{Fleet, Reached, Wait};
 use revocast_server::keys::Keys;
 use revocast_server::server::Server;
 use revocast_server::service::{NewRealm, Revocation};
-use revocast_tests::follower::{Follower, Shelf, Site, prompt, small_settings};
+use revocast_tests::follower::{Follower, Site, prompt, small_settings};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -103,7 +105,7 @@ fn a_stream_of_revocations_is_reported_no_more_than_every_two_seconds() {
 
 #[test]
 fn nothing_is_reported_while_there_is_no_link() {
-    let mut site = site();
+    let site = site();
     let mut device = site.device(reporting(9));
     let mut reports = Vec::new();
     watch(&mut device, 5 * SECOND, &mut reports);
@@ -161,7 +163,11 @@ fn a_thousand_devices_that_come_back_at_once_do_not_speak_at_once() {
     assert!(most(&news) <= 200, "{news:?}");
     let in_a_second = |from: u128| news.range(from..from + 10).map(|(_, count)| count).sum::<usize>();
     let worst = (0..200).map(in_a_second).max().unwrap_or_default();
-    println!("reports in the worst second: {worst}; in the worst tenth: {} with news, {} without", most(&news), most(&quiet));
+    println!(
+        "reports in the worst second: {worst}; in the worst tenth: {} with news, {} without",
+        most(&news),
+        most(&quiet)
+    );
     assert!(worst <= 1_000);
 }
 
@@ -212,12 +218,12 @@ async fn start() -> Running {
 }
 
 fn config(folder: &Path) -> revocast_server::config::ServerConfig {
-    ConfigFile {
+    Choices {
         listen: Some(([127, 0, 0, 1], 0).into()),
         data: Some(folder.join("data")),
         keys: Some(folder.join("keys")),
         embedded_broker: Some(([127, 0, 0, 1], 0).into()),
-        ..ConfigFile::default()
+        ..Choices::default()
     }
     .check()
     .unwrap()

@@ -81,7 +81,9 @@ fn a_person_revokes_sees_it_applied_and_takes_it_back() {
     // Neither is what Escape ends.
     browser.click("#revoke");
     browser.type_into("#confirm-yes", "\u{e00c}");
-    until_true("the dialog is closed", || browser.run("return document.getElementById('confirm').open") == json!(false));
+    until_true("the dialog is closed", || {
+        browser.run("return document.getElementById('confirm').open") == json!(false)
+    });
     assert_eq!(server.head(), 0);
 
     browser.click("#revoke");
