@@ -596,7 +596,10 @@ pub const fn small_settings() -> Settings {
         heartbeat: Duration::from_secs(4),
         manifest_every: Duration::ZERO,
         grace: Duration::from_secs(12),
+        recent_share: 0.25,
+        dead_share: 0.25,
         epoch_age_max: Duration::from_mins(1),
+        rate_excess: 2.0,
         coverage_every: Duration::from_secs(20),
         restart_jump_max: Duration::from_hours(7 * 24),
     }

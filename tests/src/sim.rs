@@ -289,7 +289,10 @@ impl World {
             heartbeat: Duration::from_secs(4),
             manifest_every: Duration::from_millis(300),
             grace: Duration::from_secs(12),
+            recent_share: 0.25,
+            dead_share: 0.25,
             epoch_age_max: Duration::from_secs(40),
+            rate_excess: 2.0,
             restart_jump_max: Duration::from_hours(7 * 24),
         };
         let mut world = Self {

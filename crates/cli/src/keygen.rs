@@ -12,6 +12,7 @@ use crate::output::{Failure, Output};
 pub fn run(output: Output, folder: &Path) -> Result<ExitCode, Failure> {
     let keys = Keys::generate(folder, SystemClock::new().unix_time()).map_err(|error| failure(&error))?;
     let file = |name: &str| folder.join(name).display().to_string();
+    let publisher = keys.publisher().map_err(|error| failure(&error))?.public().id().to_string();
     let roots: Vec<String> = keys.trust().roots.iter().map(|root| root.id().to_string()).collect();
     let words = format!(
         "{root}       root key {id}: founds realms; keep a copy offline\n\
@@ -23,7 +24,7 @@ pub fn run(output: Output, folder: &Path) -> Result<ExitCode, Failure> {
         root = file("root.key"),
         id = roots.join(", "),
         publisher = file("publisher.key"),
-        publishes = keys.publisher().public().id(),
+        publishes = publisher,
         issuer = file("issuer.key"),
         kid = keys.issuer().kid(),
         admin = file("admin.token"),
@@ -33,7 +34,7 @@ pub fn run(output: Output, folder: &Path) -> Result<ExitCode, Failure> {
     let value = json!({
         "folder": folder.display().to_string(),
         "roots": roots,
-        "publisher": keys.publisher().public().id().to_string(),
+        "publisher": publisher,
         "issuer_kid": keys.issuer().kid(),
         "trust": file("trust.json"),
         "jwks": file("issuer.jwks.json"),

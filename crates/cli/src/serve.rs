@@ -32,9 +32,16 @@ pub fn run(output: Output, arguments: &Serve) -> Result<ExitCode, Failure> {
             None => format!("api {api}"),
         };
         output.result(words, &json!({ "api": api, "broker": broker }));
-        asked_to_end().await;
+        let failed = tokio::select! {
+            () = asked_to_end() => None,
+            cause = server.failed() => Some(cause),
+        };
         server.stop().await;
-        Ok(ExitCode::SUCCESS)
+        match failed {
+            None => Ok(ExitCode::SUCCESS),
+            Some(cause) => Err(Failure::plain("ledger-stopped", format!("the ledger stopped writing: {cause}"))
+                .help("restart the server: what the disk then says is the truth")),
+        }
     })
 }
 

@@ -59,7 +59,7 @@ mod refusal;
 pub use refusal::{Rank, Refusal};
 
 pub mod seal;
-pub use seal::{Digest, Digester, KeyId, Kind, PublicKey, Sealed, SigningKey, Verified, seal};
+pub use seal::{Digest, Digester, KeyId, Kind, PublicKey, Sealed, SigningKey, Verified, seal, sealed_bytes};
 
 pub mod update;
 pub use update::{Address, Delta, DeviceId, DeviceIdError, Finding, Index, Keys, Manifest, Trust};

@@ -23,6 +23,7 @@
 //! | `GET /metrics` | what is counted and measured, for Prometheus |
 //! | `GET /` | a page for people; it asks for a credential |
 //! | `GET /v1/realms/{realm}/jti?count=N` | `jti`s for new tokens, which no filter in force flags |
+//! | `GET /v1/realms/{realm}/plan` | what the leader would publish now, and why |
 
 mod listener;
 pub(crate) use listener::serve;
@@ -52,6 +53,8 @@ mod fleet;
 mod metrics;
 
 mod page;
+
+mod plan;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +86,7 @@ pub fn router(service: Arc<Service>, limits: ApiLimits) -> Router {
         .merge(issued::routes())
         .merge(fleet::routes())
         .merge(metrics::routes())
+        .merge(plan::routes())
         .layer(middleware::from_fn_with_state(limits.request_timeout, limit_time));
     // A report takes as long as it takes; only between two pieces of it the clock runs.
     let streamed =

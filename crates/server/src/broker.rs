@@ -16,6 +16,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -58,9 +59,13 @@ const PACKET_OVERHEAD_BYTES: usize = 64;
 /// Packets that are larger break the connection in both directions, so payloads are checked first.
 const PACKET_BYTES_MAX: usize = SEALED_BYTES_MAX + TOPIC_BYTES_MAX + PACKET_OVERHEAD_BYTES;
 
-/// First and longest pause between two attempts to connect.
+/// First and longest pause between two attempts to connect. Publishers are few, and a fleet waits for them.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// What is retained and has not come so long after a probe that was sent after the subscription is missing. Most brokers
+/// keep the order and need none of it; those that read from a store of their own may be late.
+const SETTLE: Duration = Duration::from_millis(250);
 
 /// How long a broker may take to close a connection we end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -70,8 +75,11 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct BrokerConfig {
     /// Where it is.
     pub url: BrokerUrl,
-    /// Stable name of this client; a second one with the same name would push this one out.
+    /// Name of this client; a second one with the same name would push this one out.
     pub client_id: String,
+    /// A topic of this client alone, to which it publishes, not retained, what it wants to hear back: by that it knows
+    /// when a broker has sent all it retains. Where access rules forbid it, it waits instead.
+    pub probe: String,
     /// User and password, if the broker wants them.
     pub credentials: Option<Credentials>,
     /// Who vouches for the broker's certificate; required for `mqtts`.
@@ -355,6 +363,7 @@ impl Broker {
             live: Semaphore::new(usize::from(IN_FLIGHT_LIVE)),
             answers: Semaphore::new(usize::from(IN_FLIGHT_ANSWERS)),
             reading: tokio::sync::Mutex::new(()),
+            probes: AtomicBool::new(true),
         });
         let task = tokio::spawn(stay_connected(Arc::clone(&shared)));
         (Self { shared: Arc::clone(&shared) }, BrokerTask { shared, task })
@@ -408,9 +417,10 @@ impl Broker {
 
     /// Asks what is retained on some exact topics, over a connection of its own.
     ///
-    /// The answers are in the order of `topics`. There is no "nothing there" in MQTT: `None` means
-    /// that nothing came for `patience` after the last message of its window. No bytes at all, which
-    /// no broker retains, stand for a message that is larger than any of ours and was not read.
+    /// The answers are in the order of `topics`. There is no "nothing there" in MQTT: `None` means that nothing came
+    /// though a probe sent later had come back, or, where no probe comes back, for `patience` after the last message of
+    /// its window. No bytes at all, which no broker retains, stand for a message that is larger than any of ours and
+    /// was not read.
     pub async fn fetch_retained(
         &self,
         topics: &[String],
@@ -421,7 +431,7 @@ impl Broker {
         }
         // One at a time: two readers with one client id would push each other out.
         let _turn = self.shared.reading.lock().await;
-        let mut reader = Reader::connect(&self.shared.config).await?;
+        let mut reader = self.reader().await?;
         let mut found = Vec::with_capacity(topics.len());
         for window in topics.chunks(FETCH_WINDOW) {
             match reader.fetch(window, patience).await {
@@ -430,7 +440,7 @@ impl Broker {
                 // put such a thing on our topics must not keep us from putting ours over it.
                 Err(BrokerError::Oversize { .. }) => {
                     for topic in window {
-                        reader = Reader::connect(&self.shared.config).await?;
+                        reader = self.reader().await?;
                         match reader.fetch(std::slice::from_ref(topic), patience).await {
                             Ok(answers) => found.extend(answers),
                             Err(BrokerError::Oversize { bytes }) => {
@@ -440,12 +450,22 @@ impl Broker {
                             Err(error) => return Err(error),
                         }
                     }
-                    reader = Reader::connect(&self.shared.config).await?;
+                    reader = self.reader().await?;
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    if reader.probing.is_some_and(|probing| !probing.came_back) {
+                        // Some brokers end the connection of whoever publishes where they may not.
+                        self.shared.probes.store(false, Ordering::Relaxed);
+                    }
+                    return Err(error);
+                }
             }
         }
         Ok(found)
+    }
+
+    async fn reader(&self) -> Result<Reader, BrokerError> {
+        Reader::connect(&self.shared.config, self.shared.probes.load(Ordering::Relaxed)).await
     }
 
     /// Whether there is a connection, and news of it.
@@ -487,6 +507,8 @@ struct Shared {
     /// Permits to publish answers.
     answers: Semaphore,
     reading: tokio::sync::Mutex<()>,
+    /// Whether probes may be sent, as far as is known.
+    probes: AtomicBool,
 }
 
 /// What belongs to one connection and dies with it.
@@ -612,10 +634,21 @@ struct Reader {
     client: AsyncClient,
     packets: mpsc::Receiver<Result<Packet, BrokerError>>,
     task: JoinHandle<()>,
+    probe: String,
+    probing: Option<Probing>,
+}
+
+/// Probes of one connection.
+#[derive(Clone, Copy, Debug, Default)]
+struct Probing {
+    /// How many were sent: what the last one says.
+    sent: u64,
+    /// Whether one ever came back.
+    came_back: bool,
 }
 
 impl Reader {
-    async fn connect(config: &BrokerConfig) -> Result<Self, BrokerError> {
+    async fn connect(config: &BrokerConfig, probes: bool) -> Result<Self, BrokerError> {
         let (client, mut events) = client(config, &format!("{}-r", config.client_id));
         // Room for every message of a window, twice, and its acknowledgements.
         let (packets, received) = mpsc::channel(4 * FETCH_WINDOW);
@@ -632,12 +665,41 @@ impl Reader {
                 }
             }
         });
-        let mut reader = Self { client, packets: received, task };
-        match reader.next(Instant::now() + CONNECTION_TIMEOUT).await? {
-            Some(Packet::ConnAck(_)) => Ok(reader),
-            Some(_) => Err(BrokerError::Broken { cause: "the broker spoke before it accepted".into() }),
-            None => Err(BrokerError::Silent { after: CONNECTION_TIMEOUT }),
+        let mut reader = Self { client, packets: received, task, probe: config.probe.clone(), probing: None };
+        let until = Instant::now() + CONNECTION_TIMEOUT;
+        match reader.next(until).await? {
+            Some(Packet::ConnAck(_)) => {}
+            Some(_) => return Err(BrokerError::Broken { cause: "the broker spoke before it accepted".into() }),
+            None => return Err(BrokerError::Silent { after: CONNECTION_TIMEOUT }),
         }
+        if probes {
+            reader.client.try_subscribe(&reader.probe, QoS::AtMostOnce).map_err(|error| not_queued(&error))?;
+            let granted = loop {
+                match reader.next(until).await? {
+                    Some(Packet::SubAck(ack)) => break !ack.return_codes.contains(&SubscribeReasonCode::Failure),
+                    Some(_) => {}
+                    None => return Err(BrokerError::Silent { after: CONNECTION_TIMEOUT }),
+                }
+            };
+            reader.probing = granted.then(Probing::default);
+        }
+        Ok(reader)
+    }
+
+    /// Sends the next probe; what comes back once the broker has dealt with everything before it.
+    fn send_probe(&mut self) -> Result<(), BrokerError> {
+        let Some(probing) = &mut self.probing else { return Ok(()) };
+        probing.sent += 1;
+        let number = probing.sent.to_string();
+        self.client.try_publish(&self.probe, QoS::AtMostOnce, false, number).map_err(|error| not_queued(&error))
+    }
+
+    /// Whether this is the probe that was sent last.
+    fn is_back(&mut self, publish: &rumqttc::Publish) -> bool {
+        let Some(probing) = &mut self.probing else { return false };
+        let back = !publish.retain && publish.topic == self.probe && publish.payload == probing.sent.to_string();
+        probing.came_back |= back;
+        back
     }
 
     /// The next packet; `None` once it is too late.
@@ -656,12 +718,13 @@ impl Reader {
         patience: Duration,
     ) -> Result<Vec<(String, Option<Vec<u8>>)>, BrokerError> {
         let mut found: Vec<(String, Option<Vec<u8>>)> = topics.iter().map(|topic| (topic.clone(), None)).collect();
-        let broken = |error: rumqttc::ClientError| BrokerError::Broken { cause: error.to_string() };
         let filters = topics.iter().map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtLeastOnce));
-        self.client.try_subscribe_many(filters).map_err(broken)?;
+        self.client.try_subscribe_many(filters).map_err(|error| not_queued(&error))?;
+        self.send_probe()?;
 
         let mut subscribed = false;
-        let mut until = Instant::now() + patience;
+        let mut waits = patience;
+        let mut until = Instant::now() + waits;
         while !subscribed || found.iter().any(|(_, payload)| payload.is_none()) {
             match self.next(until).await? {
                 Some(Packet::SubAck(ack)) => {
@@ -670,12 +733,19 @@ impl Reader {
                         return Err(BrokerError::SubscribeRefused { topic: topic.clone() });
                     }
                     subscribed = true;
+                    until = Instant::now() + waits;
                 }
                 Some(Packet::Publish(publish)) if publish.retain => {
                     // Copied: the payload pins the connection's read buffer.
                     if let Some((_, payload)) = found.iter_mut().find(|(topic, _)| *topic == publish.topic) {
                         *payload = Some(publish.payload.to_vec());
-                        until = Instant::now() + patience;
+                        until = Instant::now() + waits;
+                    }
+                }
+                Some(Packet::Publish(publish)) if self.is_back(&publish) => {
+                    waits = waits.min(SETTLE);
+                    if subscribed {
+                        until = Instant::now() + waits;
                     }
                 }
                 Some(_) => {}
@@ -684,10 +754,15 @@ impl Reader {
             }
         }
         for topic in topics {
-            self.client.try_unsubscribe(topic).map_err(broken)?;
+            self.client.try_unsubscribe(topic).map_err(|error| not_queued(&error))?;
         }
         Ok(found)
     }
+}
+
+/// The client's own queue is full, or its task has ended.
+fn not_queued(error: &rumqttc::ClientError) -> BrokerError {
+    BrokerError::Broken { cause: error.to_string() }
 }
 
 impl Drop for Reader {

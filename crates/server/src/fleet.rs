@@ -366,6 +366,11 @@ impl Fleet {
         }
     }
 
+    /// Takes in whose signatures are believed from now on.
+    pub fn believe(&mut self, publishers: Vec<PublicKey>) {
+        self.publishers = publishers;
+    }
+
     /// Takes in a realm of this server. What is heard of others is dropped.
     pub fn follow(&mut self, realm: RealmId, width: Width) {
         self.realms.entry(realm).or_insert_with(|| Devices::new(width));

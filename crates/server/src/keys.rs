@@ -18,6 +18,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -48,7 +49,8 @@ const TOKEN_BYTES_MIN: usize = 32;
 pub struct Keys {
     root: Option<SigningKey>,
     root_path: PathBuf,
-    publisher: SigningKey,
+    publisher: OnceLock<SigningKey>,
+    publisher_path: PathBuf,
     issuer: IssuerKey,
     admin: AdminToken,
     trust: Trust,
@@ -90,7 +92,7 @@ impl Keys {
         Self::load(folder)
     }
 
-    /// Reads the keys in `folder`. The root key may be elsewhere.
+    /// Reads the keys in `folder`. The root key may be elsewhere, and the publisher's key may come later.
     ///
     /// A private file that others can read is refused: it may have been read.
     pub fn load(folder: &Path) -> Result<Self, KeyError> {
@@ -100,14 +102,19 @@ impl Keys {
             Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        Ok(Self {
+        let keys = Self {
             root,
             root_path,
-            publisher: SigningKey::from_seed(read_key(&folder.join(PUBLISHER_FILE), "publisher")?),
+            publisher: OnceLock::new(),
+            publisher_path: folder.join(PUBLISHER_FILE),
             issuer: IssuerKey(read_key(&folder.join(ISSUER_FILE), "issuer")?),
             admin: read_token(&folder.join(ADMIN_FILE))?,
             trust: read_trust(&folder.join(TRUST_FILE))?,
-        })
+        };
+        match keys.publisher() {
+            Ok(_) | Err(KeyError::PublisherAbsent { .. }) => Ok(keys),
+            Err(error) => Err(error),
+        }
     }
 
     /// The key that says who may publish; needed to found a realm, and for nothing else.
@@ -115,10 +122,19 @@ impl Keys {
         self.root.as_ref().ok_or_else(|| KeyError::RootAbsent { path: self.root_path.clone() })
     }
 
-    /// The key that seals what travels.
-    #[must_use]
-    pub const fn publisher(&self) -> &SigningKey {
-        &self.publisher
+    /// The key that seals what travels. One that was not there yet is looked for again.
+    pub fn publisher(&self) -> Result<&SigningKey, KeyError> {
+        if let Some(key) = self.publisher.get() {
+            return Ok(key);
+        }
+        let path = &self.publisher_path;
+        match read_key(path, "publisher") {
+            Ok(seed) => Ok(self.publisher.get_or_init(|| SigningKey::from_seed(seed))),
+            Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Err(KeyError::PublisherAbsent { path: path.clone() })
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The key that signs tokens.
@@ -242,6 +258,12 @@ pub enum KeyError {
     /// The root key is offline, as it should be most of the time. Bring it back to found a realm.
     #[error("the root key is not at {}; it is needed to found a realm", .path.display())]
     RootAbsent {
+        /// Where it would be.
+        path: PathBuf,
+    },
+    /// What seals everything that travels is not there. Put it back: the server goes on by itself.
+    #[error("the publisher's key is not at {}; nothing can be published without it", .path.display())]
+    PublisherAbsent {
         /// Where it would be.
         path: PathBuf,
     },
@@ -381,7 +403,7 @@ mod tests {
         let keys = Keys::load(&path).unwrap();
         assert_eq!(keys.trust().roots, [keys.root().unwrap().public()]);
         assert_eq!((keys.trust().threshold, keys.trust().not_before), (1, NOW));
-        assert_ne!(keys.publisher().public(), keys.issuer().public());
+        assert_ne!(keys.publisher().unwrap().public(), keys.issuer().public());
         assert_eq!(mode(&path), 0o700);
         for private in [ROOT_FILE, PUBLISHER_FILE, ISSUER_FILE, ADMIN_FILE] {
             assert_eq!(mode(&path.join(private)), 0o600, "{private}");
@@ -397,7 +419,7 @@ mod tests {
         let (_a, first) = made();
         let (_b, second) = made();
         let (first, second) = (Keys::load(&first).unwrap(), Keys::load(&second).unwrap());
-        assert_ne!(first.publisher().public(), second.publisher().public());
+        assert_ne!(first.publisher().unwrap().public(), second.publisher().unwrap().public());
         assert!(!first.admin().matches(second.admin().as_str().as_bytes()));
         assert!(first.admin().matches(first.admin().as_str().as_bytes()));
         assert!(!first.admin().matches(b""));

@@ -22,6 +22,8 @@ pub mod service;
 
 pub mod publisher;
 
+pub mod leader;
+
 pub mod api;
 
 pub mod server;

@@ -286,6 +286,8 @@ impl Page<'_> {
     fn server(&mut self, status: &Status) -> fmt::Result {
         let writable = "Whether the ledger takes entries";
         self.gauge("revocast_ledger_writable", writable, whether(status.ledger_writable))?;
+        let leading = "Whether this server publishes";
+        self.gauge("revocast_leading", leading, whether(status.office.is_leading()))?;
         let connected = "Whether the broker is connected";
         self.gauge("revocast_broker_connected", connected, whether(status.broker.is_up()))
     }

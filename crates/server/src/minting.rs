@@ -34,6 +34,11 @@ impl LiveFilters {
         self.realms.write().unwrap_or_else(PoisonError::into_inner).insert(realm, filters);
     }
 
+    /// Forgets all filters: another server publishes, and knows those in force.
+    pub fn clear(&self) {
+        self.realms.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Whether no filter of the realm says "possible".
     #[must_use]
     pub fn is_clean(&self, realm: RealmId, fingerprint: Fingerprint) -> bool {

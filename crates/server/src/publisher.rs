@@ -11,20 +11,33 @@ mod time;
 pub use time::{ClockAlarm, SigningClock};
 
 mod book;
-pub use book::{Book, NetChange};
+pub use book::{Book, Forgettable, NetChange};
 
 pub mod proof;
 
 mod choice;
 pub use choice::{Because, Choice, choose};
 
+mod policy;
+pub use policy::{EpochCause, EpochFigures};
+
 mod epoch;
 pub use epoch::{Built, Draft, Filtered};
 
 pub mod answers;
 
+mod forecast;
+pub use forecast::{Forecast, Foreseen, Inquiries};
+
+mod mark;
+pub use mark::{HighWater, HighWaterError};
+
+mod permit;
+pub use permit::Permit;
+
 mod run;
-pub use run::{Publishing, RunError, run};
+pub(crate) use run::chain;
+pub use run::{Ended, Publishing, RunError, run};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,7 +50,7 @@ use revocast_core::update::{Artifact, Layer, Piece, Question};
 use revocast_core::wire::{self, WireError};
 use revocast_core::{
     Address, Delta, Digest, Epoch, FilterBuf, GeometryError, Index, Kind, LINE_BYTES, Manifest, Now, Position, Refusal,
-    Salt, Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, rice,
+    Salt, Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, rice, sealed_bytes,
 };
 use thiserror::Error;
 
@@ -56,8 +69,15 @@ pub struct Settings {
     pub manifest_every: Duration,
     /// Superseded pieces and epochs stay this long for those who are fetching them.
     pub grace: Duration,
+    /// A ladder larger than this share of the snapshot calls for a new epoch: whoever was away fetches at most a
+    /// snapshot and this share of it.
+    pub recent_share: f64,
+    /// A larger share of expired entries among those that devices hold calls for a new epoch.
+    pub dead_share: f64,
     /// An epoch older than this is rebuilt, if anything in it has expired.
     pub epoch_age_max: Duration,
+    /// A filter that matches so many times as often as is wanted calls for a new epoch.
+    pub rate_excess: f64,
     /// An epoch at least this old is rebuilt once more tokens are covered; a much larger registry does not wait.
     pub coverage_every: Duration,
     /// After a restart, how much later than the last signed time the clock may stand.
@@ -66,7 +86,8 @@ pub struct Settings {
 
 impl Default for Settings {
     /// Chunks of 32 KiB, the best filter, heartbeats every 30 s, manifests at most once a second, ten
-    /// minutes of grace, epochs of at most a day and an hour for new coverage, a week of downtime.
+    /// minutes of grace; a new epoch for a quarter more, for a quarter expired, for a filter twice as bad as is wanted,
+    /// after a day, and after an hour for new coverage; a week of downtime.
     fn default() -> Self {
         Self {
             chunk_bytes: CHUNK_BYTES_DEFAULT as u32,
@@ -74,7 +95,10 @@ impl Default for Settings {
             heartbeat: Duration::from_secs(30),
             manifest_every: Duration::from_secs(1),
             grace: Duration::from_mins(10),
+            recent_share: 0.25,
+            dead_share: 0.25,
             epoch_age_max: Duration::from_hours(24),
+            rate_excess: 2.0,
             coverage_every: Duration::from_hours(1),
             restart_jump_max: Duration::from_hours(7 * 24),
         }
@@ -84,14 +108,14 @@ impl Default for Settings {
 /// Bytes of a sealed delta or manifest that are not statements: envelope, head, signatures.
 const ENVELOPE_BYTES: usize = 512;
 
-/// A ladder this large, as a share of the snapshot, calls for a new epoch: whoever was away fetches
-/// at most a snapshot and a quarter.
-const LADDER_SHARE: usize = 4;
-
 /// A ladder smaller than this is left to grow, however small the snapshot.
 ///
 /// A small device has room for some hundred statements beside its base, and 2 KiB of ladder are some three hundred.
 const LADDER_BYTES_MIN: usize = 2 * 1024;
+
+/// Deltas that wait to be sent live. After a long time without a broker there are more; those who listen then catch up
+/// by the ladder, which holds all of them.
+const LIVE_DELTAS_MAX: usize = 8;
 
 /// Why nothing could be planned.
 #[derive(Debug, Error)]
@@ -214,6 +238,10 @@ struct Generation {
     filter: Arc<FilterBuf>,
     /// Known of what was built since the start.
     choice: Option<Choice>,
+    /// How often the filter matches by mistake, by its fill.
+    filter_rate: f64,
+    /// How often it was meant to.
+    filter_rate_meant: f64,
 }
 
 /// Signs what a realm publishes.
@@ -246,6 +274,10 @@ pub struct Publisher {
     live: Vec<Vec<u8>>,
     last_delta_bytes: u64,
     manifest: Option<(Manifest, Duration)>,
+    /// The last one that the broker acknowledged, or that was stored to be sent, and the uptime then.
+    committed: Option<(Manifest, Duration)>,
+    /// What could be forgotten, and the uptime at which that was counted.
+    forgettable: Option<(Forgettable, Duration)>,
     /// Something changed that the manifest does not say yet.
     stale: bool,
 }
@@ -281,6 +313,8 @@ impl Publisher {
             live: Vec::new(),
             last_delta_bytes: 0,
             manifest: None,
+            committed: None,
+            forgettable: None,
             stale: true,
         };
         for object in objects {
@@ -341,6 +375,7 @@ impl Publisher {
             self.highest_epoch = self.highest_epoch.max(index.epoch);
             // An index that the manifest never named was being published when the server stopped.
             if index.epoch <= manifest.epoch {
+                let filter = Arc::new(self.shelved_filter(address, &index)?);
                 self.generations.push(Generation {
                     term: index.term,
                     epoch: index.epoch,
@@ -351,7 +386,9 @@ impl Publisher {
                     superseded: (index.epoch < manifest.epoch).then_some(now.uptime),
                     covered_until: index.covered_until,
                     registered: 0,
-                    filter: Arc::new(self.shelved_filter(address, &index)?),
+                    filter_rate: filter.false_positive_rate(),
+                    filter_rate_meant: index.filter.false_positive_rate(entries_of(&index)),
+                    filter,
                     choice: None,
                 });
             }
@@ -375,7 +412,8 @@ impl Publisher {
             reached = to;
         }
         self.cut_to = reached;
-        self.manifest = Some((manifest, now.uptime));
+        self.manifest = Some((manifest.clone(), now.uptime));
+        self.committed = Some((manifest, now.uptime));
         Ok(())
     }
 
@@ -424,6 +462,7 @@ impl Publisher {
             self.live.clear();
             self.cut_to = self.book.sequence();
             self.manifest = None;
+            self.committed = None;
             self.stale = true;
             return Ok(());
         }
@@ -447,29 +486,47 @@ impl Publisher {
         if self.generations.is_empty() {
             return Ok(());
         }
-        let NetChange { revoked, reinstated, cutoffs, lifts } = self.book.net_change();
         let issued_at = if issued_at == UnixMillis::default() { self.last_time() } else { issued_at };
-        let delta = Delta {
+        let delta = self.change(issued_at);
+        let width = self.realm.fingerprinter.width();
+        let proven = proof::delta(wire::encode_delta(&delta, width)?, &delta, &self.book, width)?;
+        let bytes = proven.seal(&self.realm.id, &[&self.signer.content]);
+        self.book.settle();
+        self.last_delta_bytes = bytes.len() as u64;
+        if self.live.len() < LIVE_DELTAS_MAX {
+            self.live.push(bytes.clone());
+        }
+        self.put_rung(delta, bytes);
+        self.cut_to = to;
+        self.stale = true;
+        Ok(())
+    }
+
+    /// What was touched since the last delta, as one.
+    fn change(&self, issued_at: UnixMillis) -> Delta {
+        let NetChange { revoked, reinstated, cutoffs, lifts } = self.book.net_change();
+        Delta {
             term: self.book.term(),
             from: self.cut_to,
-            to,
+            to: self.book.sequence(),
             issued_at,
             horizon: self.realm.horizon(issued_at.floor()),
             revoked,
             reinstated,
             cutoffs,
             lifts,
-        };
-        let width = self.realm.fingerprinter.width();
-        let proven = proof::delta(wire::encode_delta(&delta, width)?, &delta, &self.book, width)?;
-        let bytes = proven.seal(&self.realm.id, &[&self.signer.content]);
-        self.book.settle();
-        self.last_delta_bytes = bytes.len() as u64;
-        self.live.push(bytes.clone());
-        self.put_rung(delta, bytes);
-        self.cut_to = to;
-        self.stale = true;
-        Ok(())
+        }
+    }
+
+    /// The delta that would be cut now, and its size.
+    fn next_delta(&self) -> Result<Option<(Delta, u64)>, PublishError> {
+        if self.book.sequence() <= self.cut_to || self.generations.is_empty() {
+            return Ok(None);
+        }
+        let delta = self.change(self.last_time());
+        let body = wire::encode_delta(&delta, self.realm.fingerprinter.width())?;
+        let bytes = sealed_bytes(&self.realm.id, body.len(), 1) as u64;
+        Ok(Some((delta, bytes)))
     }
 
     /// The last time that was signed: true, if not the latest; what a delta cut in between carries.
@@ -485,11 +542,6 @@ impl Publisher {
 
     fn put(&mut self, address: Address, bytes: Vec<u8>) {
         self.shelf.insert(address, Shelved { bytes, stored: false, retained: false, superseded: None });
-    }
-
-    /// Goes on beyond epochs that another copy of this ledger has published.
-    pub fn skip_epochs_through(&mut self, epoch: Epoch) {
-        self.highest_epoch = self.highest_epoch.max(epoch);
     }
 
     /// Cuts what is new into deltas, to be stored and sent at once.
@@ -599,28 +651,62 @@ impl Publisher {
         self.coverage = coverage;
     }
 
-    fn epoch_due(&mut self, now: Now) -> bool {
-        let horizon = self.realm.horizon(self.clock.read(now).floor());
-        let Some(current) = self.generations.last() else { return true };
-        if current.term != self.book.term() {
-            return true;
-        }
-        let since = self.ladder.iter().filter(|rung| rung.delta.to > current.sequence);
-        let (bytes, statements) =
+    /// What decides whether a new epoch is due.
+    #[must_use]
+    pub fn epoch_figures(&self, now: Now) -> EpochFigures {
+        let counted = || self.book.forgettable(self.realm.horizon(self.clock.clone().read(now).floor()));
+        let Forgettable { tokens, revoked } = self.forgettable.map_or_else(counted, |(forgettable, _)| forgettable);
+        let current = self.generations.last();
+        let since = self.ladder.iter().filter(|rung| current.is_some_and(|current| rung.delta.to > current.sequence));
+        let (ladder_bytes, statements) =
             since.fold((0, 0), |(bytes, n), rung| (bytes + rung.bytes as usize, n + rung.delta.statements()));
-        let room =
-            (current.snapshot_bytes / LADDER_SHARE).max(LADDER_BYTES_MIN.min(self.settings.chunk_bytes as usize));
-        let age = now.uptime.saturating_sub(current.built);
-        let old = age >= self.settings.epoch_age_max;
-        let covers_more = self.coverage.covered_until.is_some_and(|until| until > current.covered_until);
-        // Each new epoch is fetched by every device: an eighth more tokens are worth it, or an hour of them.
-        let grown = self.coverage.registered / 8 * 7 >= current.registered;
-        let coverage_due = covers_more && (grown || age >= self.settings.coverage_every);
-        bytes > room
-            || coverage_due
-            || statements > RECENT_ENTRIES_MAX / 2
-            || self.ladder.len() > self.pieces_max() / 2
-            || (old && self.book.forgettable(horizon) > 0)
+        let share = |whole: f64, share: f64| (whole * share) as u64;
+        let snapshot_bytes = current.map_or(0, |current| current.snapshot_bytes);
+        let entries = self.book.revoked_len() as u64;
+        // What was built since the start was measured against its own target when it was.
+        let rate_wanted = match (current, self.settings.false_positive_rate) {
+            (Some(Generation { choice: None, .. }), Some(pinned)) => pinned,
+            (Some(current), _) => current.filter_rate_meant,
+            (None, _) => 1.0,
+        };
+        EpochFigures {
+            standing: match current {
+                None => policy::Standing::Nothing,
+                Some(current) if current.term != self.book.term() => policy::Standing::OtherTerm,
+                Some(_) => policy::Standing::Good,
+            },
+            ladder_bytes,
+            ladder_bytes_max: (share(snapshot_bytes as f64, self.settings.recent_share) as usize)
+                .max(LADDER_BYTES_MIN.min(self.settings.chunk_bytes as usize)),
+            statements,
+            statements_max: RECENT_ENTRIES_MAX / 2,
+            pieces: self.ladder.len(),
+            pieces_max: self.pieces_max() / 2,
+            entries,
+            dead: revoked as u64,
+            dead_max: share(entries as f64, self.settings.dead_share),
+            droppable: tokens > 0,
+            age: current.map_or(Duration::ZERO, |current| now.uptime.saturating_sub(current.built)),
+            age_max: self.settings.epoch_age_max,
+            filter_rate: current.map_or(0.0, |current| current.filter_rate),
+            filter_rate_max: rate_wanted * self.settings.rate_excess,
+            covers_more: self
+                .coverage
+                .covered_until
+                .is_some_and(|until| current.is_some_and(|current| until > current.covered_until)),
+            registered_then: current.map_or(0, |current| current.registered),
+            registered: self.coverage.registered,
+            coverage_every: self.settings.coverage_every,
+        }
+    }
+
+    /// Counts what could be forgotten, now and then: that takes a look at every token.
+    fn count_forgettable(&mut self, now: Now) {
+        let recent = |(_, at): (Forgettable, Duration)| now.uptime.saturating_sub(at) < self.settings.heartbeat;
+        if !self.forgettable.is_some_and(recent) {
+            let horizon = self.realm.horizon(self.clock.read(now).floor());
+            self.forgettable = Some((self.book.forgettable(horizon), now.uptime));
+        }
     }
 
     /// Pieces that a manifest of one chunk can name.
@@ -640,12 +726,14 @@ impl Publisher {
         self.cut_now(now)?;
         // A ladder that merging makes short enough calls for no epoch.
         self.merge_ladder(now)?;
-        if !self.epoch_due(now) {
-            return Ok(None);
-        }
+        self.count_forgettable(now);
+        let figures = self.epoch_figures(now);
+        let Some(cause) = figures.due() else { return Ok(None) };
+        tracing::info!(realm = %self.realm.id, epoch = self.highest_epoch.0 + 1, %cause, ?figures, "a new epoch is due");
         let issued_at = self.clock.take(now);
         let horizon = self.realm.horizon(issued_at.floor());
         self.book.forget(horizon);
+        self.forgettable = None;
         self.book.settle();
         if self.generations.is_empty() {
             // Nobody listens yet: what comes from here on is the first that is cut.
@@ -689,6 +777,8 @@ impl Publisher {
             superseded: None,
             covered_until: built.index.covered_until,
             registered: built.registered,
+            filter_rate: built.filter.false_positive_rate(),
+            filter_rate_meant: built.index.filter.false_positive_rate(entries_of(&built.index)),
             filter: built.filter,
             choice: Some(built.choice),
         });
@@ -762,7 +852,7 @@ impl Publisher {
             epoch: current.epoch,
             sequence: self.cut_to,
             issued_at,
-            next_update: issued_at.plus(3 * self.settings.heartbeat).floor().plus(1),
+            next_update: self.next_update(issued_at),
             horizon: self.realm.horizon(issued_at.floor()),
             index: current.index,
             ladder: self
@@ -775,6 +865,11 @@ impl Publisher {
         self.put(Address::Manifest, proven.seal(&self.realm.id, &[&self.signer.content]));
         self.manifest = Some((manifest, now.uptime));
         Ok(())
+    }
+
+    /// A manifest lives for three heartbeats: two may be lost.
+    fn next_update(&self, issued_at: UnixMillis) -> UnixTime {
+        issued_at.plus(3 * self.settings.heartbeat).floor().plus(1)
     }
 
     /// Whether an address is part of what should stand now.
@@ -847,6 +942,9 @@ impl Publisher {
                 && shelved.bytes == *bytes
             {
                 shelved.retained = true;
+                if *address == Address::Manifest {
+                    self.committed.clone_from(&self.manifest);
+                }
             }
         }
         for address in &plan.deletes {
@@ -861,14 +959,62 @@ impl Publisher {
         self.stale = true;
     }
 
-    /// What was found at the broker; whatever differs is published again with the next plan.
-    pub fn reconcile(&mut self, found: impl IntoIterator<Item = (Address, Option<Digest>)>) {
-        for (address, digest) in found {
-            if let Some(shelved) = self.shelf.get_mut(&address) {
-                shelved.retained = digest == Some(Digest::of(&shelved.bytes));
-                self.stale |= !shelved.retained && shelved.superseded.is_none();
+    /// The objects of a plan could not be stored, so none of it was sent: they are stored with the next.
+    pub fn not_stored(&mut self, plan: &Plan) {
+        for object in &plan.puts {
+            if let Some(shelved) = Address::parse(&object.address).and_then(|address| self.shelf.get_mut(&address))
+                && shelved.bytes == object.bytes
+            {
+                shelved.stored = false;
             }
         }
+        self.stale = true;
+    }
+
+    /// A manifest that says what the last one said, only later, if that is due: for as long as nothing new can be
+    /// stored. It needs no storing itself, since nothing of what it says is news; that no later one is dated before it
+    /// after a restart, [`Publisher::has_seen`] sees to.
+    pub fn plan_heartbeat(&mut self, now: Now) -> Result<Plan, PublishError> {
+        let Some((last, sent)) = self.committed.clone() else { return Ok(Plan::default()) };
+        if last.term != self.book.term() || now.uptime.saturating_sub(sent) < self.settings.heartbeat {
+            return Ok(Plan::default());
+        }
+        let issued_at = self.clock.take(now);
+        let manifest = Manifest {
+            issued_at,
+            next_update: self.next_update(issued_at),
+            horizon: self.realm.horizon(issued_at.floor()),
+            ..last
+        };
+        let proven = proof::manifest(wire::encode_manifest(&manifest)?, &manifest)?;
+        let bytes = proven.seal(&self.realm.id, &[&self.signer.content]);
+        self.committed = Some((manifest, now.uptime));
+        let steps = vec![Step::Retain { address: Address::Manifest, bytes }];
+        Ok(Plan { puts: Vec::new(), deletes: Vec::new(), steps })
+    }
+
+    /// A manifest of ours stands at the broker: nothing is dated before it, and no epoch is numbered like one that was
+    /// published.
+    pub fn has_seen(&mut self, manifest: &Manifest) {
+        self.clock.raise(manifest.issued_at);
+        self.highest_epoch = self.highest_epoch.max(manifest.epoch);
+    }
+
+    /// What was found at the broker; whatever differs is published again with the next plan. Returns what the broker
+    /// had acknowledged and does not hold.
+    pub fn reconcile(&mut self, found: impl IntoIterator<Item = (Address, Option<Digest>)>) -> Vec<Address> {
+        let mut lost = Vec::new();
+        for (address, digest) in found {
+            if let Some(shelved) = self.shelf.get_mut(&address) {
+                let stands = digest == Some(Digest::of(&shelved.bytes));
+                if shelved.retained && !stands {
+                    lost.push(address);
+                }
+                shelved.retained = stands;
+                self.stale |= !stands && shelved.superseded.is_none();
+            }
+        }
+        lost
     }
 
     /// Everything that should stand at the broker now, with its digest.
@@ -914,6 +1060,12 @@ impl Publisher {
     #[must_use]
     pub fn manifest(&self) -> Option<&Manifest> {
         self.manifest.as_ref().map(|(manifest, _)| manifest)
+    }
+
+    /// When the manifest was sealed that the broker acknowledged last.
+    #[must_use]
+    pub fn committed_at(&self) -> Option<UnixMillis> {
+        self.committed.as_ref().map(|(manifest, _)| manifest.issued_at)
     }
 
     /// The realm's state.
@@ -1041,6 +1193,12 @@ pub fn merge(first: &Delta, second: &Delta) -> Delta {
         cutoffs: union(kept_cutoffs.copied().collect(), &second.cutoffs),
         lifts: union(without(&first.lifts, &spoken, &second.lifts), &second.lifts),
     }
+}
+
+/// Revocations in a base.
+fn entries_of(index: &Index) -> u64 {
+    let list = index.artifacts.iter().find(|summary| summary.artifact == Artifact::List);
+    list.map_or(0, |summary| summary.entries)
 }
 
 /// Bytes that a device with exact answers fetches: the cutoffs, and the list or, if smaller, filter and exceptions.

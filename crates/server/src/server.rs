@@ -3,9 +3,11 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use revocast_core::{RealmId, Sequence};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -13,18 +15,22 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::api;
-use crate::broker::{Broker, BrokerConfig, BrokerTask};
+use crate::broker::{Broker, BrokerConfig, BrokerTask, TlsRoots, TlsRootsError};
 #[cfg(feature = "embedded-broker")]
 use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker as _};
 use crate::clock::Clock;
-use crate::config::{BrokerChoice, RemoteBroker, ServerConfig};
+use crate::config::{BrokerChoice, LedgerChoice, PublishingConfig, RemoteBroker, ServerConfig};
 use crate::fleet::{self, Fleet, Lookout};
 use crate::keys::{KeyError, Keys};
-use crate::ledger::{Ledger, OpenError, SqliteLedger};
+use crate::leader::{self, Candidate, Office};
+use crate::ledger::{
+    Health, Ledger, LedgerError, OpenError, PostgresConfig, PostgresError, PostgresLedger, PostgresUrlError,
+    SqliteLedger,
+};
 use crate::metrics::Metrics;
 use crate::minting::LiveFilters;
-use crate::publisher::{self, Publishing, Settings, Signer};
-use crate::service::{PublishedRealms, Service};
+use crate::publisher::{HighWater, HighWaterError, Inquiries, Permit, Publishing, Settings, Signer};
+use crate::service::{LeaderView, PublishedRealms, Service};
 
 /// How long a task may take to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,8 +42,9 @@ pub struct Server {
     service: Arc<Service>,
     stopping: watch::Sender<bool>,
     api: JoinHandle<()>,
-    stop_publisher: Option<oneshot::Sender<()>>,
-    publisher: JoinHandle<()>,
+    stop_leader: Option<oneshot::Sender<()>>,
+    leader: JoinHandle<()>,
+    health: watch::Receiver<Health>,
     /// Hears the fleet.
     hearing: JoinHandle<()>,
     broker: Option<BrokerTask>,
@@ -50,13 +57,14 @@ impl Server {
     ///
     /// Needs a tokio runtime with at least two threads: the publisher builds filters.
     pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let ServerConfig { listen, data, keys, broker, publishing, limits, resume, .. } = config;
+        let ServerConfig { listen, data, keys, ledger, advertise, broker, publishing, lease, limits, resume, .. } =
+            config;
         let keys = Arc::new(Keys::load(&keys)?);
-        // Opening reads the whole file.
-        let ledger = tokio::task::spawn_blocking(move || SqliteLedger::open(&data))
-            .await
-            .map_err(|error| StartError::Interrupted { cause: error.to_string() })??;
-        let ledger: Arc<dyn Ledger> = Arc::new(ledger);
+        let ledger = open_ledger(ledger, &data).await?;
+        let mark = Arc::new(HighWater::open(&data)?);
+        if !resume {
+            reaches(ledger.as_ref(), &mark).await?;
+        }
         let listener = TcpListener::bind(listen).await.map_err(|source| match source.kind() {
             io::ErrorKind::AddrInUse => StartError::Busy { address: listen },
             _ => StartError::Listen { address: listen, source },
@@ -78,16 +86,22 @@ impl Server {
             BrokerChoice::Embedded(_) => return Err(StartError::NoEmbeddedBroker),
         };
         let RemoteBroker { url, client_id, credentials, tls, identity: _ } = remote;
-        // Stable, and different for every publisher, without being configured.
-        let client_id = client_id.unwrap_or_else(|| format!("rvc-{}", keys.publisher().public().id()));
-        let (broker, broker_task) = Broker::connect(BrokerConfig { url, client_id, credentials, tls });
+        // Of this process alone: servers on one ledger share everything else. Within the 23 characters, with what is
+        // added for the connections that read and listen, that every broker takes (MQTT 3.1.1, section 3.1.3.1).
+        let name = Candidate::fresh_name();
+        let client_id = client_id.unwrap_or_else(|| format!("rvc-{name}"));
+        // No realm is named like this.
+        let probe = format!("{}/_probe/{client_id}", publishing.prefix);
+        let (broker, broker_task) = Broker::connect(BrokerConfig { url, client_id, probe, credentials, tls });
 
         let (stopping, stop) = watch::channel(false);
         let published = watch::Sender::new(PublishedRealms::new());
         let filters = Arc::new(LiveFilters::new());
         let metrics = Arc::new(Metrics::new(clock.now().wall));
-        let fleet = Fleet::new(publishing.prefix.clone(), vec![keys.publisher().public()]);
+        let fleet = Fleet::new(publishing.prefix.clone(), Vec::new());
         let lookout = Arc::new(Lookout::new(fleet, Arc::clone(&clock)));
+        let office = watch::Sender::new(Office::Seeking);
+        let inquiries = Arc::new(Inquiries::default());
         let service = Arc::new(Service::new(
             Arc::clone(&ledger),
             Arc::clone(&keys),
@@ -95,34 +109,48 @@ impl Server {
             broker.state(),
             published.subscribe(),
             Arc::clone(&filters),
+            LeaderView {
+                office: office.subscribe(),
+                inquiries: Arc::clone(&inquiries),
+                heartbeat: publishing.heartbeat,
+            },
             Arc::clone(&lookout),
             Arc::clone(&metrics),
         ));
-        let hearing = tokio::spawn(fleet::hear(lookout, broker.clone(), Arc::clone(&ledger)));
+        let hearing = tokio::spawn(fleet::hear(lookout, broker.clone(), Arc::clone(&ledger), Arc::clone(&keys)));
         let api = tokio::spawn(api::serve(listener, api::router(Arc::clone(&service), limits), stop));
-        let settings = Settings {
-            // Checked against limits::CHUNK_BYTES_MAX.
-            chunk_bytes: publishing.chunk_bytes as u32,
-            false_positive_rate: publishing.false_positive_rate,
-            heartbeat: publishing.heartbeat,
-            grace: publishing.grace,
-            restart_jump_max: publishing.restart_jump_max,
-            ..Settings::default()
+        let settings = settings_of(&publishing);
+        let (stop_leader, leader_stop) = oneshot::channel();
+        let health = ledger.health();
+        let candidate = Candidate {
+            name: format!("{name}@{address}"),
+            address: advertise.or_else(|| (!address.ip().is_unspecified()).then(|| format!("http://{address}"))),
+            lease,
+            ledger: Arc::clone(&ledger),
+            clock: Arc::clone(&clock),
+            keys,
+            filters: Arc::clone(&filters),
+            office,
+            permit: Permit::new(),
         };
-        let (stop_publisher, publisher_stop) = oneshot::channel();
-        let publishing = Publishing {
-            ledger,
-            broker,
-            clock,
-            signer: Signer { content: keys.publisher().clone() },
-            settings,
-            prefix: publishing.prefix,
-            filters,
-            published,
-            metrics,
+        let permit = candidate.permit.clone();
+        let prefix = publishing.prefix;
+        let publish = move |signer: Signer| Publishing {
+            ledger: Arc::clone(&ledger),
+            broker: broker.clone(),
+            clock: Arc::clone(&clock),
+            signer,
+            settings: settings.clone(),
+            prefix: prefix.clone(),
+            filters: Arc::clone(&filters),
+            published: published.clone(),
+            metrics: Arc::clone(&metrics),
             resume,
+            permit: permit.clone(),
+            mark: Some(Arc::clone(&mark)),
+            inquiries: Arc::clone(&inquiries),
         };
-        let publishing_task = tokio::spawn(publisher::run(publishing, publisher_stop));
+        let leading = tokio::spawn(leader::run(candidate, publish, leader_stop));
         tracing::info!(%address, "serving");
         Ok(Self {
             address,
@@ -130,8 +158,9 @@ impl Server {
             service,
             stopping,
             api,
-            stop_publisher: Some(stop_publisher),
-            publisher: publishing_task,
+            stop_leader: Some(stop_leader),
+            leader: leading,
+            health,
             hearing,
             broker: Some(broker_task),
             #[cfg(feature = "embedded-broker")]
@@ -157,14 +186,24 @@ impl Server {
         &self.service
     }
 
+    /// Waits until the server cannot go on, and tells why: after a failed write only a restart shows what the disk holds.
+    pub async fn failed(&self) -> String {
+        let mut health = self.health.clone();
+        let stopped = health.wait_for(|health| matches!(health, Health::Stopped { .. })).await;
+        match stopped.as_deref() {
+            Ok(Health::Stopped { cause }) => cause.clone(),
+            Ok(Health::Good | Health::Away { .. }) | Err(_) => std::future::pending().await,
+        }
+    }
+
     /// Ends in order: requests under way, then the publisher, then the broker, then the ledger.
     pub async fn stop(mut self) {
         self.stopping.send_replace(true);
         if timeout(STOP_TIMEOUT, &mut self.api).await.is_err() {
             tracing::warn!("the API did not end in time");
         }
-        drop(self.stop_publisher.take());
-        if timeout(STOP_TIMEOUT, &mut self.publisher).await.is_err() {
+        drop(self.stop_leader.take());
+        if timeout(STOP_TIMEOUT, &mut self.leader).await.is_err() {
             tracing::warn!("the publisher did not end in time");
         }
         // Awaited, since it holds the ledger.
@@ -184,7 +223,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.api.abort();
-        self.publisher.abort();
+        self.leader.abort();
         self.hearing.abort();
     }
 }
@@ -193,6 +232,62 @@ impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Server({})", self.address)
     }
+}
+
+/// Opens the ledger that was chosen. `data` is this machine's own folder, whichever it is.
+async fn open_ledger(choice: LedgerChoice, data: &Path) -> Result<Arc<dyn Ledger>, StartError> {
+    match choice {
+        LedgerChoice::Embedded => {
+            let folder = data.to_owned();
+            // Opening reads the whole file.
+            let ledger = tokio::task::spawn_blocking(move || SqliteLedger::open(&folder))
+                .await
+                .map_err(|error| StartError::Interrupted { cause: error.to_string() })??;
+            Ok(Arc::new(ledger))
+        }
+        LedgerChoice::Postgres { url, password, ca } => {
+            let roots = ca.map(|path| TlsRoots::from_pem_file(&path)).transpose()?;
+            let config = PostgresConfig::new(&url, password.map(|password| password.expose().to_owned()), roots)?;
+            // For what this server writes down beside the ledger.
+            std::fs::create_dir_all(data).map_err(|source| StartError::Folder { path: data.to_owned(), source })?;
+            Ok(Arc::new(PostgresLedger::open(config).await?))
+        }
+    }
+}
+
+/// How a realm is published, as it was configured.
+fn settings_of(publishing: &PublishingConfig) -> Settings {
+    Settings {
+        // Checked against limits::CHUNK_BYTES_MAX.
+        chunk_bytes: publishing.chunk_bytes as u32,
+        false_positive_rate: publishing.false_positive_rate,
+        heartbeat: publishing.heartbeat,
+        grace: publishing.grace,
+        epoch_age_max: publishing.epoch_age,
+        dead_share: publishing.epoch_dead_share,
+        recent_share: publishing.epoch_recent_share,
+        restart_jump_max: publishing.restart_jump_max,
+        ..Settings::default()
+    }
+}
+
+/// Refuses a ledger that ends before what was published from it.
+async fn reaches(ledger: &dyn Ledger, mark: &HighWater) -> Result<(), StartError> {
+    for (realm, _, _) in mark.all() {
+        match ledger.head(realm).await {
+            Ok(head) => {
+                if let Some(published) = mark.beyond(realm, head) {
+                    return Err(StartError::LedgerBehind { realm, head: head.1, published });
+                }
+            }
+            Err(LedgerError::RealmUnknown { .. }) => return Err(StartError::RealmLost { realm }),
+            // It is looked at again before anything is published.
+            Err(error) => {
+                tracing::warn!(%realm, %error, "whether the ledger reaches what was published is not known yet");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Why a server did not start.
@@ -204,6 +299,50 @@ pub enum StartError {
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] OpenError),
+    /// The database of the ledger cannot be used.
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
+    /// The URL of the database cannot be used.
+    #[error("the ledger's URL cannot be used")]
+    PostgresUrl(#[from] PostgresUrlError),
+    /// The certificates that vouch for the database cannot be used.
+    #[error("ledger_ca cannot be used")]
+    LedgerCa(#[from] TlsRootsError),
+    /// The data folder cannot be made.
+    #[error("the folder {} cannot be made", .path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// How far was published is not known.
+    #[error(transparent)]
+    HighWater(#[from] HighWaterError),
+    /// The ledger was restored from a backup. Whoever has its newest state puts that back; whoever has not confirms that it
+    /// shall go on beyond what was lost.
+    #[error(
+        "the ledger of realm {realm} ends at {head}, but {published} was published: it was restored from a backup. \
+         Put its newest state back; or revoke again what was lost and start once with --resume, which goes on in a new term"
+    )]
+    LedgerBehind {
+        /// Which realm.
+        realm: RealmId,
+        /// Its last sequence.
+        head: Sequence,
+        /// The highest sequence that was published.
+        published: Sequence,
+    },
+    /// The ledger was restored from a backup that is older than the realm, or another one took its place.
+    #[error(
+        "realm {realm} was published from here, but the ledger does not know it: it was restored from a backup. \
+         Put its newest state back; or start once with --resume, and found the realm again"
+    )]
+    RealmLost {
+        /// Which realm.
+        realm: RealmId,
+    },
     /// Another program listens there.
     #[error("{address} is in use; choose another with --listen, or port 0 for any free one")]
     Busy {

@@ -17,12 +17,14 @@ use crate::broker::LinkState;
 use crate::clock::Clock;
 use crate::fleet::{Lookout, Reached, View, Wait};
 use crate::keys::{KeyError, Keys};
+use crate::leader::Office;
 use crate::ledger::{
     Action, Coverage, Expiry, Founding, Issued, LEEWAY_DEFAULT, Ledger, LedgerError, MAX_TOKEN_LIFETIME_DEFAULT,
     Object, Realm, Receipt, Registration, Request, Scope, Statement,
 };
 use crate::metrics::{EntryKind, Metrics};
 use crate::minting::LiveFilters;
+use crate::publisher::{Forecast, Inquiries, PublishError};
 
 /// Largest leeway of a realm: clocks that differ by more than a day are not clocks.
 pub const LEEWAY_MAX: Duration = Duration::from_hours(24);
@@ -113,6 +115,14 @@ pub struct Published {
     pub questions: Questions,
 }
 
+impl Published {
+    /// How old the last manifest is that a broker acknowledged.
+    #[must_use]
+    pub fn heartbeat_age(&self, now: UnixMillis) -> Duration {
+        now.since(self.at)
+    }
+}
+
 /// What became of the questions of devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Questions {
@@ -149,6 +159,21 @@ pub struct Status {
     pub broker: LinkState,
     /// Whether the ledger takes entries.
     pub ledger_writable: bool,
+    /// What this server is among those on the ledger.
+    pub office: Office,
+    /// The server's time.
+    pub at: UnixMillis,
+}
+
+/// What the service knows of who leads.
+#[derive(Debug)]
+pub struct LeaderView {
+    /// What this server is among those on the ledger.
+    pub office: watch::Receiver<Office>,
+    /// Where publishers tell what they would do.
+    pub inquiries: Arc<Inquiries>,
+    /// How often a manifest is sealed again.
+    pub heartbeat: Duration,
 }
 
 /// Owns the ledger, the keys and the clock, and does what the API is asked for.
@@ -159,6 +184,9 @@ pub struct Service {
     broker: watch::Receiver<LinkState>,
     published: watch::Receiver<PublishedRealms>,
     filters: Arc<LiveFilters>,
+    office: watch::Receiver<Office>,
+    inquiries: Arc<Inquiries>,
+    heartbeat: Duration,
     lookout: Arc<Lookout>,
     metrics: Arc<Metrics>,
     // Parameters of a realm never change, so what was read once holds.
@@ -179,10 +207,50 @@ impl Service {
         broker: watch::Receiver<LinkState>,
         published: watch::Receiver<PublishedRealms>,
         filters: Arc<LiveFilters>,
+        leader: LeaderView,
         lookout: Arc<Lookout>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { ledger, keys, clock, broker, published, filters, lookout, metrics, known: RwLock::default() }
+        let LeaderView { office, inquiries, heartbeat } = leader;
+        Self {
+            ledger,
+            keys,
+            clock,
+            broker,
+            published,
+            filters,
+            office,
+            inquiries,
+            heartbeat,
+            lookout,
+            metrics,
+            known: RwLock::default(),
+        }
+    }
+
+    /// What this server is among those on the ledger.
+    #[must_use]
+    pub fn office(&self) -> Office {
+        self.office.borrow().clone()
+    }
+
+    /// Refuses what only the leader can do, and tells where that is.
+    fn must_lead(&self) -> Result<(), ServiceError> {
+        match self.office() {
+            Office::Leading => Ok(()),
+            Office::Following { leader, address } => Err(ServiceError::NotLeading { leader: Some(leader), address }),
+            Office::Seeking | Office::Unable { .. } => Err(ServiceError::NotLeading { leader: None, address: None }),
+        }
+    }
+
+    /// What the publisher of a realm would do now.
+    pub async fn forecast(&self, realm: RealmId) -> Result<Forecast, ServiceError> {
+        self.must_lead()?;
+        let realm = self.realm(realm).await?.id;
+        match self.inquiries.ask(realm).await {
+            Some(forecast) => Ok(forecast?),
+            None => Err(ServiceError::NotPublishing { realm }),
+        }
     }
 
     /// The keys in use.
@@ -402,6 +470,7 @@ impl Service {
     /// Draws `jti`s that no filter in force flags.
     pub async fn clean_jtis(&self, realm: RealmId, count: usize) -> Result<Vec<String>, ServiceError> {
         let realm = self.realm(realm).await?;
+        self.must_lead()?;
         (0..count).map(|_| self.filters.clean_jti(&realm)).collect()
     }
 
@@ -419,14 +488,34 @@ impl Service {
 
     /// How the server is.
     pub async fn status(&self) -> Result<Status, ServiceError> {
-        let published = self.published.borrow().clone();
+        let mut published = self.published.borrow().clone();
+        let (office, now) = (self.office(), self.clock.now().wall);
+        for realm in published.values_mut() {
+            let age = realm.heartbeat_age(now);
+            // A manifest lives for three heartbeats; half of that gives time to act.
+            if office.is_leading() && realm.at != UnixMillis::default() && age > self.heartbeat * 3 / 2 {
+                realm.trouble.get_or_insert_with(|| {
+                    format!(
+                        "the last manifest is {} s old, and devices await one every {} s",
+                        age.as_secs(),
+                        self.heartbeat.as_secs()
+                    )
+                });
+            }
+        }
         let mut realms = Vec::new();
         for realm in self.ledger.realms().await? {
             let (term, head) = self.ledger.head(realm.id).await?;
             let coverage = self.ledger.coverage(realm.id).await?;
             realms.push(RealmStatus { published: published.get(&realm.id).cloned(), realm, term, head, coverage });
         }
-        Ok(Status { realms, broker: self.broker.borrow().clone(), ledger_writable: self.ledger.is_writable() })
+        Ok(Status {
+            realms,
+            broker: self.broker.borrow().clone(),
+            ledger_writable: self.ledger.is_writable(),
+            office,
+            at: now,
+        })
     }
 
     /// Why the server cannot do its work, if so: entries could not be recorded, or not travel.
@@ -434,6 +523,13 @@ impl Service {
     pub fn unready(&self) -> Option<String> {
         if !self.ledger.is_writable() {
             return Some(LedgerError::Poisoned.to_string());
+        }
+        match self.office() {
+            Office::Leading => {}
+            // It takes requests, and somebody else publishes them.
+            Office::Following { .. } => return None,
+            Office::Seeking => return Some("it is not known yet who leads".into()),
+            Office::Unable { cause } => return Some(format!("this server cannot publish: {cause}")),
         }
         match &*self.broker.borrow() {
             LinkState::Up { .. } => None,
@@ -464,7 +560,7 @@ impl Service {
             roots: trust.roots.clone(),
             // One key for both roles: whoever may say something new may also renew it.
             publishers: vec![PublisherKey {
-                key: self.keys.publisher().public(),
+                key: self.keys.publisher()?.public(),
                 role: Role::Content as u8,
                 not_after,
             }],
@@ -518,6 +614,27 @@ pub enum ServiceError {
         /// How many were drawn.
         rolls: u32,
     },
+    /// Only the leader knows. Ask it.
+    #[error("this server does not lead; {}", match (.leader, .address) {
+        (Some(leader), Some(address)) => format!("{leader} does, at {address}"),
+        (Some(leader), None) => format!("{leader} does, and does not tell its address"),
+        (None, _) => "who does is not known yet".to_owned(),
+    })]
+    NotLeading {
+        /// Who does.
+        leader: Option<String>,
+        /// Where it is.
+        address: Option<String>,
+    },
+    /// The realm's publisher is starting, or busy. Ask again.
+    #[error("realm {realm} is not being published just now")]
+    NotPublishing {
+        /// Which realm.
+        realm: RealmId,
+    },
+    /// What would be published cannot be encoded.
+    #[error("no plan can be made")]
+    Plan(#[from] PublishError),
     /// A leeway that no validator should have.
     #[error("a leeway of {} s is more than {} s", .found.as_secs(), LEEWAY_MAX.as_secs())]
     Leeway {

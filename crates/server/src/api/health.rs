@@ -34,6 +34,8 @@ async fn healthz() -> Json<HealthBody> {
 #[derive(Serialize, ToSchema)]
 struct ReadyBody {
     ready: bool,
+    /// Whether this server is the one that publishes. One that follows takes requests all the same.
+    leading: bool,
 }
 
 /// Tells whether entries can be recorded and travel.
@@ -46,7 +48,7 @@ struct ReadyBody {
 )]
 async fn readyz(State(service): State<Arc<Service>>) -> Result<Json<ReadyBody>, Problem> {
     match service.unready() {
-        None => Ok(Json(ReadyBody { ready: true })),
+        None => Ok(Json(ReadyBody { ready: true, leading: service.office().is_leading() })),
         Some(why) => {
             Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "the server is not ready").detail(why))
         }

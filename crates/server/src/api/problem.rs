@@ -140,13 +140,30 @@ impl From<ServiceError> for Problem {
                 "no-clean-jti",
                 "no jti is clean against the filters in force",
             ),
+            ServiceError::NotLeading { leader, address } => {
+                let mut members = Map::new();
+                members.extend(leader.clone().map(|leader| ("leader".to_owned(), leader.into())));
+                members.extend(address.clone().map(|address| ("leader_address".to_owned(), address.into())));
+                let title = "only the leader of the servers on this ledger can do that";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-leading", title).members(members)
+            }
+            ServiceError::NotPublishing { .. } => {
+                let title = "the realm is not being published just now";
+                Self { retry: true, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-publishing", title) }
+            }
             ServiceError::Leeway { .. } => unprocessable("leeway", "the leeway cannot be used"),
             ServiceError::MaxTokenLifetime { .. } => {
                 unprocessable("max-token-lifetime", "the max_token_lifetime cannot be used")
             }
-            ServiceError::Key(_) | ServiceError::Random(_) | ServiceError::Metrics | ServiceError::Encode(_) => {
-                internal()
+            ServiceError::Key(KeyError::PublisherAbsent { .. }) => {
+                let title = "the publisher's key is not on this server";
+                Self::new(StatusCode::CONFLICT, "publisher-key-absent", title)
             }
+            ServiceError::Key(_)
+            | ServiceError::Random(_)
+            | ServiceError::Metrics
+            | ServiceError::Encode(_)
+            | ServiceError::Plan(_) => internal(),
         };
         if problem.status.is_server_error() {
             tracing::error!(error = %told(&error), "a request failed");

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use revocast_core::UnixMillis;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -14,6 +15,7 @@ use super::issued::CoverageBody;
 use super::problem::Problem;
 use super::realms::RealmBody;
 use crate::broker::LinkState;
+use crate::leader::Office;
 use crate::publisher::FilterHealth;
 use crate::service::{Published, RealmStatus, Service};
 
@@ -26,9 +28,37 @@ struct StatusBody {
     version: &'static str,
     /// The server's time, milliseconds since 1970: what ages are told against.
     now_ms: u64,
+    leader: LeaderBody,
     ledger: LedgerBody,
     broker: BrokerBody,
     realms: Vec<RealmStatusBody>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct LeaderBody {
+    /// Whether this server publishes.
+    leading: bool,
+    /// Which server does, if it is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leader: Option<String>,
+    /// Where that one is reached, if it told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
+    /// Why this server could not publish if it had to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
+}
+
+impl From<Office> for LeaderBody {
+    fn from(office: Office) -> Self {
+        let nothing = Self { leading: false, leader: None, address: None, trouble: None };
+        match office {
+            Office::Seeking => nothing,
+            Office::Leading => Self { leading: true, ..nothing },
+            Office::Following { leader, address } => Self { leader: Some(leader), address, ..nothing },
+            Office::Unable { cause } => Self { trouble: Some(cause), ..nothing },
+        }
+    }
 }
 
 #[derive(Serialize, ToSchema)]
@@ -62,6 +92,8 @@ struct PublishedBody {
     epoch: u64,
     sequence: u64,
     issued_at_ms: u64,
+    /// How old the last manifest is that the broker acknowledged.
+    heartbeat_age_ms: u64,
     objects: usize,
     revocations: u64,
     snapshot_bytes: u64,
@@ -95,8 +127,8 @@ struct FilterHealthBody {
     meant: Option<f64>,
 }
 
-impl From<RealmStatus> for RealmStatusBody {
-    fn from(status: RealmStatus) -> Self {
+impl RealmStatusBody {
+    fn new(status: RealmStatus, now: UnixMillis) -> Self {
         let published = status.published.map(
             |Published { term, position, at, objects, revocations, sizes, filter, choice, trouble, questions }| {
                 PublishedBody {
@@ -104,6 +136,7 @@ impl From<RealmStatus> for RealmStatusBody {
                     epoch: position.epoch.0,
                     sequence: position.sequence.0,
                     issued_at_ms: at.millis(),
+                    heartbeat_age_ms: now.since(at).as_millis() as u64,
                     objects,
                     revocations,
                     snapshot_bytes: sizes.snapshot,
@@ -144,9 +177,10 @@ async fn status(State(service): State<Arc<Service>>, caller: Caller) -> Result<J
     let seen = status.realms.into_iter().filter(|status| caller.may_enter(status.realm.id));
     Ok(Json(StatusBody {
         version: env!("CARGO_PKG_VERSION"),
-        now_ms: service.now_millis().millis(),
+        now_ms: status.at.millis(),
+        leader: status.office.into(),
         ledger: LedgerBody { writable: status.ledger_writable },
         broker,
-        realms: seen.map(RealmStatusBody::from).collect(),
+        realms: seen.map(|realm| RealmStatusBody::new(realm, status.at)).collect(),
     }))
 }

@@ -14,10 +14,11 @@ use crate::broker::LinkState;
 use crate::clock::Clock;
 use crate::fleet::{Fleet, Lookout};
 use crate::keys::Keys;
+use crate::leader::Office;
 use crate::ledger::{Ledger, MemoryLedger, Statement};
 use crate::metrics::Metrics;
 use crate::minting::LiveFilters;
-use crate::service::PublishedRealms;
+use crate::service::{LeaderView, PublishedRealms};
 
 const NOW: u64 = 1_800_000_000;
 const DAY: u64 = 24 * 3_600;
@@ -77,9 +78,14 @@ impl Site {
         let token = keys.admin().as_str().to_owned();
         let filters = Arc::new(LiveFilters::new());
         let link_state = link.subscribe();
-        let fleet = Fleet::new("revocast", vec![keys.publisher().public()]);
+        let fleet = Fleet::new("revocast", vec![keys.publisher().unwrap().public()]);
         let lookout = Arc::new(Lookout::new(fleet, clock.clone()));
         let metrics = Arc::new(Metrics::new(clock.now().wall));
+        let leader = LeaderView {
+            office: tokio::sync::watch::channel(Office::Leading).1,
+            inquiries: Arc::default(),
+            heartbeat: Duration::from_secs(30),
+        };
         let service = Service::new(
             ledger.clone(),
             keys,
@@ -87,6 +93,7 @@ impl Site {
             link_state,
             published.subscribe(),
             Arc::clone(&filters),
+            leader,
             Arc::clone(&lookout),
             Arc::clone(&metrics),
         );
@@ -481,9 +488,9 @@ async fn a_realm_is_founded_with_a_sealed_keys_object() {
     let body = sealed.by_threshold(&keys.trust().roots, keys.trust().threshold).unwrap();
     let decoded = revocast_core::wire::decode_keys(body.get()).unwrap();
     assert_eq!((&*decoded.issuer, decoded.leeway, decoded.version), ("https://iss.example", 5, 1));
-    assert_eq!(decoded.publishers[0].key, keys.publisher().public());
+    assert_eq!(decoded.publishers[0].key, keys.publisher().unwrap().public());
     assert_eq!(decoded.fingerprinter, site.ledger.realm(realm).await.unwrap().fingerprinter);
-    assert!(sealed.by_threshold(&[keys.publisher().public()], 1).is_err());
+    assert!(sealed.by_threshold(&[keys.publisher().unwrap().public()], 1).is_err());
 }
 
 #[tokio::test]

@@ -11,7 +11,8 @@ use super::*;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn config(address: SocketAddr, client_id: &str) -> BrokerConfig {
-    BrokerConfig { url: BrokerUrl::local(address), client_id: client_id.into(), credentials: None, tls: None }
+    let probe = format!("revocast/_probe/{client_id}");
+    BrokerConfig { url: BrokerUrl::local(address), client_id: client_id.into(), probe, credentials: None, tls: None }
 }
 
 async fn up(broker: &Broker) -> u64 {
@@ -125,7 +126,7 @@ async fn fifty_readers_at_once_lose_nothing() {
     for reader in 0..50 {
         let topics = topics.clone();
         readers.spawn(async move {
-            let mut reader = Reader::connect(&config(address, &format!("device-{reader}"))).await.unwrap();
+            let mut reader = Reader::connect(&config(address, &format!("device-{reader}")), true).await.unwrap();
             let mut found = Vec::new();
             for window in topics.chunks(FETCH_WINDOW) {
                 found.extend(reader.fetch(window, PATIENCE).await.unwrap());
@@ -269,7 +270,8 @@ async fn a_delta_does_not_queue_behind_an_epoch() {
 async fn a_refused_subscription_is_not_taken_for_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = config(listener.local_addr().unwrap(), "publisher");
-    let reading = tokio::spawn(async move { Reader::connect(&config).await?.fetch(&["a".into()], PATIENCE).await });
+    let reading =
+        tokio::spawn(async move { Reader::connect(&config, false).await?.fetch(&["a".into()], PATIENCE).await });
     let mut socket = accept(&listener).await;
     let mut subscribe = [0; 8];
     socket.read_exact(&mut subscribe).await.unwrap();
@@ -283,7 +285,8 @@ async fn a_refused_subscription_is_not_taken_for_nothing() {
 async fn a_flood_ends_the_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = config(listener.local_addr().unwrap(), "publisher");
-    let reading = tokio::spawn(async move { Reader::connect(&config).await?.fetch(&["a".into()], PATIENCE).await });
+    let reading =
+        tokio::spawn(async move { Reader::connect(&config, false).await?.fetch(&["a".into()], PATIENCE).await });
     let mut socket = accept(&listener).await;
     // An announced length beyond every limit.
     let _ = socket.write_all(&[0x30, 0xff, 0xff, 0xff, 0x7f]).await;

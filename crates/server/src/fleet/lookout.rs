@@ -4,13 +4,14 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use revocast_core::{RealmId, Sequence};
+use revocast_core::{RealmId, Sequence, SigningKey};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
 use super::{Fleet, View};
 use crate::broker::{Broker, Hearing, Listener};
 use crate::clock::Clock;
+use crate::keys::Keys;
 use crate::ledger::{Ledger, LedgerError, Realm};
 
 /// Bytes of what is looked at: the longest manifest. A larger delta is not, and the manifest that follows it tells.
@@ -164,7 +165,11 @@ impl Lookout {
         self.news.send_replace(());
     }
 
-    async fn read(&self, ledger: &dyn Ledger) -> Result<(), LedgerError> {
+    /// Returns whether there is a publisher whose signatures can be believed: its key may come later than the server.
+    async fn read(&self, ledger: &dyn Ledger, keys: &Keys) -> Result<bool, LedgerError> {
+        let publishers: Vec<_> = keys.publisher().ok().map(SigningKey::public).into_iter().collect();
+        let known = !publishers.is_empty();
+        self.fleet().believe(publishers);
         for realm in ledger.realms().await? {
             let (_, head) = ledger.head(realm.id).await?;
             let mut fleet = self.fleet();
@@ -172,7 +177,7 @@ impl Lookout {
             fleet.reaches(&realm.id, head);
         }
         self.news.send_replace(());
-        Ok(())
+        Ok(known)
     }
 }
 
@@ -183,7 +188,7 @@ impl fmt::Debug for Lookout {
 }
 
 /// Feeds a lookout with what comes on the broker and what the ledger holds, until it is dropped.
-pub async fn hear(lookout: Arc<Lookout>, broker: Broker, ledger: Arc<dyn Ledger>) {
+pub async fn hear(lookout: Arc<Lookout>, broker: Broker, ledger: Arc<dyn Ledger>, keys: Arc<Keys>) {
     let filters = lookout.fleet().filters().to_vec();
     // What is lost here is only news about news: a device reports again, a manifest is renewed.
     let hearing = Hearing {
@@ -194,11 +199,13 @@ pub async fn hear(lookout: Arc<Lookout>, broker: Broker, ledger: Arc<dyn Ledger>
         acknowledged: false,
     };
     let mut wakes = ledger.subscribe();
-    wakes.mark_changed();
-    while let Err(error) = lookout.read(&*ledger).await {
-        tracing::error!(%error, "realms cannot be read; trying again");
+    let mut known = loop {
+        match lookout.read(&*ledger, &keys).await {
+            Ok(known) => break known,
+            Err(error) => tracing::error!(%error, "realms cannot be read; trying again"),
+        }
         tokio::time::sleep(READ_EVERY).await;
-    }
+    };
     // Only now: what is retained comes once.
     let mut listener = broker.listen(hearing);
     let mut dropped = 0;
@@ -208,11 +215,14 @@ pub async fn hear(lookout: Arc<Lookout>, broker: Broker, ledger: Arc<dyn Ledger>
         tokio::select! {
             message = listener.next() => lookout.take_in(&mut listener, message),
             _ = reading.tick() => {
-                if wakes.has_changed().unwrap_or(false) {
+                if !known || wakes.has_changed().unwrap_or(false) {
                     wakes.mark_unchanged();
-                    if let Err(error) = lookout.read(&*ledger).await {
-                        tracing::error!(%error, "realms cannot be read; trying again");
-                        wakes.mark_changed();
+                    match lookout.read(&*ledger, &keys).await {
+                        Ok(believed) => known = believed,
+                        Err(error) => {
+                            tracing::error!(%error, "realms cannot be read; trying again");
+                            wakes.mark_changed();
+                        }
                     }
                 }
                 let now = listener.dropped();

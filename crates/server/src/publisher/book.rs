@@ -49,6 +49,15 @@ pub struct NetChange {
     pub lifts: Vec<Scope>,
 }
 
+/// Tokens that are expired for everybody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forgettable {
+    /// All of them.
+    pub tokens: usize,
+    /// Of these, the revoked ones.
+    pub revoked: usize,
+}
+
 impl Book {
     /// An empty history.
     #[must_use]
@@ -131,9 +140,17 @@ impl Book {
     }
 
     /// How many tokens could be forgotten at `horizon`.
+    ///
+    /// # Complexity
+    ///
+    /// Linear in the number of tokens.
     #[must_use]
-    pub fn forgettable(&self, horizon: UnixTime) -> usize {
-        self.tokens.values().filter(|token| token.exp <= horizon).count()
+    pub fn forgettable(&self, horizon: UnixTime) -> Forgettable {
+        let expired = self.tokens.values().filter(|token| token.exp <= horizon);
+        expired.fold(Forgettable::default(), |Forgettable { tokens, revoked }, token| Forgettable {
+            tokens: tokens + 1,
+            revoked: revoked + usize::from(token.revoked),
+        })
     }
 
     /// What was touched since [`Book::settle`], with its state as of [`Book::sequence`].

@@ -15,15 +15,13 @@ use revocast_core::{
 };
 
 use super::choice::{Choice, choose};
+use super::policy::WATCHED_FROM;
 use super::{PublishError, Signer, proof};
 use crate::ledger::{Coverage, Realm};
 
 /// Salts that are drawn before an epoch is given up. One that gives twice the rate meant is a fluke of one in many
 /// billions, or an attack on the random source.
 const SALTS_MAX: usize = 4;
-
-/// A filter this small may match twice as often as was meant by mere chance.
-const WATCHED_FROM: u64 = 64;
 
 /// What an epoch will be built from, frozen.
 #[derive(Debug)]

@@ -1,10 +1,9 @@
 //! Executes plans: stores, publishes, reads back, and begins again when a connection breaks.
 //!
-//! One task a realm. Deltas go out as soon as they are cut; what is retained follows beside them, so
-//! that a large epoch on its way never delays a revocation.
+//! One task a realm. Deltas go out as soon as they are cut; what is retained follows beside them, and so does looking at
+//! what the broker really retains, so that neither a large epoch on its way nor a look at one delays a revocation.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::future::pending;
 use std::pin::Pin;
 use std::sync::{Arc, mpsc as threads};
@@ -22,16 +21,33 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::answers::Admission;
-use super::{Built, Draft, Filtered, Plan, PublishError, Publisher, Settings, Signer, Step};
+use super::forecast::Inquirer;
+use super::{
+    Built, Draft, Filtered, HighWater, Inquiries, Permit, Plan, PublishError, Publisher, Settings, Signer, Step,
+};
 use crate::broker::{Broker, BrokerError, Hearing, Incoming, LinkState, Listener};
 use crate::clock::Clock;
-use crate::ledger::{Coverage, Ledger, LedgerError, Object, Realm, Visitor};
+use crate::ledger::{Coverage, Ledger, LedgerError, Object, Realm, Statement, Visitor};
 use crate::metrics::{Metrics, StepKind};
 use crate::minting::LiveFilters;
 use crate::service::{Published, PublishedRealms};
 
-/// How long to wait for a retained message before taking it for missing.
+/// How long to wait for a retained message before taking it for missing, where the broker gives no sign that nothing
+/// more will come.
 const READ_BACK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Objects read back with every heartbeat, besides manifest and keys: a megabyte in 30 s at the default chunk size. So
+/// all that stands is looked at by turns, bit by bit.
+const AUDIT_OBJECTS: usize = 32;
+
+/// Objects asked for at a time when all are looked at.
+const LOOK_OBJECTS: usize = 128;
+
+/// When all are looked at and so many in one go are not there, the rest is not asked for: to publish is quicker.
+const MISSING_MAX: usize = LOOK_OBJECTS / 4;
+
+/// How long a realm may take to finish what it has begun when publishing ends.
+const END_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Threads that look through the registry at the same time.
 const VISITORS: usize = 2;
@@ -77,6 +93,23 @@ pub struct Publishing {
     /// The operator confirmed that a ledger which ends before what was published shall go on, in a
     /// new term.
     pub resume: bool,
+    /// Until when this process may publish.
+    pub permit: Permit,
+    /// How far was published, as far as this machine knows.
+    pub mark: Option<Arc<HighWater>>,
+    /// Where forecasts are asked for.
+    pub inquiries: Arc<Inquiries>,
+}
+
+/// How publishing ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was asked to. All that was decided is stored, and nothing is on its way.
+    InOrder,
+    /// It was asked to, and something did not end in time.
+    Interrupted,
+    /// Another server may publish by now, or this one may no longer.
+    Deposed,
 }
 
 /// Why a realm is not being published just now.
@@ -101,6 +134,9 @@ pub enum RunError {
         /// Its size.
         bytes: usize,
     },
+    /// Another server leads, or the lease of this one ran out.
+    #[error("this server leads no more")]
+    Deposed,
     /// The runtime is ending, or a thread of it broke.
     #[error("the building of an epoch was interrupted")]
     Interrupted,
@@ -112,21 +148,27 @@ pub enum RunError {
     },
 }
 
-/// Publishes every realm, those founded later included, until `stop` is told or dropped.
+/// Publishes every realm, those founded later included, until `stop` is told or dropped, or this server is deposed.
 ///
 /// When this returns, nothing of it holds the ledger any more.
-pub async fn run(publishing: Publishing, stop: oneshot::Receiver<()>) {
+pub async fn run(publishing: Publishing, stop: oneshot::Receiver<()>) -> Ended {
     let mut tasks = JoinSet::new();
-    tokio::select! {
-        never = tend(&publishing, &mut tasks) => match never {},
-        _ = stop => {}
-    }
-    // Each may end anywhere: after a restart it goes on from what is stored.
+    let stopping = watch::Sender::new(false);
+    let ended = tokio::select! {
+        () = tend(&publishing, &mut tasks, &stopping) => Ended::Deposed,
+        _ = stop => {
+            stopping.send_replace(true);
+            let ended = tokio::time::timeout(END_PATIENCE, async { while tasks.join_next().await.is_some() {} }).await;
+            if ended.is_ok() { Ended::InOrder } else { Ended::Interrupted }
+        }
+    };
+    // Each may end anywhere: whoever goes on does so from what is stored.
     tasks.shutdown().await;
+    ended
 }
 
-/// Starts a task for each realm and hands questions on to them.
-async fn tend(publishing: &Publishing, tasks: &mut JoinSet<()>) -> Infallible {
+/// Starts a task for each realm and hands questions on to them, until one finds that this server is deposed.
+async fn tend(publishing: &Publishing, tasks: &mut JoinSet<()>, stopping: &watch::Sender<bool>) {
     let mut known: HashMap<RealmId, mpsc::Sender<Incoming>> = HashMap::new();
     let mut wakes = publishing.ledger.subscribe();
     let mut dropped = 0;
@@ -144,7 +186,9 @@ async fn tend(publishing: &Publishing, tasks: &mut JoinSet<()>) -> Infallible {
                 for realm in realms {
                     known.entry(realm.id).or_insert_with(|| {
                         let (asked, questions) = mpsc::channel(QUESTIONS_MAX);
-                        tasks.spawn(keep_publishing(publishing.clone(), realm.id, questions));
+                        let inquiries = publishing.inquiries.take_over(realm.id);
+                        let desk = Desk::new(questions, inquiries);
+                        tasks.spawn(keep_publishing(publishing.clone(), realm.id, desk, stopping.subscribe()));
                         asked
                     });
                 }
@@ -155,17 +199,32 @@ async fn tend(publishing: &Publishing, tasks: &mut JoinSet<()>) -> Infallible {
             dropped = listener.dropped();
             tracing::warn!(dropped, "questions that were too large, or came too fast to be looked at");
         }
-        publishing.hand_on(&mut listener, &known, &mut wakes).await;
+        tokio::select! {
+            () = publishing.hand_on(&mut listener, &known, &mut wakes) => {}
+            // They end by themselves only when deposed, or by a bug that has ended one realm.
+            Some(ended) = tasks.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a realm's publisher broke");
+                }
+                return;
+            }
+        }
     }
 }
 
-/// Publishes one realm; after a failure it begins anew from what is stored.
-async fn keep_publishing(publishing: Publishing, realm: RealmId, questions: mpsc::Receiver<Incoming>) {
+/// Publishes one realm; after a failure it begins anew from what is stored. Returns when it is asked to, or deposed.
+async fn keep_publishing(publishing: Publishing, realm: RealmId, mut desk: Desk, mut stopping: watch::Receiver<bool>) {
     let mut backoff = BACKOFF_MIN;
-    let mut desk = Desk { questions, admission: Admission::default(), waiting: Vec::new(), sending: JoinSet::new() };
     loop {
         let started = publishing.clock.now().uptime;
-        let Err(error) = publish(&publishing, realm, &mut desk).await;
+        let error = match publish(&publishing, realm, &mut desk, &mut stopping).await {
+            Ok(()) => return,
+            Err(RunError::Deposed | RunError::Ledger(LedgerError::TermChanged { .. })) => {
+                tracing::warn!(%realm, "this server leads no more; publishing ends");
+                return;
+            }
+            Err(error) => error,
+        };
         tracing::error!(%realm, error = %chain(&error), "publishing stopped; beginning anew");
         publishing.metrics.publication_failed(realm);
         publishing.tell(realm, |published| published.trouble = Some(chain(&error)));
@@ -176,24 +235,73 @@ async fn keep_publishing(publishing: Publishing, realm: RealmId, questions: mpsc
         }
         let lasted = publishing.clock.now().uptime.saturating_sub(started);
         backoff = if lasted > BACKOFF_MAX { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
-        sleep(backoff).await;
+        tokio::select! {
+            () = sleep(backoff) => {}
+            () = asked(&mut stopping) => return,
+        }
     }
 }
 
 /// An epoch on its way. It may take seconds, in which revocations go on.
 type Building<'a> = Pin<Box<dyn Future<Output = Result<Built, RunError>> + Send + 'a>>;
 
-type Catalog<'a> = Pin<Box<dyn Future<Output = (Plan, Result<(), RunError>)> + Send + 'a>>;
+/// What goes on beside live deltas: one thing at a time, and never given up half way, since what a ledger was asked to
+/// store may still be stored afterwards.
+type Work<'a> = Pin<Box<dyn Future<Output = Done> + Send + 'a>>;
+
+/// What became of it.
+enum Done {
+    /// A plan was executed, or was not.
+    Published(Plan, Result<(), RunError>),
+    /// What stands at the broker was looked at.
+    Looked(Result<Found, RunError>),
+}
+
+/// What was found at the broker: `None` where nothing is.
+type Found = Vec<(Address, Option<Digest>)>;
+
+/// How far the broker of a connection is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Acquaintance {
+    /// Nothing: it may hold something newer than the ledger, and nothing may be published before that is known.
+    Stranger,
+    /// Manifest and keys. Deltas may go out.
+    Introduced {
+        /// Number of the connection.
+        connection: u64,
+        /// Whether a manifest stands there. Without one everything is published anew.
+        manifest: bool,
+    },
+    /// All that should stand there was looked at.
+    Known {
+        /// Number of the connection.
+        connection: u64,
+    },
+}
+
+impl Acquaintance {
+    const fn connection(self) -> Option<u64> {
+        match self {
+            Self::Stranger => None,
+            Self::Introduced { connection, .. } | Self::Known { connection } => Some(connection),
+        }
+    }
+}
 
 /// Where a realm's questions are taken in and answered.
 struct Desk {
     questions: mpsc::Receiver<Incoming>,
+    inquiries: mpsc::Receiver<Inquirer>,
     admission: Admission,
     waiting: Vec<Incoming>,
     sending: JoinSet<Result<(), BrokerError>>,
 }
 
 impl Desk {
+    fn new(questions: mpsc::Receiver<Incoming>, inquiries: mpsc::Receiver<Inquirer>) -> Self {
+        Self { questions, inquiries, admission: Admission::default(), waiting: Vec::new(), sending: JoinSet::new() }
+    }
+
     /// Takes in what has come, besides the first.
     fn take_in(&mut self, first: Incoming) {
         self.waiting.push(first);
@@ -205,110 +313,250 @@ impl Desk {
     }
 }
 
-async fn publish(publishing: &Publishing, realm: RealmId, desk: &mut Desk) -> Result<Infallible, RunError> {
+/// A pause that grows while one thing fails again and again.
+struct Retry {
+    pause: Duration,
+    /// The uptime from which on it may be tried again.
+    from: Duration,
+}
+
+impl Retry {
+    const NONE: Self = Self { pause: Duration::ZERO, from: Duration::ZERO };
+
+    fn failed(&mut self, uptime: Duration) {
+        self.pause = (self.pause * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
+        self.from = uptime + self.pause;
+    }
+}
+
+async fn publish(
+    publishing: &Publishing,
+    realm: RealmId,
+    desk: &mut Desk,
+    stopping: &mut watch::Receiver<bool>,
+) -> Result<(), RunError> {
     let mut wakes = publishing.ledger.subscribe();
     let mut link = publishing.broker.state();
     let mut publisher = publishing.load(realm).await?;
     publishing.filters.set(realm, publisher.filters());
-    let mut reconciled = None;
-    let mut catalog: Option<Catalog<'_>> = None;
+    let mut course = Course { broker: Acquaintance::Stranger, retry: Retry::NONE, audit: Audit::default() };
+    let mut work: Option<Work<'_>> = None;
     let mut building: Option<Building<'_>> = None;
-    let mut audit_at = Duration::ZERO;
     loop {
+        publishing.permitted()?;
         wakes.mark_unchanged();
         let state = link.borrow_and_update().clone();
-        let connection = match state {
-            LinkState::Up { connection } => connection,
-            LinkState::Connecting | LinkState::Down { .. } => {
-                catalog = None;
-                publishing.tell(realm, |published| {
-                    published.trouble = Some("there is no connection to the broker".to_owned());
-                });
-                let _ = link.changed().await;
-                continue;
+        let LinkState::Up { connection } = state else {
+            // Nothing is cut and nothing queues: the ledger holds it all.
+            publishing.tell(realm, |published| {
+                published.trouble = Some("there is no connection to the broker".to_owned());
+            });
+            tokio::select! {
+                _ = link.changed() => {}
+                Some(inquirer) = desk.inquiries.recv() => publishing.foretell(&publisher, inquirer),
+                () = asked(stopping) => return finish_in_order(work).await,
+                () = sleep(BACKOFF_MIN) => {}
             }
+            continue;
         };
-        let now = publishing.clock.now();
-        if reconciled != Some(connection) || now.uptime >= audit_at {
-            let whole = reconciled != Some(connection);
-            match publishing.reconcile(&mut publisher, whole).await {
-                Ok(()) => reconciled = Some(connection),
-                Err(RunError::Broker(error)) => {
-                    tracing::warn!(%realm, %error, "what the broker retains cannot be read");
-                    sleep(BACKOFF_MIN).await;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            }
-            audit_at = now.uptime + publishing.settings.heartbeat;
+        let uptime = publishing.clock.now().uptime;
+        if course.broker.connection() != Some(connection) && work.is_none() && uptime >= course.retry.from {
+            course.introduce(publishing, &mut publisher, connection).await?;
         }
-        let asked_by = publisher.time_of_answers(publishing.clock.now());
-        publishing.catch_up(&mut publisher).await?;
-        let live = publisher.plan_live(publishing.clock.now())?;
-        if !live.is_empty() {
-            match publishing.execute(realm, publisher.term(), &live).await {
-                Ok(()) => publisher.done(&live),
-                Err(RunError::Broker(error)) => {
-                    // The ladder will carry it: it is stored.
-                    tracing::warn!(%realm, %error, "a live delta was not sent");
-                    publisher.failed();
-                }
-                Err(error) => return Err(error),
+        if course.broker.connection() == Some(connection) {
+            let asked_by = publisher.time_of_answers(publishing.clock.now());
+            publishing.catch_up(&mut publisher).await?;
+            publishing.send_live(&mut publisher).await?;
+            publishing.answer(&publisher, desk, asked_by)?;
+            if work.is_none() {
+                work = course.next(publishing, &mut publisher, &mut building).await?;
             }
         }
-        publishing.answer(&publisher, desk, asked_by)?;
-        if catalog.is_none() {
-            let coverage = publishing.ledger.coverage(realm).await?;
-            publisher.cover(coverage);
-            if let Some(draft) = publisher.draft(publishing.clock.now())? {
-                building = Some(Box::pin(publishing.build(realm, publisher.filters(), draft)));
-            }
-            let plan = publisher.plan_standing(publishing.clock.now())?;
-            if !plan.is_empty() {
-                let term = publisher.term();
-                catalog = Some(Box::pin(async move {
-                    let outcome = publishing.execute(realm, term, &plan).await;
-                    (plan, outcome)
-                }));
-            }
-        }
-        // While a catalog is on its way its end is awaited, not the next deadline; before the first epoch, that.
-        let until = publisher.deadline().min(audit_at).saturating_sub(publishing.clock.now().uptime);
-        let waiting = catalog.is_none() && (building.is_none() || publisher.position().is_some());
+        // While something is on its way its end is awaited, not the next deadline; before the first epoch, that.
+        let idle = work.is_none() && (building.is_none() || publisher.position().is_some());
+        let due = publisher.deadline().min(course.audit.due);
+        let due = if course.broker.connection().is_some() { due } else { Duration::ZERO };
+        let until = due.max(course.retry.from).saturating_sub(publishing.clock.now().uptime);
         tokio::select! {
             built = finish_building(&mut building) => {
                 building = None;
                 publisher.install(publishing.clock.now(), built?);
                 publishing.filters.set(realm, publisher.filters());
             }
-            (plan, outcome) = finish(&mut catalog) => {
-                catalog = None;
-                match outcome {
-                    Ok(()) => {
-                        publisher.done(&plan);
-                        publishing.committed(realm, &publisher).await;
-                    }
-                    Err(error @ (RunError::Broker(_) | RunError::NotRetained { .. })) => {
-                        tracing::warn!(%realm, error = %chain(&error), "not everything was published; trying again");
-                        publishing.metrics.publication_failed(realm);
-                        publishing.tell(realm, |published| published.trouble = Some(chain(&error)));
-                        publisher.failed();
-                        sleep(BACKOFF_MIN).await;
-                    }
-                    Err(error) => return Err(error),
-                }
+            done = finish(&mut work) => {
+                work = None;
+                course.done(publishing, &mut publisher, connection, done).await?;
             }
             _ = wakes.changed() => {}
             _ = link.changed() => {}
+            () = asked(stopping) => return finish_in_order(work).await,
+            Some(inquirer) = desk.inquiries.recv() => publishing.foretell(&publisher, inquirer),
             Some(question) = desk.questions.recv() => desk.take_in(question),
             Some(sent) = desk.sending.join_next() => publishing.sent(realm, sent.is_ok_and(|sent| sent.is_ok())),
-            () = sleep(until), if waiting => {}
+            () = sleep(until), if idle => {}
         }
     }
 }
 
-async fn finish(catalog: &mut Option<Catalog<'_>>) -> (Plan, Result<(), RunError>) {
-    match catalog {
+/// Waits until publishing shall end.
+async fn asked(stopping: &mut watch::Receiver<bool>) {
+    // Whoever would ask is gone: that ends it as well.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// How far one connection is known, and what is next.
+struct Course {
+    broker: Acquaintance,
+    retry: Retry,
+    audit: Audit,
+}
+
+impl Course {
+    /// Gets to know the broker of a new connection.
+    async fn introduce(
+        &mut self,
+        publishing: &Publishing,
+        publisher: &mut Publisher,
+        connection: u64,
+    ) -> Result<(), RunError> {
+        match publishing.introduce(publisher).await {
+            Ok(manifest) => {
+                self.broker = Acquaintance::Introduced { connection, manifest };
+                self.retry = Retry::NONE;
+                Ok(())
+            }
+            Err(RunError::Broker(error)) => {
+                self.unread(publishing, publisher.realm.id, &error);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn unread(&mut self, publishing: &Publishing, realm: RealmId, error: &BrokerError) {
+        tracing::warn!(%realm, %error, "what the broker retains cannot be read");
+        publishing.tell(realm, |published| {
+            published.trouble = Some(format!("what the broker retains cannot be read: {error}"));
+        });
+        self.retry.failed(publishing.clock.now().uptime);
+    }
+
+    /// What is to be done beside live deltas, if anything is: a look at everything, a look at a part, or a publication.
+    async fn next<'a>(
+        &mut self,
+        publishing: &'a Publishing,
+        publisher: &mut Publisher,
+        building: &mut Option<Building<'a>>,
+    ) -> Result<Option<Work<'a>>, RunError> {
+        let uptime = publishing.clock.now().uptime;
+        if uptime < self.retry.from {
+            return Ok(None);
+        }
+        let realm = publisher.realm.id;
+        match self.broker {
+            Acquaintance::Stranger => Ok(None),
+            Acquaintance::Introduced { connection, manifest: false } => {
+                // It has lost everything, or has never had it: nothing need be asked for.
+                let nothing: Found = publisher.standing().iter().map(|(address, _)| (*address, None)).collect();
+                self.audit.note(&publisher.reconcile(nothing));
+                self.broker = Acquaintance::Known { connection };
+                publishing.bring_up_to_date(publisher, building).await
+            }
+            Acquaintance::Introduced { manifest: true, .. } => {
+                let all = publisher.standing().into_iter().map(|(address, _)| address).collect();
+                Ok(Some(publishing.look(realm, all)))
+            }
+            Acquaintance::Known { .. } if uptime >= self.audit.due => {
+                self.audit.due = uptime + publishing.settings.heartbeat;
+                Ok(Some(publishing.look(realm, self.audit.window(publisher))))
+            }
+            Acquaintance::Known { .. } => publishing.bring_up_to_date(publisher, building).await,
+        }
+    }
+
+    /// Takes in what became of that. `connection` is the one there is now.
+    async fn done(
+        &mut self,
+        publishing: &Publishing,
+        publisher: &mut Publisher,
+        connection: u64,
+        done: Done,
+    ) -> Result<(), RunError> {
+        let realm = publisher.realm.id;
+        match done {
+            Done::Published(plan, Ok(())) => {
+                self.retry = Retry::NONE;
+                publisher.done(&plan);
+                publishing.committed(realm, publisher, &self.audit).await;
+            }
+            Done::Published(plan, Err(error)) => {
+                publishing.not_published(publisher, &plan, error).await?;
+                self.retry.failed(publishing.clock.now().uptime);
+            }
+            Done::Looked(Ok(found)) => {
+                let lost = publisher.reconcile(found);
+                self.audit.note(&lost);
+                // Where something is missing without the connection having broken, so may be the rest.
+                let whole = matches!(self.broker, Acquaintance::Known { .. }) && !lost.is_empty();
+                if self.broker.connection() == Some(connection) {
+                    self.broker = if whole {
+                        tracing::warn!(%realm, "the broker has lost what it retained; looking at all of it");
+                        Acquaintance::Introduced { connection, manifest: true }
+                    } else {
+                        Acquaintance::Known { connection }
+                    };
+                }
+            }
+            Done::Looked(Err(RunError::Broker(error))) => self.unread(publishing, realm, &error),
+            Done::Looked(Err(error)) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+/// What has begun comes to its end, so that nothing is stored or sent any more once this returns.
+async fn finish_in_order(work: Option<Work<'_>>) -> Result<(), RunError> {
+    if let Some(work) = work {
+        work.await;
+    }
+    Ok(())
+}
+
+/// Where the periodic look at the broker stands.
+#[derive(Debug, Default)]
+struct Audit {
+    /// The uptime of the next look.
+    due: Duration,
+    /// The last address that was looked at.
+    cursor: Option<Address>,
+    /// What the last look missed, in words.
+    trouble: Option<String>,
+}
+
+impl Audit {
+    /// Manifest and keys, and the next of what should stand.
+    fn window(&mut self, publisher: &Publisher) -> Vec<Address> {
+        let standing: Vec<Address> = publisher.standing().into_iter().map(|(address, _)| address).collect();
+        let begin = standing.partition_point(|address| Some(*address) <= self.cursor);
+        let heads = |address: &Address| matches!(address, Address::Manifest | Address::Keys);
+        let next: Vec<Address> =
+            standing.iter().skip(begin).filter(|address| !heads(address)).take(AUDIT_OBJECTS).copied().collect();
+        // After the last it begins with the first again.
+        self.cursor = if next.len() < AUDIT_OBJECTS { None } else { next.last().copied() };
+        standing.into_iter().filter(heads).chain(next).collect()
+    }
+
+    /// Notes what the broker had acknowledged and does not hold.
+    fn note(&mut self, lost: &[Address]) {
+        self.trouble = lost.first().map(|first| {
+            let count = lost.len();
+            format!("the broker acknowledged {count} objects that do not stand there, {first} among them; publishing them again")
+        });
+    }
+}
+
+async fn finish(work: &mut Option<Work<'_>>) -> Done {
+    match work {
         Some(running) => running.await,
         None => pending().await,
     }
@@ -384,8 +632,93 @@ impl Publishing {
                 break;
             }
         }
+        // The term counts only if nobody can have taken over since it was read, nor entries of a later one have slipped in.
+        self.permitted()?;
+        if entries.iter().any(|entry| matches!(entry.statement, Statement::Resume { term } if term > head.0)) {
+            return Err(RunError::Deposed);
+        }
+        if let Some(published) = self.mark.as_ref().and_then(|mark| mark.beyond(id, head)) {
+            return Err(PublishError::LedgerBehind { realm: id, head: head.1, published }.into());
+        }
         let now = self.clock.now();
         Ok(Publisher::load(realm, self.settings.clone(), self.signer.clone(), now, head, objects, entries)?)
+    }
+
+    /// Whether this process may still publish.
+    fn permitted(&self) -> Result<(), RunError> {
+        if self.permit.is_valid(self.clock.now()) { Ok(()) } else { Err(RunError::Deposed) }
+    }
+
+    fn foretell(&self, publisher: &Publisher, inquirer: Inquirer) {
+        // Whoever asked may have gone.
+        let _ = inquirer.send(publisher.forecast(self.clock.now()));
+    }
+
+    /// Sends what is new to whoever listens.
+    async fn send_live(&self, publisher: &mut Publisher) -> Result<(), RunError> {
+        let live = publisher.plan_live(self.clock.now())?;
+        if live.is_empty() {
+            return Ok(());
+        }
+        let realm = publisher.realm.id;
+        match self.execute(realm, publisher.term(), &live).await {
+            Ok(()) => publisher.done(&live),
+            Err(RunError::Broker(error)) => {
+                // The ladder will carry it: it is stored.
+                tracing::warn!(%realm, %error, "a live delta was not sent");
+                publisher.failed();
+            }
+            Err(error) => self.not_published(publisher, &live, error).await?,
+        }
+        Ok(())
+    }
+
+    /// What is retained is brought up to date, if that is due.
+    async fn bring_up_to_date<'a>(
+        &'a self,
+        publisher: &mut Publisher,
+        building: &mut Option<Building<'a>>,
+    ) -> Result<Option<Work<'a>>, RunError> {
+        let realm = publisher.realm.id;
+        publisher.cover(self.ledger.coverage(realm).await?);
+        if let Some(draft) = publisher.draft(self.clock.now())? {
+            *building = Some(Box::pin(self.build(realm, publisher.filters(), draft)));
+        }
+        let plan = publisher.plan_standing(self.clock.now())?;
+        if plan.is_empty() {
+            return Ok(None);
+        }
+        let term = publisher.term();
+        Ok(Some(Box::pin(async move {
+            let outcome = self.execute(realm, term, &plan).await;
+            Done::Published(plan, outcome)
+        })))
+    }
+
+    /// A plan came to nothing. What can be mended by trying again is; anything else begins anew.
+    async fn not_published(&self, publisher: &mut Publisher, plan: &Plan, error: RunError) -> Result<(), RunError> {
+        let realm = publisher.realm.id;
+        match &error {
+            RunError::Broker(_) | RunError::NotRetained { .. } => publisher.failed(),
+            // Nothing new can be said; that what was said still holds can.
+            RunError::Ledger(LedgerError::StorageFull(_)) => {
+                publisher.not_stored(plan);
+                let heartbeat = publisher.plan_heartbeat(self.clock.now())?;
+                match self.execute(realm, publisher.term(), &heartbeat).await {
+                    Ok(()) if !heartbeat.is_empty() => self.tell(realm, |published| {
+                        published.at = publisher.committed_at().unwrap_or(published.at);
+                    }),
+                    Ok(()) => {}
+                    Err(RunError::Broker(error)) => tracing::warn!(%realm, %error, "a heartbeat was not sent"),
+                    Err(error) => return Err(error),
+                }
+            }
+            _ => return Err(error),
+        }
+        tracing::warn!(%realm, error = %chain(&error), "not everything was published; trying again");
+        self.metrics.publication_failed(realm);
+        self.tell(realm, |published| published.trouble = Some(chain(&error)));
+        Ok(())
     }
 
     /// Hands questions on to the realms they belong to, until there may be a new realm.
@@ -466,6 +799,10 @@ impl Publishing {
         loop {
             let page = self.ledger.scan(publisher.realm.id, publisher.book().sequence(), SCAN_LIMIT).await?;
             for entry in &page {
+                // Not begun by this task, which would have begun anew: by whoever took over.
+                if matches!(entry.statement, Statement::Resume { .. }) {
+                    return Err(RunError::Deposed);
+                }
                 publisher.take(entry)?;
             }
             if page.len() < SCAN_LIMIT {
@@ -474,37 +811,44 @@ impl Publishing {
         }
     }
 
-    /// Compares what stands at the broker with what should: everything, or the manifest alone.
-    async fn reconcile(&self, publisher: &mut Publisher, whole: bool) -> Result<(), RunError> {
+    /// Reads what must be known before anything is published: whether the broker holds something newer than the ledger.
+    /// Returns whether it holds a manifest at all.
+    async fn introduce(&self, publisher: &mut Publisher) -> Result<bool, RunError> {
         let realm = publisher.realm.id;
-        let mut wanted: Vec<Address> = publisher.standing().into_iter().map(|(address, _)| address).collect();
-        if !whole {
-            wanted.retain(|address| matches!(address, Address::Manifest | Address::Keys));
-        } else if !wanted.contains(&Address::Manifest) {
-            wanted.push(Address::Manifest);
-        }
-        let found = self.fetch(realm, &wanted).await?;
+        let found = self.fetch(realm, &[Address::Manifest, Address::Keys]).await?;
         let manifest = found.iter().find(|(address, _)| *address == Address::Manifest);
-        if let Some((_, Some(bytes))) = manifest
-            && let Some(standing) = self.own_manifest(realm, bytes)
-        {
-            publisher.skip_epochs_through(standing.epoch);
+        let manifest = manifest.and_then(|(_, bytes)| bytes.as_deref());
+        if let Some(standing) = manifest.and_then(|bytes| self.own_manifest(realm, bytes)) {
             let (term, reached) = (publisher.term(), publisher.book().sequence());
             if standing.term > term || (standing.term == term && standing.sequence > reached) {
+                // Another server may have published since this one read the ledger.
+                self.permitted()?;
                 return Err(PublishError::LedgerBehind { realm, head: reached, published: standing.sequence }.into());
             }
+            publisher.has_seen(&standing);
         }
-        let digests = found.iter().map(|(address, bytes)| (*address, bytes.as_deref().map(Digest::of)));
-        let missing = digests.clone().filter(|(_, digest)| digest.is_none()).count();
-        publisher.reconcile(digests);
-        if missing > 0 && !whole {
-            // The manifest is gone without the connection having broken: so may be the rest.
-            tracing::warn!(%realm, "the broker has lost what it retained; publishing it again");
-            let rest: Vec<Address> = publisher.standing().into_iter().map(|(address, _)| address).collect();
-            let found = self.fetch(realm, &rest).await?;
-            publisher.reconcile(found.iter().map(|(address, bytes)| (*address, bytes.as_deref().map(Digest::of))));
+        publisher.reconcile(found.iter().map(|(address, bytes)| (*address, bytes.as_deref().map(Digest::of))));
+        Ok(manifest.is_some())
+    }
+
+    /// Looks at what stands at these addresses.
+    fn look(&self, realm: RealmId, addresses: Vec<Address>) -> Work<'_> {
+        Box::pin(async move { Done::Looked(self.digests(realm, &addresses).await) })
+    }
+
+    async fn digests(&self, realm: RealmId, addresses: &[Address]) -> Result<Found, RunError> {
+        let mut found = Found::with_capacity(addresses.len());
+        let mut parts = addresses.chunks(LOOK_OBJECTS);
+        for part in parts.by_ref() {
+            let bytes = self.fetch(realm, part).await?;
+            found.extend(bytes.into_iter().map(|(address, bytes)| (address, bytes.as_deref().map(Digest::of))));
+            let missing = found.iter().rev().take(part.len()).filter(|(_, digest)| digest.is_none()).count();
+            if missing > MISSING_MAX {
+                break;
+            }
         }
-        Ok(())
+        found.extend(parts.flatten().map(|address| (*address, None)));
+        Ok(found)
     }
 
     /// A manifest at the broker, if our own key signed it.
@@ -521,11 +865,13 @@ impl Publishing {
     }
 
     async fn execute(&self, realm: RealmId, term: revocast_core::Term, plan: &Plan) -> Result<(), RunError> {
+        self.permitted()?;
         if !plan.puts.is_empty() {
             self.ledger.store_objects(realm, term, plan.puts.clone(), Vec::new()).await?;
         }
         let mut sending: JoinSet<Result<(), BrokerError>> = JoinSet::new();
         for step in &plan.steps {
+            self.permitted()?;
             match step {
                 Step::Live { bytes } => {
                     let topic = Address::Live.topic(&self.prefix, &realm);
@@ -580,9 +926,9 @@ impl Publishing {
     }
 
     /// The manifest stands: tell so, and let the ledger forget what it says is expired.
-    async fn committed(&self, realm: RealmId, publisher: &Publisher) {
+    async fn committed(&self, realm: RealmId, publisher: &Publisher, audit: &Audit) {
         let Some(manifest) = publisher.manifest() else { return };
-        let trouble = publisher.clock_alarm().map(|alarm| alarm.to_string());
+        let trouble = publisher.clock_alarm().map(|alarm| alarm.to_string()).or_else(|| audit.trouble.clone());
         let (sizes, choice) = (publisher.sizes(), publisher.choice());
         let trouble = trouble.or_else(|| match publisher.salts_refused() {
             0 => None,
@@ -602,6 +948,14 @@ impl Publishing {
                 questions: published.questions,
             };
         });
+        if let Some(mark) = self.mark.clone() {
+            let reached = (manifest.term, manifest.sequence);
+            match blocking(move || mark.raise(realm, reached)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%realm, %error, "how far was published is not written down"),
+                Err(error) => tracing::warn!(%realm, %error, "how far was published is not written down"),
+            }
+        }
         if let Err(error) = self.ledger.expire(realm, manifest.horizon).await {
             tracing::warn!(%realm, %error, "expired entries were not dropped");
         }
@@ -639,7 +993,7 @@ fn draw_salt() -> Result<Salt, RunError> {
 }
 
 /// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

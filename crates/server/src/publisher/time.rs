@@ -87,6 +87,11 @@ impl SigningClock {
         time
     }
 
+    /// Something of ours was signed at this time, by whoever published before: nothing is dated before it.
+    pub fn raise(&mut self, seen: UnixMillis) {
+        self.last = Some(self.last.map_or(seen, |last| last.max(seen)));
+    }
+
     /// What was wrong with the clock at the last reading.
     #[must_use]
     pub const fn alarm(&self) -> Option<ClockAlarm> {

@@ -124,15 +124,17 @@ function rows(list, entries) {
 function showPublication(status, realm) {
   const published = realm.published;
   const broker = status.broker;
-  const trouble = (published && published.trouble) || (broker.connected ? "" : broker.trouble || "the broker is not connected yet");
+  const trouble = (published && published.trouble) || status.leader.trouble || (broker.connected ? "" : broker.trouble || "the broker is not connected yet");
   $("trouble").hidden = !trouble;
   set($("trouble"), trouble);
   const health = published && published.filter_health;
-  const age = published && published.issued_at_ms > 0 ? Math.max(0, (state.serverNow() - published.issued_at_ms) / 1000) : undefined;
+  const age = published && published.issued_at_ms > 0 ? published.heartbeat_age_ms / 1000 : undefined;
+  const office = status.leader;
+  const leader = office.leading ? "this server" : office.leader ? `${office.leader}${office.address ? `, ${office.address}` : ""}` : "none yet";
   rows($("publication"), [
     ["Broker", broker.connected ? "connected" : "not connected"],
     ["Ledger", status.ledger.writable ? "takes entries" : "takes no entries: restart the server"],
-    ["Leader", status.leader],
+    ["Leader", leader],
     ["Term", `${realm.term}`],
     ["Last heartbeat", age === undefined ? "none yet" : `${span(age)} ago`],
     ["Published", published ? `${published.epoch}.${published.sequence}, ${plural(published.objects, "object", "objects")}` : "nothing yet"],
