@@ -106,7 +106,7 @@ fn a_person_revokes_sees_it_applied_and_takes_it_back() {
         browser.run("return document.querySelectorAll('.steps .done').length") == json!(6)
     });
     for agent in &agents {
-        assert_eq!(agent.verdict("token-1", later), "not_revoked");
+        assert_eq!(agent.verdict("token-1", later), "not-revoked");
     }
 
     // What cannot be meant is told before anything is asked.

@@ -636,9 +636,11 @@ impl Fleet {
             }
             view.online += 1;
             let sequence = record.position.sequence;
-            view.current += usize::from(sequence == head);
+            // Before its first base a device stands nowhere, and not at the head of an empty ledger.
+            let stands = record.term > Term(0);
+            view.current += usize::from(stands && sequence == head);
             view.beyond += usize::from(sequence > head);
-            view.reached += usize::from(sequence >= at_least && sequence <= head);
+            view.reached += usize::from(stands && sequence >= at_least && sequence <= head);
             memory.push(record.memory_bytes);
             if let Some((_, count)) = view.profiles.iter_mut().find(|(profile, _)| Some(*profile) == record.profile) {
                 *count += 1;

@@ -40,6 +40,7 @@ function bytes(number) {
 }
 
 function rate(number) {
+  if (number === 0) return "0 %";
   return number >= 0.0001 ? `${(number * 100).toPrecision(2)} %` : number.toExponential(1);
 }
 
