@@ -16,6 +16,16 @@ use crate::output::{Failure, Output};
 /// Longest answer that is read.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
+/// What a server said.
+pub struct Answer {
+    /// Its status.
+    pub status: u16,
+    /// Its JSON, or null.
+    pub value: Value,
+    /// When it asks to be asked again.
+    pub retry_after: Option<Duration>,
+}
+
 /// A server's API.
 pub struct Api {
     agent: ureq::Agent,
@@ -72,28 +82,30 @@ impl Api {
     }
 
     /// POST of JSON lines. What the server answers, whatever it says; a failure only if it does not.
-    pub fn post_lines(&self, path: &str, lines: &[u8]) -> Result<(u16, Value), Failure> {
+    pub fn post_lines(&self, path: &str, lines: &[u8]) -> Result<Answer, Failure> {
         let request = self.agent.post(format!("{}{path}", self.base)).header("authorization", &self.authorization);
         self.heard(request.header("content-type", "application/x-ndjson").send(lines))
     }
 
     fn answer(&self, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Value, Failure> {
         match self.heard(sent)? {
-            (200..=299, value) => Ok(value),
-            (status, value) => Err(Self::refusal(status, &value)),
+            Answer { status: 200..=299, value, .. } => Ok(value),
+            Answer { status, value, .. } => Err(Self::refusal(status, &value)),
         }
     }
 
-    fn heard(&self, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<(u16, Value), Failure> {
+    fn heard(&self, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Answer, Failure> {
         let mut response = sent.map_err(|error| {
             Failure::new("server-unreachable", format!("the server {} does not answer", self.base), &error)
                 .help("is it running? start it with: revocast serve --data DIR --embedded-broker 127.0.0.1:1883")
         })?;
         let status = response.status().as_u16();
+        let seconds = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        let retry_after = seconds.map(Duration::from_secs);
         let text = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string().map_err(|error| {
             Failure::new("bad-answer", format!("the answer of {} cannot be read", self.base), &error)
         })?;
-        Ok((status, serde_json::from_str(&text).unwrap_or(Value::Null)))
+        Ok(Answer { status, value: serde_json::from_str(&text).unwrap_or(Value::Null), retry_after })
     }
 
     /// What a problem document says (RFC 9457).
@@ -235,6 +247,15 @@ pub fn cut_off(
     let (scope, mut body) = scope(arguments);
     body.extend(not_before.map(|time| ("not_before".to_owned(), json!(time))));
     let receipt = api.post(&path, &Value::Object(body))?;
+    if receipt.get("asked_by").is_some() {
+        let words = format!(
+            "not in force yet: another credential must ask for the same, or with --not-before {}, until {}",
+            text(&receipt, "not_before"),
+            text(&receipt, "until")
+        );
+        output.result(words, &receipt);
+        return Ok(ExitCode::SUCCESS);
+    }
     let new = receipt.get("recorded").and_then(Value::as_bool).unwrap_or(false);
     let words = format!(
         "{} {scope}: entry {}, tokens issued before {} are revoked",

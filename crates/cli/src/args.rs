@@ -46,6 +46,15 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Adds, lists, rotates and removes credentials of the API. A running server takes them up at once.
+    Credential {
+        /// What to do.
+        #[command(subcommand)]
+        command: CredentialCommand,
+        /// Folder of the server's keys; credentials stand in credentials.json there.
+        #[arg(long, global = true, value_name = "DIR", env = "REVOCAST_KEYS", default_value = "data/keys")]
+        keys: PathBuf,
+    },
     /// Founds realms and lists them.
     Realm {
         /// What to do.
@@ -102,6 +111,10 @@ pub enum Command {
         #[command(flatten)]
         server: ServerArguments,
     },
+    /// Revokes every token of a list that another system kept: NDJSON, CSV, or keys of Redis.
+    ///
+    /// May be repeated: what is revoked already changes nothing.
+    Import(Import),
     /// Draws `jti`s for new tokens that no filter of the devices flags.
     Jti {
         /// The realm of the tokens.
@@ -267,6 +280,53 @@ pub struct ServerArguments {
     pub admin_token_file: PathBuf,
 }
 
+/// `credential`
+#[derive(Clone, Debug, Subcommand)]
+pub enum CredentialCommand {
+    /// Adds one and prints its secret, this once.
+    Add(Box<NewCredential>),
+    /// Lists them, without secrets.
+    List,
+    /// Draws a new secret; the one before stays valid until the next rotation, or until --retire.
+    Rotate {
+        /// Its name.
+        name: String,
+        /// Draw none, and end the older one: every client has the new one.
+        #[arg(long)]
+        retire: bool,
+    },
+    /// Removes one; its secrets are not accepted any more.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// `credential add`
+#[derive(Clone, Debug, Args)]
+pub struct NewCredential {
+    /// Whom the ledger names as the actor: 1 to 64 of a-z A-Z 0-9 . _ -
+    pub name: String,
+    /// What it may do: revoker, issuer, reader, admin. May be given more than once.
+    #[arg(long = "role", value_name = "ROLE", required = true, value_parser = crate::credential::role)]
+    pub roles: Vec<revocast_server::credentials::Role>,
+    /// Where it may do it; may be given more than once [default: every realm].
+    #[arg(long = "realm", value_name = "REALM")]
+    pub realms: Vec<String>,
+    /// From when on it is not accepted any more, seconds since 1970.
+    #[arg(long, value_name = "UNIX")]
+    pub expires: Option<u64>,
+    /// Requests a second, instead of the server's default.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub requests_per_second: Option<u32>,
+    /// Revocations a day, instead of the server's default; a cutoff counts as 10 to 10,000.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub bulk_per_day: Option<u64>,
+    /// A second credential must confirm its cutoffs of a whole realm.
+    #[arg(long)]
+    pub approve: bool,
+}
+
 /// `realm`
 #[derive(Clone, Debug, Subcommand)]
 pub enum RealmCommand {
@@ -373,6 +433,62 @@ pub enum IssuedCommand {
     },
 }
 
+/// `import`
+#[derive(Clone, Debug, Args)]
+pub struct Import {
+    /// The list; - for standard input.
+    pub file: PathBuf,
+    /// The realm of the tokens.
+    #[arg(long)]
+    pub realm: String,
+    /// How the list is written [default: csv if its name ends so, otherwise ndjson].
+    ///
+    /// ndjson: {"jti":"...","exp":1999999999,"reason":"..."} a line, reason optional. csv: the first line names the
+    /// columns, jti and exp among them, reason optional; exp in seconds since 1970 or as RFC 3339. redis: what
+    /// redis-cli --scan prints, a key a line.
+    #[arg(long, value_enum)]
+    pub format: Option<ListFormat>,
+    /// How a key of Redis is made of a jti, such as 'denylist:{jti}'.
+    #[arg(long, value_name = "PATTERN", default_value = "{jti}")]
+    pub key: String,
+    /// What stands behind each key of Redis, separated by a space: its TTL, or its EXPIRETIME. Without, every
+    /// revocation is kept as long as a token of the realm can live.
+    #[arg(long, value_enum)]
+    pub value: Option<KeyValue>,
+    /// Why, for tokens of which the list does not say it; kept in the ledger.
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Go on after a line that was refused; told and counted it is in any case.
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Begin at this line, where an import before stopped.
+    #[arg(long, value_name = "LINE", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub from_line: u64,
+    /// Which server.
+    #[command(flatten)]
+    pub server: ServerArguments,
+}
+
+/// `--format`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ListFormat {
+    /// A JSON object a line.
+    Ndjson,
+    /// Columns, named by the first line.
+    Csv,
+    /// A key a line.
+    Redis,
+}
+
+/// `--value`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KeyValue {
+    /// Seconds left, as TTL says.
+    Ttl,
+    /// Seconds since 1970, as EXPIRETIME says.
+    Exp,
+}
+
 /// `agent`
 #[derive(Clone, Debug, Args)]
 pub struct Agent {
@@ -382,6 +498,12 @@ pub struct Agent {
     /// Certificates that vouch for an mqtts broker, PEM.
     #[arg(long, value_name = "FILE")]
     pub broker_ca: Option<PathBuf>,
+    /// Certificate by which the broker knows this device, PEM.
+    #[arg(long, value_name = "FILE", requires_all = ["broker_ca", "broker_client_key"])]
+    pub broker_client_certificate: Option<PathBuf>,
+    /// Private key of that certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "broker_client_certificate")]
+    pub broker_client_key: Option<PathBuf>,
     /// User name at the broker.
     #[arg(long, value_name = "NAME", requires = "broker_password_file")]
     pub broker_user: Option<String>,

@@ -9,15 +9,18 @@ mod admin;
 mod agent;
 mod args;
 mod config;
+mod credential;
 mod demo;
 mod fleet;
 mod holding;
+mod import;
 mod inspect;
 mod issued;
 mod keygen;
 mod output;
 mod serve;
 mod state;
+mod upload;
 mod verify;
 
 use std::process::ExitCode;
@@ -35,12 +38,14 @@ fn main() -> ExitCode {
         Command::Keygen { out } => keygen::run(output, &out),
         Command::Serve(serve) => serve::run(output, &serve),
         Command::Config { command } => config::run(output, &command),
+        Command::Credential { command, keys } => credential::run(output, &keys, command),
         Command::Realm { command, server } => admin::realm(output, &server, command),
         Command::Revoke(revoke) => admin::revoke(output, &revoke),
         Command::Reinstate { realm, jti, reason, server } => admin::reinstate(output, &server, &realm, &jti, reason),
         Command::Cutoff { scope, not_before, server } => admin::cut_off(output, &server, scope, not_before),
         Command::Lift { scope, server } => admin::lift(output, &server, scope),
         Command::Issued { command, server } => issued::run(output, &server, command),
+        Command::Import(import) => import::run(output, &import),
         Command::Jti { realm, count, server } => admin::jti(output, &server, &realm, count),
         Command::Status { server } => admin::status(output, &server),
         Command::Fleet { realm, watch, server } => fleet::run(output, &server, realm.as_deref(), watch),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,22 +15,22 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::api;
-use crate::broker::{Broker, BrokerConfig, BrokerTask, TlsRoots, TlsRootsError};
+use crate::broker::{Broker, BrokerConfig, BrokerTask};
 #[cfg(feature = "embedded-broker")]
 use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker as _};
 use crate::clock::Clock;
-use crate::config::{BrokerChoice, LedgerChoice, PublishingConfig, RemoteBroker, ServerConfig};
+use crate::config::{BrokerChoice, PublishingConfig, RemoteBroker, ServerConfig};
+use crate::credentials::{CredentialsFileError, Gate};
 use crate::fleet::{self, Fleet, Lookout};
 use crate::keys::{KeyError, Keys};
 use crate::leader::{self, Candidate, Office};
-use crate::ledger::{
-    Health, Ledger, LedgerError, OpenError, PostgresConfig, PostgresError, PostgresLedger, PostgresUrlError,
-    SqliteLedger,
-};
+use crate::ledger::{Health, Ledger, LedgerError, OpenError};
 use crate::metrics::Metrics;
 use crate::minting::LiveFilters;
 use crate::publisher::{HighWater, HighWaterError, Inquiries, Permit, Publishing, Settings, Signer};
 use crate::service::{LeaderView, PublishedRealms, Service};
+use crate::tls::{ServerTls, TlsError};
+use crate::tokens::Issuers;
 
 /// How long a task may take to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,6 +40,8 @@ pub struct Server {
     address: SocketAddr,
     broker_address: Option<SocketAddr>,
     service: Arc<Service>,
+    gate: Arc<Gate>,
+    tls: Option<Arc<ServerTls>>,
     stopping: watch::Sender<bool>,
     api: JoinHandle<()>,
     stop_leader: Option<oneshot::Sender<()>>,
@@ -57,10 +59,29 @@ impl Server {
     ///
     /// Needs a tokio runtime with at least two threads: the publisher builds filters.
     pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let ServerConfig { listen, data, keys, ledger, advertise, broker, publishing, lease, limits, resume, .. } =
-            config;
-        let keys = Arc::new(Keys::load(&keys)?);
-        let ledger = open_ledger(ledger, &data).await?;
+        let ServerConfig {
+            listen,
+            data,
+            keys,
+            ledger,
+            advertise,
+            broker,
+            publishing,
+            lease,
+            limits,
+            approve,
+            tls: tls_files,
+            resume,
+            ..
+        } = config;
+        let folder = keys;
+        let keys = Arc::new(Keys::load(&folder)?);
+        let gate = Arc::new(Gate::open(&folder, keys.admin(), limits, approve, Arc::clone(&clock))?);
+        let api_tls = tls_files.map(ServerTls::load).transpose()?.map(Arc::new);
+        let issuers = Arc::new(Issuers::new(&folder, keys.issuer()));
+        let ledger = ledger.open(&data).await?;
+        // For what this server writes down beside a ledger that is elsewhere.
+        std::fs::create_dir_all(&data).map_err(|source| StartError::Folder { path: data.clone(), source })?;
         let mark = Arc::new(HighWater::open(&data)?);
         if !resume {
             reaches(ledger.as_ref(), &mark).await?;
@@ -85,7 +106,11 @@ impl Server {
             BrokerChoice::Remote(remote) => (remote, None),
             BrokerChoice::Embedded(_) => return Err(StartError::NoEmbeddedBroker),
         };
-        let RemoteBroker { url, client_id, credentials, tls, identity: _ } = remote;
+        let RemoteBroker { url, client_id, credentials, tls, identity } = remote;
+        let tls = match (tls, identity) {
+            (Some(roots), Some((certificate, key))) => Some(roots.with_identity(&certificate, &key)?),
+            (tls, _) => tls,
+        };
         // Of this process alone: servers on one ledger share everything else. Within the 23 characters, with what is
         // added for the connections that read and listen, that every broker takes (MQTT 3.1.1, section 3.1.3.1).
         let name = Candidate::fresh_name();
@@ -118,13 +143,15 @@ impl Server {
             Arc::clone(&metrics),
         ));
         let hearing = tokio::spawn(fleet::hear(lookout, broker.clone(), Arc::clone(&ledger), Arc::clone(&keys)));
-        let api = tokio::spawn(api::serve(listener, api::router(Arc::clone(&service), limits), stop));
+        let router = api::router(Arc::clone(&service), Arc::clone(&gate), issuers);
+        let api = tokio::spawn(api::serve(listener, api_tls.clone(), router, stop));
         let settings = settings_of(&publishing);
         let (stop_leader, leader_stop) = oneshot::channel();
         let health = ledger.health();
+        let scheme = if api_tls.is_some() { "https" } else { "http" };
         let candidate = Candidate {
             name: format!("{name}@{address}"),
-            address: advertise.or_else(|| (!address.ip().is_unspecified()).then(|| format!("http://{address}"))),
+            address: advertise.or_else(|| (!address.ip().is_unspecified()).then(|| format!("{scheme}://{address}"))),
             lease,
             ledger: Arc::clone(&ledger),
             clock: Arc::clone(&clock),
@@ -156,6 +183,8 @@ impl Server {
             address,
             broker_address,
             service,
+            gate,
+            tls: api_tls,
             stopping,
             api,
             stop_leader: Some(stop_leader),
@@ -184,6 +213,18 @@ impl Server {
     #[must_use]
     pub const fn service(&self) -> &Arc<Service> {
         &self.service
+    }
+
+    /// Who may use the API and how much; credentials and limits can be changed in it.
+    #[must_use]
+    pub const fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// How the API speaks TLS, if it does; certificates can be read again in it.
+    #[must_use]
+    pub const fn tls(&self) -> Option<&Arc<ServerTls>> {
+        self.tls.as_ref()
     }
 
     /// Waits until the server cannot go on, and tells why: after a failed write only a restart shows what the disk holds.
@@ -234,27 +275,6 @@ impl fmt::Debug for Server {
     }
 }
 
-/// Opens the ledger that was chosen. `data` is this machine's own folder, whichever it is.
-async fn open_ledger(choice: LedgerChoice, data: &Path) -> Result<Arc<dyn Ledger>, StartError> {
-    match choice {
-        LedgerChoice::Embedded => {
-            let folder = data.to_owned();
-            // Opening reads the whole file.
-            let ledger = tokio::task::spawn_blocking(move || SqliteLedger::open(&folder))
-                .await
-                .map_err(|error| StartError::Interrupted { cause: error.to_string() })??;
-            Ok(Arc::new(ledger))
-        }
-        LedgerChoice::Postgres { url, password, ca } => {
-            let roots = ca.map(|path| TlsRoots::from_pem_file(&path)).transpose()?;
-            let config = PostgresConfig::new(&url, password.map(|password| password.expose().to_owned()), roots)?;
-            // For what this server writes down beside the ledger.
-            std::fs::create_dir_all(data).map_err(|source| StartError::Folder { path: data.to_owned(), source })?;
-            Ok(Arc::new(PostgresLedger::open(config).await?))
-        }
-    }
-}
-
 /// How a realm is published, as it was configured.
 fn settings_of(publishing: &PublishingConfig) -> Settings {
     Settings {
@@ -296,18 +316,15 @@ pub enum StartError {
     /// The keys cannot be used.
     #[error(transparent)]
     Keys(#[from] KeyError),
+    /// The credentials cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsFileError),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] OpenError),
-    /// The database of the ledger cannot be used.
-    #[error(transparent)]
-    Postgres(#[from] PostgresError),
-    /// The URL of the database cannot be used.
-    #[error("the ledger's URL cannot be used")]
-    PostgresUrl(#[from] PostgresUrlError),
-    /// The certificates that vouch for the database cannot be used.
-    #[error("ledger_ca cannot be used")]
-    LedgerCa(#[from] TlsRootsError),
     /// The data folder cannot be made.
     #[error("the folder {} cannot be made", .path.display())]
     Folder {
@@ -366,12 +383,6 @@ pub enum StartError {
     #[cfg(not(feature = "embedded-broker"))]
     #[error("this build has no embedded broker; give --broker URL")]
     NoEmbeddedBroker,
-    /// The runtime is ending.
-    #[error("the start was interrupted: {cause}")]
-    Interrupted {
-        /// How.
-        cause: String,
-    },
 }
 
 #[cfg(feature = "embedded-broker")]

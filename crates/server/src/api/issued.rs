@@ -1,27 +1,23 @@
 //! The registry over HTTP: reports of issued tokens, read as a stream; its coverage; and `jti`s for new tokens.
 
-use std::future::poll_fn;
-use std::mem;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
-use axum::body::{Body as HttpBody, Bytes, HttpBody as _};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Query, Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, header};
 use revocast_core::UnixTime;
-use revocast_core::limits::{CLEAN_JTIS_MAX, ISSUED_BATCH_MAX, ISSUED_LINE_BYTES_MAX, ISSUED_PROBLEMS_MAX};
+use revocast_core::limits::{CLEAN_JTIS_MAX, ISSUED_BATCH_MAX};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tokio::time::timeout;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::extract::{Body, RealmParameter, RealmPath, bad_query, require_type};
 use super::problem::{Problem, ProblemBody};
+use super::stream::{Intake, Progress, members, take_all};
+use crate::credentials::Gate;
 use crate::ledger::{Coverage, Issued, Realm, Registration};
 use crate::service::Service;
 
@@ -29,14 +25,10 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
     OpenApiRouter::new().routes(routes!(coverage, cover)).routes(routes!(jtis))
 }
 
-/// Those that take as long as their body does; [`Idle`] limits the time between two pieces of it.
+/// Those that take as long as their body does; only the time between two pieces of it is limited.
 pub(super) fn streamed() -> OpenApiRouter<Arc<Service>> {
     OpenApiRouter::new().routes(routes!(register))
 }
-
-/// How long a streamed body may pause.
-#[derive(Clone, Copy)]
-pub(super) struct Idle(pub(super) Duration);
 
 /// One line of a report.
 #[derive(Deserialize)]
@@ -48,33 +40,25 @@ struct IssuedLine {
     sub: Option<String>,
 }
 
-#[derive(Serialize, ToSchema)]
-struct LineProblem {
-    line: u64,
-    detail: String,
-}
-
-/// What became of a report, as far as it came.
+/// What became of the tokens of a report.
 #[derive(Default, Serialize, ToSchema)]
-struct Report {
-    /// Lines read, blank ones included, so that this is the number of the last.
-    lines: u64,
-    #[serde(flatten, with = "RegistrationBody")]
-    #[schema(value_type = RegistrationBody)]
-    done: Registration,
-    refused: u64,
-    problems: Vec<LineProblem>,
-}
-
-#[derive(Serialize, ToSchema)]
-#[serde(remote = "Registration")]
 struct RegistrationBody {
-    #[serde(rename = "registered")]
-    new: u64,
+    registered: u64,
     repeated: u64,
     extended: u64,
     late: u64,
     expired: u64,
+}
+
+impl RegistrationBody {
+    fn add(&mut self, more: Registration) {
+        let Registration { new, repeated, extended, late, expired } = more;
+        self.registered += new;
+        self.repeated += repeated;
+        self.extended += extended;
+        self.late += late;
+        self.expired += expired;
+    }
 }
 
 /// What became of a whole report.
@@ -82,28 +66,10 @@ struct RegistrationBody {
 #[schema(as = RegistrationReport)]
 struct ReportBody {
     #[serde(flatten)]
-    report: Report,
+    progress: Progress,
+    #[serde(flatten)]
+    done: RegistrationBody,
     covered_until: Option<u64>,
-}
-
-impl Report {
-    fn refuse(&mut self, line: u64, detail: String) {
-        self.refused += 1;
-        if self.problems.len() < ISSUED_PROBLEMS_MAX {
-            self.problems.push(LineProblem { line, detail });
-        }
-    }
-
-    /// The members of a problem document about a report that was not read to its end.
-    fn members(&self, lines_done: u64) -> Map<String, Value> {
-        let mut members = match serde_json::to_value(self) {
-            Ok(Value::Object(members)) => members,
-            // Numbers and texts always serialize to an object.
-            Ok(_) | Err(_) => Map::new(),
-        };
-        members.insert("lines_done".to_owned(), lines_done.into());
-        members
-    }
 }
 
 /// Registers issued tokens line by line as they arrive.
@@ -121,169 +87,47 @@ impl Report {
 )]
 async fn register(
     State(service): State<Arc<Service>>,
-    Extension(Idle(idle)): Extension<Idle>,
+    Extension(gate): Extension<Arc<Gate>>,
     RealmPath(id): RealmPath,
     request: Request,
 ) -> Result<Json<ReportBody>, Problem> {
     require_type(&request, "application/x-ndjson")?;
+    let idle = gate.limits().request_timeout;
     let realm = service.realm(id).await?;
-    let (report, batch) = (Report::default(), Vec::new());
-    let mut import = Import { service: &service, realm: &realm, idle, report, batch, durable: 0 };
-    let read = match import.read(request.into_body()).await {
-        Ok(()) => service.coverage(id).await.map_err(Problem::from),
-        Err(problem) => Err(problem),
-    };
-    match read {
-        Ok(coverage) => {
-            let covered_until = coverage.covered_until.map(UnixTime::secs);
-            Ok(Json(ReportBody { report: import.report, covered_until }))
-        }
-        Err(problem) => Err(problem.members(import.report.members(import.durable))),
-    }
+    let mut registry = Registry { service: &service, realm, done: RegistrationBody::default() };
+    let progress = take_all(&mut registry, request.into_body(), idle).await?;
+    let Registry { done, .. } = registry;
+    let covered_until = service.coverage(id).await?.covered_until.map(UnixTime::secs);
+    Ok(Json(ReportBody { progress, done, covered_until }))
 }
 
-/// A report on its way into the ledger.
-struct Import<'a> {
+/// Puts tokens into the registry of a realm.
+struct Registry<'a> {
     service: &'a Service,
-    realm: &'a Realm,
-    idle: Duration,
-    report: Report,
-    /// Read, and not written yet.
-    batch: Vec<Issued>,
-    /// The number of the line up to which everything is written or refused.
-    durable: u64,
+    realm: Realm,
+    done: RegistrationBody,
 }
 
-impl Import<'_> {
-    async fn read(&mut self, mut body: HttpBody) -> Result<(), Problem> {
-        let mut lines = Lines::default();
-        loop {
-            let piece = match timeout(self.idle, next(&mut body)).await {
-                Ok(Some(Ok(piece))) => piece,
-                Ok(None) => break,
-                Ok(Some(Err(error))) => {
-                    // What is complete goes in; the line that was broken off does not, whatever it looks like.
-                    self.write().await?;
-                    let title = "the report ended early";
-                    return Err(Problem::new(StatusCode::BAD_REQUEST, "stream-broken", title).detail(error.to_string()));
-                }
-                Err(_) => {
-                    self.write().await?;
-                    return Err(self.too_long("nothing came"));
-                }
-            };
-            let mut rest: &[u8] = &piece;
-            while lines.take(&mut rest) {
-                self.line(lines.finish()).await?;
-            }
-        }
-        if lines.is_begun() {
-            self.line(lines.finish()).await?;
-        }
-        self.write().await
+impl Intake for Registry<'_> {
+    type Line = IssuedLine;
+    type Item = Issued;
+
+    const BATCH: usize = ISSUED_BATCH_MAX;
+
+    fn take(&mut self, line: IssuedLine) -> Result<Option<Issued>, String> {
+        let IssuedLine { jti, iat, exp, sub } = line;
+        let issued = Issued { jti, iat: UnixTime::from_secs(iat), exp: UnixTime::from_secs(exp), sub };
+        issued.check(&self.realm, self.service.now()).map_err(|error| error.to_string())?;
+        Ok(Some(issued))
     }
 
-    async fn line(&mut self, line: Line) -> Result<(), Problem> {
-        self.report.lines += 1;
-        let number = self.report.lines;
-        match line.parse().and_then(|issued| match issued {
-            Some(issued) => match issued.check(self.realm, self.service.now()) {
-                Ok(()) => Ok(Some(issued)),
-                Err(error) => Err(error.to_string()),
-            },
-            None => Ok(None),
-        }) {
-            Ok(Some(issued)) => self.batch.push(issued),
-            Ok(None) => {}
-            Err(detail) => self.report.refuse(number, detail),
-        }
-        if self.batch.len() == ISSUED_BATCH_MAX { self.write().await } else { Ok(()) }
-    }
-
-    async fn write(&mut self) -> Result<(), Problem> {
-        if !self.batch.is_empty() {
-            let batch = mem::take(&mut self.batch);
-            let written = timeout(self.idle, self.service.register(self.realm.id, batch)).await;
-            self.report.done += written.map_err(|_| self.too_long("the ledger did not answer"))??;
-        }
-        self.durable = self.report.lines;
+    async fn write(&mut self, batch: Vec<Issued>) -> Result<(), Problem> {
+        self.done.add(self.service.register(self.realm.id, batch).await?);
         Ok(())
     }
 
-    fn too_long(&self, what: &str) -> Problem {
-        Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "the request took too long")
-            .detail(format!("{what} for {} s", self.idle.as_secs()))
-    }
-}
-
-/// The next piece of a body; trailers are passed over.
-async fn next(body: &mut HttpBody) -> Option<Result<Bytes, axum::Error>> {
-    loop {
-        let frame = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await?;
-        match frame.map(hyper::body::Frame::into_data) {
-            Ok(Ok(piece)) => return Some(Ok(piece)),
-            Ok(Err(_trailers)) => {}
-            Err(error) => return Some(Err(error)),
-        }
-    }
-}
-
-/// Cuts pieces into lines; holds one line at a time, and never more than its limit.
-#[derive(Default)]
-struct Lines {
-    line: Vec<u8>,
-    bytes: usize,
-}
-
-/// One line without its end.
-enum Line {
-    Text(Vec<u8>),
-    TooLong { bytes: usize },
-}
-
-impl Lines {
-    /// Moves bytes of `piece` into the line; true when it is complete.
-    fn take(&mut self, piece: &mut &[u8]) -> bool {
-        let end = piece.iter().position(|&byte| byte == b'\n');
-        let (part, rest) = match end {
-            Some(end) => (&piece[..end], &piece[end + 1..]),
-            None => (*piece, &[][..]),
-        };
-        self.bytes += part.len();
-        let room = ISSUED_LINE_BYTES_MAX.saturating_sub(self.line.len());
-        self.line.extend_from_slice(&part[..part.len().min(room)]);
-        *piece = rest;
-        end.is_some()
-    }
-
-    const fn is_begun(&self) -> bool {
-        self.bytes > 0
-    }
-
-    fn finish(&mut self) -> Line {
-        let (line, bytes) = (mem::take(&mut self.line), mem::take(&mut self.bytes));
-        if bytes > ISSUED_LINE_BYTES_MAX { Line::TooLong { bytes } } else { Line::Text(line) }
-    }
-}
-
-impl Line {
-    /// The token it names; nothing if it is blank; or what is wrong with it.
-    fn parse(self) -> Result<Option<Issued>, String> {
-        let text = match self {
-            Self::TooLong { bytes } => {
-                return Err(format!("the line has {bytes} bytes, more than {ISSUED_LINE_BYTES_MAX}"));
-            }
-            Self::Text(text) => text,
-        };
-        if text.trim_ascii().is_empty() {
-            return Ok(None);
-        }
-        let line: IssuedLine = serde_json::from_slice(&text).map_err(|error| {
-            // Its number among all lines is told beside.
-            error.to_string().replace(" at line 1 column ", " at column ")
-        })?;
-        let IssuedLine { jti, iat, exp, sub } = line;
-        Ok(Some(Issued { jti, iat: UnixTime::from_secs(iat), exp: UnixTime::from_secs(exp), sub }))
+    fn done(&self) -> Map<String, Value> {
+        members(&self.done)
     }
 }
 

@@ -4,6 +4,8 @@
 //! from the one that stands there: `broker_ca` is `broker_ca = "…"` in the file, `REVOCAST_BROKER_CA` in the
 //! environment and `--broker-ca` on the command line. Secrets are in files, and only those are named here.
 
+#![expect(clippy::doc_markdown, reason = "doc comments of the table are the help text, printed as they stand")]
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 

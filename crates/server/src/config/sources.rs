@@ -196,17 +196,15 @@ impl Chosen {
         }
         for (key, value) in table.into_inner() {
             let origin = at(key.span().start);
-            match Setting::named(key.get_ref()) {
-                Some(setting) => match Value::deserialize(toml::de::ValueDeserializer::from(value)) {
-                    Ok(value) => self.choose(setting, value, origin),
-                    Err(error) => self.misread(setting, &error, origin),
-                },
-                None => {
-                    let found = key.into_inner().into_owned();
-                    let section = matches!(value.get_ref(), DeValue::Table(_));
-                    let error = ConfigError::Unknown { help: similar(&found, section), found };
-                    self.mistake(None, Some(origin), error);
-                }
+            let Some(setting) = Setting::named(key.get_ref()) else {
+                let found = key.into_inner().into_owned();
+                let section = matches!(value.get_ref(), DeValue::Table(_));
+                self.mistake(None, Some(origin), ConfigError::Unknown { help: similar(&found, section), found });
+                continue;
+            };
+            match Value::deserialize(toml::de::ValueDeserializer::from(value)) {
+                Ok(value) => self.choose(setting, value, origin),
+                Err(error) => self.misread(setting, &error, origin),
             }
         }
     }
