@@ -126,6 +126,7 @@ impl Heard {
                     client_id: "bench".to_owned(),
                     credentials: None,
                     tls: None,
+                    probe: "revocast/_probe/bench".to_owned(),
                 });
                 hear(own, broker, ledger, keys).await;
             });
