@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use super::access::Caller;
 use super::extract::bad_query;
 use super::problem::Problem;
+use crate::fleet::{Reached, Wait};
 use crate::service::Service;
 
 /// How long is waited unless said: what an operator watches without doubting.
@@ -88,8 +89,16 @@ impl<S: Send + Sync> FromRequestParts<S> for Waiting {
 impl Waiting {
     /// Waits for an entry; says how far it has come, if that was asked.
     pub(super) async fn reached(self, service: &Service, realm: RealmId, sequence: Sequence) -> Option<Stage> {
-        let _ = (service, realm, sequence, self.share, self.patience);
-        self.stage.map(|_| Stage::Durable)
+        let wait = match self.stage? {
+            Stage::Durable => Wait::Durable,
+            Stage::Published => Wait::Published,
+            Stage::Applied => Wait::Applied { share: self.share },
+        };
+        Some(match service.wait(realm, sequence, wait, self.patience).await {
+            Reached::Durable => Stage::Durable,
+            Reached::Published => Stage::Published,
+            Reached::Applied => Stage::Applied,
+        })
     }
 }
 

@@ -424,6 +424,11 @@ async fn a_request_may_wait_and_is_told_how_far_its_entry_came() {
             site.post(&format!("{path}?{query}"), &body).await.problem(422, "query-malformed");
         }
     }
+    // Nobody publishes here, and no device is there: what is durable is answered as such, in time.
+    for query in ["wait=published&timeout=20ms", "wait=applied&share=0.5&timeout=20ms"] {
+        let answer = site.post(&format!("{LIFTS}?{query}"), &json!({"scope": "realm"})).await;
+        assert_eq!((answer.status, &answer.body["reached"]), (200, &json!("durable")), "{query}");
+    }
     // Refused before anything was recorded.
     assert_eq!(site.head().await, 4);
 }
