@@ -15,6 +15,7 @@ mod import;
 mod inspect;
 mod issued;
 mod keygen;
+mod ledger;
 mod output;
 mod serve;
 mod state;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Lift { scope, server } => admin::lift(output, &server, scope),
         Command::Issued { command, server } => issued::run(output, &server, command),
         Command::Import(import) => import::run(output, &import),
+        Command::Ledger { command } => ledger::run(output, command),
         Command::Jti { realm, count, server } => admin::jti(output, &server, &realm, count),
         Command::Status { server } => admin::status(output, &server),
         Command::Agent(agent) => agent::run(output, &agent),
