@@ -463,10 +463,9 @@ pub enum LedgerCommand {
 
 /// Where a ledger is.
 #[derive(Clone, Debug, Args)]
-#[group(id = "place", required = true, multiple = false, args = ["data", "ledger"])]
 pub struct LedgerPlace {
     /// Data folder of an embedded ledger.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", required_unless_present = "ledger", conflicts_with = "ledger")]
     pub data: Option<PathBuf>,
     /// Ledger in a database: postgres://user@host:5432/name.
     #[arg(long, value_name = "URL")]

@@ -240,7 +240,10 @@ async fn import(output: Output, place: &LedgerPlace, path: &Path) -> Result<Exit
     }));
     let restored = ledger.restore(source).await;
     bar.finish_and_clear();
-    restored.map_err(|error| failure(&error))?;
+    restored.map_err(|error| match &error {
+        LedgerError::Damaged { what } => Failure::plain("bad-export", format!("nothing was imported: {what}")),
+        other => failure(other),
+    })?;
     // What counts is what can be read again.
     let seen = look(output, ledger.as_ref(), |_| Ok(())).await?;
     report(output, &format!("imported {}", path.display()), &seen)

@@ -1083,11 +1083,11 @@ async fn a_database_that_goes_and_comes_loses_nothing_acknowledged() {
             begun.recv().await.unwrap();
         }
         server.crash();
-        let (done, error) = tokio::time::timeout(Duration::from_secs(60), writer).await.expect("it ends").unwrap();
+        let (done, error) = tokio::time::timeout(Duration::from_mins(1), writer).await.expect("it ends").unwrap();
         // Either the connection broke before a commit, or during one.
         assert!(matches!(error, LedgerError::Away(_) | LedgerError::Storage(_)), "{error}");
         acknowledged.extend(done);
-        let away = tokio::time::timeout(Duration::from_secs(60), async {
+        let away = tokio::time::timeout(Duration::from_mins(1), async {
             let mut health = ledger.health();
             health.wait_for(|health| matches!(health, Health::Away { .. })).await.unwrap().clone()
         });
@@ -1101,7 +1101,7 @@ async fn a_database_that_goes_and_comes_loses_nothing_acknowledged() {
         server.restart();
         let mut health = ledger.health();
         let back = health.wait_for(|health| *health == Health::Good);
-        tokio::time::timeout(Duration::from_secs(60), back).await.expect("it comes back").unwrap();
+        tokio::time::timeout(Duration::from_mins(1), back).await.expect("it comes back").unwrap();
     }
     let scanned = ledger.scan(id("a"), Sequence(0), usize::MAX).await.unwrap();
     assert!(scanned.iter().map(|entry| entry.sequence.0).eq(1..=scanned.len() as u64), "no holes");
@@ -1120,13 +1120,13 @@ async fn a_database_that_hangs_is_told_as_away() {
     let (ledger, _) = in_postgres(&server).await;
     ledger.create_realm(realm("a"), vec![]).await.unwrap();
     server.freeze();
-    let answer = tokio::time::timeout(Duration::from_secs(60), ledger.append(id("a"), NOW, vec![vouched("t", 1)]));
+    let answer = tokio::time::timeout(Duration::from_mins(1), ledger.append(id("a"), NOW, vec![vouched("t", 1)]));
     let error = answer.await.expect("an answer").unwrap_err();
     assert!(matches!(error, LedgerError::Away(_) | LedgerError::Storage(_)), "{error}");
     server.thaw();
     let mut health = ledger.health();
     let back = health.wait_for(|health| *health == Health::Good);
-    tokio::time::timeout(Duration::from_secs(60), back).await.expect("it comes back").unwrap();
+    tokio::time::timeout(Duration::from_mins(1), back).await.expect("it comes back").unwrap();
     one_in(&ledger, "t").await;
 }
 
