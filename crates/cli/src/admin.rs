@@ -157,7 +157,8 @@ pub fn realm(output: Output, server: &ServerArguments, command: RealmCommand) ->
     Ok(ExitCode::SUCCESS)
 }
 
-fn realms(api: &Api) -> Result<Vec<Value>, Failure> {
+/// Every realm, as the server shows it.
+pub fn realms(api: &Api) -> Result<Vec<Value>, Failure> {
     let answer = api.get("/v1/realms")?;
     let list = answer.get("realms").unwrap_or(&answer).as_array().cloned();
     list.ok_or_else(|| Failure::plain("bad-answer", "the server's list of realms cannot be read"))
@@ -246,6 +247,15 @@ pub fn cut_off(
     let (scope, mut body) = scope(arguments);
     body.extend(not_before.map(|time| ("not_before".to_owned(), json!(time))));
     let receipt = api.post(&path, &Value::Object(body))?;
+    if receipt.get("asked_by").is_some() {
+        let words = format!(
+            "not in force yet: another credential must ask for the same, or with --not-before {}, until {}",
+            text(&receipt, "not_before"),
+            text(&receipt, "until")
+        );
+        output.result(words, &receipt);
+        return Ok(ExitCode::SUCCESS);
+    }
     let new = receipt.get("recorded").and_then(Value::as_bool).unwrap_or(false);
     let words = format!(
         "{} {scope}: entry {}, tokens issued before {} are revoked",

@@ -9,7 +9,9 @@ mod admin;
 mod agent;
 mod args;
 mod config;
+mod credential;
 mod demo;
+mod fleet;
 mod holding;
 mod import;
 mod inspect;
@@ -17,6 +19,7 @@ mod issued;
 mod keygen;
 mod ledger;
 mod output;
+mod plan;
 mod serve;
 mod state;
 mod upload;
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Keygen { out } => keygen::run(output, &out),
         Command::Serve(serve) => serve::run(output, &serve),
         Command::Config { command } => config::run(output, &command),
+        Command::Credential { command, keys } => credential::run(output, &keys, command),
         Command::Realm { command, server } => admin::realm(output, &server, command),
         Command::Revoke(revoke) => admin::revoke(output, &revoke),
         Command::Reinstate { realm, jti, reason, server } => admin::reinstate(output, &server, &realm, &jti, reason),
@@ -46,7 +50,9 @@ fn main() -> ExitCode {
         Command::Import(import) => import::run(output, &import),
         Command::Ledger { command } => ledger::run(output, command),
         Command::Jti { realm, count, server } => admin::jti(output, &server, &realm, count),
+        Command::Publish { dry_run: _, realm, server } => plan::run(output, &server, realm),
         Command::Status { server } => admin::status(output, &server),
+        Command::Fleet { realm, watch, server } => fleet::run(output, &server, realm.as_deref(), watch),
         Command::Agent(agent) => agent::run(output, &agent),
         Command::Verify(verify) => verify::run(&verify),
         Command::Inspect { file, verify, keys } => inspect::run(output, &file, verify.as_deref(), keys.as_deref()),

@@ -113,6 +113,12 @@ pub trait Ledger: Send + Sync {
     /// Everything that should stand on the broker for this realm, ordered by address.
     fn objects(&self, realm: RealmId) -> LedgerFuture<'_, Vec<Object>>;
 
+    /// One of them; `None` if nothing is stored there.
+    fn object(&self, realm: RealmId, address: String) -> LedgerFuture<'_, Option<Object>> {
+        let all = self.objects(realm);
+        Box::pin(async move { Ok(all.await?.into_iter().find(|object| object.address == address)) })
+    }
+
     /// Stores and removes published objects in one transaction, if the realm is still in `term`.
     fn store_objects(
         &self,

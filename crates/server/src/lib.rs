@@ -2,9 +2,9 @@
 
 pub mod clock;
 
-pub mod keys;
+mod stamp;
 
-pub mod credentials;
+pub mod keys;
 
 pub mod ledger;
 
@@ -12,7 +12,17 @@ pub mod broker;
 
 pub mod config;
 
+pub mod credentials;
+
+pub mod tls;
+
+pub mod tokens;
+
 pub mod minting;
+
+pub mod fleet;
+
+pub mod metrics;
 
 pub mod service;
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,12 +20,17 @@ use crate::broker::{Broker, BrokerConfig, BrokerTask};
 use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker as _};
 use crate::clock::Clock;
 use crate::config::{BrokerChoice, PublishingConfig, RemoteBroker, ServerConfig};
+use crate::credentials::{CredentialsFileError, Gate};
+use crate::fleet::{self, Fleet, Lookout};
 use crate::keys::{KeyError, Keys};
 use crate::leader::{self, Candidate, Office};
 use crate::ledger::{Health, Ledger, LedgerError, OpenError};
+use crate::metrics::Metrics;
 use crate::minting::LiveFilters;
 use crate::publisher::{HighWater, HighWaterError, Inquiries, Permit, Publishing, Settings, Signer};
 use crate::service::{LeaderView, PublishedRealms, Service};
+use crate::tls::{ServerTls, TlsError};
+use crate::tokens::Issuers;
 
 /// How long a task may take to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,11 +40,15 @@ pub struct Server {
     address: SocketAddr,
     broker_address: Option<SocketAddr>,
     service: Arc<Service>,
+    gate: Arc<Gate>,
+    tls: Option<Arc<ServerTls>>,
     stopping: watch::Sender<bool>,
     api: JoinHandle<()>,
     stop_leader: Option<oneshot::Sender<()>>,
     leader: JoinHandle<()>,
     health: watch::Receiver<Health>,
+    /// Hears the fleet.
+    hearing: JoinHandle<()>,
     broker: Option<BrokerTask>,
     #[cfg(feature = "embedded-broker")]
     embedded: Option<EmbeddedBroker>,
@@ -50,21 +59,32 @@ impl Server {
     ///
     /// Needs a tokio runtime with at least two threads: the publisher builds filters.
     pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let ServerConfig { listen, data, keys, ledger, advertise, broker, publishing, lease, limits, resume, .. } =
-            config;
-        let keys = Arc::new(Keys::load(&keys)?);
+        let ServerConfig {
+            listen,
+            data,
+            keys,
+            ledger,
+            advertise,
+            broker,
+            publishing,
+            lease,
+            limits,
+            approve,
+            tls: tls_files,
+            resume,
+            ..
+        } = config;
+        let folder = keys;
+        let keys = Arc::new(Keys::load(&folder)?);
+        let gate = Arc::new(Gate::open(&folder, keys.admin(), limits, approve, Arc::clone(&clock))?);
+        let api_tls = tls_files.map(ServerTls::load).transpose()?.map(Arc::new);
+        let issuers = Arc::new(Issuers::new(&folder, keys.issuer()));
         let ledger = ledger.open(&data).await?;
-        // For what this server writes down beside a ledger that is elsewhere.
-        std::fs::create_dir_all(&data).map_err(|source| StartError::Folder { path: data.clone(), source })?;
-        let mark = Arc::new(HighWater::open(&data)?);
+        let mark = Arc::new(high_water(&data)?);
         if !resume {
             reaches(ledger.as_ref(), &mark).await?;
         }
-        let listener = TcpListener::bind(listen).await.map_err(|source| match source.kind() {
-            io::ErrorKind::AddrInUse => StartError::Busy { address: listen },
-            _ => StartError::Listen { address: listen, source },
-        })?;
-        let address = listener.local_addr().map_err(|source| StartError::Listen { address: listen, source })?;
+        let (listener, address) = bind(listen).await?;
 
         #[cfg(feature = "embedded-broker")]
         let (remote, embedded, broker_address) = match broker {
@@ -80,18 +100,15 @@ impl Server {
             BrokerChoice::Remote(remote) => (remote, None),
             BrokerChoice::Embedded(_) => return Err(StartError::NoEmbeddedBroker),
         };
-        let RemoteBroker { url, client_id, credentials, tls, identity: _ } = remote;
-        // Of this process alone: servers on one ledger share everything else. Within the 23 characters, with what is
-        // added for the connections that read and listen, that every broker takes (MQTT 3.1.1, section 3.1.3.1).
         let name = Candidate::fresh_name();
-        let client_id = client_id.unwrap_or_else(|| format!("rvc-{name}"));
-        // No realm is named like this.
-        let probe = format!("{}/_probe/{client_id}", publishing.prefix);
-        let (broker, broker_task) = Broker::connect(BrokerConfig { url, client_id, probe, credentials, tls });
+        let (broker, broker_task) = connect(remote, &name, &publishing.prefix)?;
 
         let (stopping, stop) = watch::channel(false);
         let published = watch::Sender::new(PublishedRealms::new());
         let filters = Arc::new(LiveFilters::new());
+        let metrics = Arc::new(Metrics::new(clock.now().wall));
+        let fleet = Fleet::new(publishing.prefix.clone(), Vec::new());
+        let lookout = Arc::new(Lookout::new(fleet, Arc::clone(&clock)));
         let office = watch::Sender::new(Office::Seeking);
         let inquiries = Arc::new(Inquiries::default());
         let service = Arc::new(Service::new(
@@ -106,14 +123,19 @@ impl Server {
                 inquiries: Arc::clone(&inquiries),
                 heartbeat: publishing.heartbeat,
             },
+            Arc::clone(&lookout),
+            Arc::clone(&metrics),
         ));
-        let api = tokio::spawn(api::serve(listener, api::router(Arc::clone(&service), limits), stop));
+        let hearing = tokio::spawn(fleet::hear(lookout, broker.clone(), Arc::clone(&ledger), Arc::clone(&keys)));
+        let router = api::router(Arc::clone(&service), Arc::clone(&gate), issuers);
+        let api = tokio::spawn(api::serve(listener, api_tls.clone(), router, stop));
         let settings = settings_of(&publishing);
         let (stop_leader, leader_stop) = oneshot::channel();
         let health = ledger.health();
+        let scheme = if api_tls.is_some() { "https" } else { "http" };
         let candidate = Candidate {
             name: format!("{name}@{address}"),
-            address: advertise.or_else(|| (!address.ip().is_unspecified()).then(|| format!("http://{address}"))),
+            address: advertise.or_else(|| (!address.ip().is_unspecified()).then(|| format!("{scheme}://{address}"))),
             lease,
             ledger: Arc::clone(&ledger),
             clock: Arc::clone(&clock),
@@ -133,6 +155,7 @@ impl Server {
             prefix: prefix.clone(),
             filters: Arc::clone(&filters),
             published: published.clone(),
+            metrics: Arc::clone(&metrics),
             resume,
             permit: permit.clone(),
             mark: Some(Arc::clone(&mark)),
@@ -144,11 +167,14 @@ impl Server {
             address,
             broker_address,
             service,
+            gate,
+            tls: api_tls,
             stopping,
             api,
             stop_leader: Some(stop_leader),
             leader: leading,
             health,
+            hearing,
             broker: Some(broker_task),
             #[cfg(feature = "embedded-broker")]
             embedded,
@@ -173,6 +199,18 @@ impl Server {
         &self.service
     }
 
+    /// Who may use the API and how much; credentials and limits can be changed in it.
+    #[must_use]
+    pub const fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// How the API speaks TLS, if it does; certificates can be read again in it.
+    #[must_use]
+    pub const fn tls(&self) -> Option<&Arc<ServerTls>> {
+        self.tls.as_ref()
+    }
+
     /// Waits until the server cannot go on, and tells why: after a failed write only a restart shows what the disk holds.
     pub async fn failed(&self) -> String {
         let mut health = self.health.clone();
@@ -193,6 +231,9 @@ impl Server {
         if timeout(STOP_TIMEOUT, &mut self.leader).await.is_err() {
             tracing::warn!("the publisher did not end in time");
         }
+        // Awaited, since it holds the ledger.
+        self.hearing.abort();
+        let _ = (&mut self.hearing).await;
         if let Some(broker) = self.broker.take() {
             broker.stop().await;
         }
@@ -208,6 +249,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.api.abort();
         self.leader.abort();
+        self.hearing.abort();
     }
 }
 
@@ -215,6 +257,36 @@ impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Server({})", self.address)
     }
+}
+
+/// How far was published, from the folder of this machine, which is made if it is not there.
+fn high_water(data: &Path) -> Result<HighWater, StartError> {
+    std::fs::create_dir_all(data).map_err(|source| StartError::Folder { path: data.to_owned(), source })?;
+    Ok(HighWater::open(data)?)
+}
+
+async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let listener = TcpListener::bind(listen).await.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => StartError::Busy { address: listen },
+        _ => StartError::Listen { address: listen, source },
+    })?;
+    let address = listener.local_addr().map_err(|source| StartError::Listen { address: listen, source })?;
+    Ok((listener, address))
+}
+
+/// Begins to connect to the broker; `name` is of this process alone.
+fn connect(remote: RemoteBroker, name: &str, prefix: &str) -> Result<(Broker, BrokerTask), StartError> {
+    let RemoteBroker { url, client_id, credentials, tls, identity } = remote;
+    let tls = match (tls, identity) {
+        (Some(roots), Some((certificate, key))) => Some(roots.with_identity(&certificate, &key)?),
+        (tls, _) => tls,
+    };
+    // Servers on one ledger share everything but this name. Within the 23 characters, with what is added for the
+    // connections that read and listen, that every broker takes (MQTT 3.1.1, section 3.1.3.1).
+    let client_id = client_id.unwrap_or_else(|| format!("rvc-{name}"));
+    // No realm is named like this.
+    let probe = format!("{prefix}/_probe/{client_id}");
+    Ok(Broker::connect(BrokerConfig { url, client_id, probe, credentials, tls }))
 }
 
 /// How a realm is published, as it was configured.
@@ -258,6 +330,12 @@ pub enum StartError {
     /// The keys cannot be used.
     #[error(transparent)]
     Keys(#[from] KeyError),
+    /// The credentials cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsFileError),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] OpenError),
@@ -277,7 +355,7 @@ pub enum StartError {
     /// shall go on beyond what was lost.
     #[error(
         "the ledger of realm {realm} ends at {head}, but {published} was published: it was restored from a backup. \
-         Put its newest state back; or revoke again what was lost and start once with --resume, which goes on in a new term"
+         Put its newest state back; or start once with --resume, which goes on in a new term, and revoke again what was lost"
     )]
     LedgerBehind {
         /// Which realm.

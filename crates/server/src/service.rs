@@ -7,20 +7,22 @@ use std::time::Duration;
 use revocast_core::update::{PublisherKey, Role};
 use revocast_core::wire::{self, WireError};
 use revocast_core::{
-    Address, FingerprintFunction, Fingerprinter, Issuer, Kind, Position, RealmId, RealmKey, Sequence, Term, UnixMillis,
-    UnixTime, Width, seal,
+    Address, Claims, FingerprintFunction, Fingerprinter, Issuer, Kind, Position, RealmId, RealmKey, Sequence, Term,
+    UnixMillis, UnixTime, Width, seal,
 };
 use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::broker::LinkState;
 use crate::clock::Clock;
+use crate::fleet::{Lookout, Reached, View, Wait};
 use crate::keys::{KeyError, Keys};
 use crate::leader::Office;
 use crate::ledger::{
-    Action, Coverage, Expiry, Founding, Issued, LEEWAY_DEFAULT, Ledger, LedgerError, MAX_TOKEN_LIFETIME_DEFAULT,
+    Action, Coverage, Entry, Expiry, Founding, Issued, LEEWAY_DEFAULT, Ledger, LedgerError, MAX_TOKEN_LIFETIME_DEFAULT,
     Object, Realm, Receipt, Registration, Request, Scope, Statement,
 };
+use crate::metrics::{EntryKind, Metrics};
 use crate::minting::LiveFilters;
 use crate::publisher::{Forecast, Inquiries, PublishError};
 
@@ -103,6 +105,8 @@ pub struct Published {
     pub revocations: u64,
     /// Bytes of what stands at the broker.
     pub sizes: crate::publisher::Sizes,
+    /// How good the filter of the newest epoch is.
+    pub filter: Option<crate::publisher::FilterHealth>,
     /// Why the newest epoch has the filter it has; `None` if it was built before the start.
     pub choice: Option<crate::publisher::Choice>,
     /// What keeps the publisher from going on, if anything.
@@ -183,6 +187,8 @@ pub struct Service {
     office: watch::Receiver<Office>,
     inquiries: Arc<Inquiries>,
     heartbeat: Duration,
+    lookout: Arc<Lookout>,
+    metrics: Arc<Metrics>,
     // Parameters of a realm never change, so what was read once holds.
     known: RwLock<BTreeMap<RealmId, Realm>>,
 }
@@ -190,6 +196,10 @@ pub struct Service {
 impl Service {
     /// Puts the parts together.
     #[must_use]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part of its own, and only a server and tests put them together"
+    )]
     pub fn new(
         ledger: Arc<dyn Ledger>,
         keys: Arc<Keys>,
@@ -198,9 +208,24 @@ impl Service {
         published: watch::Receiver<PublishedRealms>,
         filters: Arc<LiveFilters>,
         leader: LeaderView,
+        lookout: Arc<Lookout>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let LeaderView { office, inquiries, heartbeat } = leader;
-        Self { ledger, keys, clock, broker, published, filters, office, inquiries, heartbeat, known: RwLock::default() }
+        Self {
+            ledger,
+            keys,
+            clock,
+            broker,
+            published,
+            filters,
+            office,
+            inquiries,
+            heartbeat,
+            lookout,
+            metrics,
+            known: RwLock::default(),
+        }
     }
 
     /// What this server is among those on the ledger.
@@ -310,7 +335,7 @@ impl Service {
                 actor: actor.to_owned(),
             })
             .collect();
-        Ok(self.ledger.append(realm, now, requests).await?)
+        self.record(realm, now, requests, actor).await
     }
 
     /// Undoes a revoke; durable when this returns.
@@ -357,6 +382,65 @@ impl Service {
         }
     }
 
+    /// Refuses a cutoff that [`Service::cut_off`] would refuse.
+    pub async fn check_cutoff(&self, realm: RealmId, not_before: Option<UnixTime>) -> Result<(), ServiceError> {
+        let now = self.clock.unix_time();
+        let latest = self.realm(realm).await?.latest_exp(now);
+        match not_before {
+            Some(not_before) if not_before > latest => Err(ServiceError::CutoffAhead { not_before, now, latest }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Revokes a token that was shown; nothing if it is expired for everybody. Durable when this returns.
+    pub async fn revoke_shown(
+        &self,
+        realm: RealmId,
+        jti: String,
+        exp: Expiry,
+        reason: Option<String>,
+        actor: &str,
+    ) -> Result<Option<Receipt>, ServiceError> {
+        let now = self.clock.unix_time();
+        if exp.time() <= self.realm(realm).await?.horizon(now) {
+            return Ok(None);
+        }
+        let request = Request { action: Action::Revoke { jti, exp }, reason, actor: actor.to_owned() };
+        Ok(Some(self.append_one(realm, now, request).await?))
+    }
+
+    /// Whether a token is revoked, by the ledger itself: its `jti`, or a cutoff that matches.
+    pub async fn is_revoked(&self, realm: RealmId, claims: &Claims<'_>) -> Result<bool, ServiceError> {
+        let record = self.ledger.token(realm, claims.jti.as_str().to_owned()).await?;
+        if let Some(Entry { statement: Statement::Revoke { .. }, .. }) = record.entry {
+            return Ok(true);
+        }
+        // Read after the token: whatever was recorded by then is in one of the two.
+        let cutoffs = self.ledger.cutoffs(realm).await?;
+        let matches = |entry: &Entry| match &entry.statement {
+            Statement::Cutoff { scope, not_before } => {
+                let in_scope = match scope {
+                    Scope::Realm => true,
+                    Scope::Sub(text) => claims.sub == Some(text),
+                    Scope::Kid(text) => claims.kid == Some(text),
+                    Scope::Client(text) => claims.client == Some(text),
+                };
+                in_scope && claims.iat.is_none_or(|iat| iat < *not_before)
+            }
+            Statement::Revoke { .. }
+            | Statement::Reinstate { .. }
+            | Statement::Lift { .. }
+            | Statement::Resume { .. } => false,
+        };
+        Ok(cutoffs.iter().any(matches))
+    }
+
+    /// A published object as it stands on the broker.
+    pub async fn object(&self, realm: RealmId, address: Address) -> Result<Option<Vec<u8>>, ServiceError> {
+        let object = self.ledger.object(realm, address.to_string()).await?;
+        Ok(object.map(|object| object.bytes))
+    }
+
     /// Ends a cutoff; durable when this returns.
     pub async fn lift(
         &self,
@@ -370,9 +454,61 @@ impl Service {
     }
 
     async fn append_one(&self, realm: RealmId, now: UnixTime, request: Request) -> Result<Receipt, ServiceError> {
-        let receipts = self.ledger.append(realm, now, vec![request]).await?;
+        let actor = request.actor.clone();
+        let receipts = self.record(realm, now, vec![request], &actor).await?;
         // One request, one receipt.
         receipts.first().copied().ok_or(ServiceError::Ledger(LedgerError::Closed))
+    }
+
+    /// The one way into the ledger: recorded, counted, logged, and followed on its way to the devices.
+    async fn record(
+        &self,
+        realm: RealmId,
+        now: UnixTime,
+        requests: Vec<Request>,
+        actor: &str,
+    ) -> Result<Vec<Receipt>, ServiceError> {
+        let kinds: Vec<EntryKind> = requests.iter().map(|request| EntryKind::from(&request.action)).collect();
+        let began = self.clock.now().uptime;
+        let receipts = self.ledger.append(realm, now, requests).await?;
+        let took = self.clock.now().uptime.saturating_sub(began);
+        let recorded = || receipts.iter().zip(&kinds).filter(|(receipt, _)| receipt.recorded);
+        self.metrics.appended(realm, recorded().map(|(_, kind)| *kind), took);
+        if let Some((last, kind)) = recorded().max_by_key(|(receipt, _)| receipt.sequence) {
+            let (sequence, entries, kind) = (last.sequence.0, recorded().count(), kind.name());
+            tracing::info!(%realm, actor, kind, entries, sequence, "recorded");
+            self.lookout.recorded(&self.realm(realm).await?, last.sequence);
+        }
+        Ok(receipts)
+    }
+
+    /// Waits until an entry has come so far, or time is up; says how far it has come.
+    pub async fn wait(&self, realm: RealmId, sequence: Sequence, wait: Wait, patience: Duration) -> Reached {
+        self.lookout.wait(realm, sequence, wait, patience).await
+    }
+
+    /// The ledger's head, how the devices of a realm are, and how many of them stand at or above a sequence, by default
+    /// the head.
+    pub async fn fleet(&self, realm: RealmId, at_least: Option<Sequence>) -> Result<(Sequence, View), ServiceError> {
+        let parameters = self.realm(realm).await?;
+        let (_, head) = self.ledger.head(realm).await?;
+        let view = self.lookout.view(&parameters, head, at_least.unwrap_or(head));
+        Ok((head, view.ok_or(LedgerError::RealmUnknown { realm })?))
+    }
+
+    /// Everything that is counted and measured, as text.
+    pub async fn metrics(&self) -> Result<String, ServiceError> {
+        let status = self.status().await?;
+        let view =
+            |realm: &RealmStatus| Some((realm.realm.id, self.lookout.view(&realm.realm, realm.head, realm.head)?));
+        let views = status.realms.iter().filter_map(view).collect();
+        self.metrics.encode(status, views, self.clock.now().wall).map_err(|_| ServiceError::Metrics)
+    }
+
+    /// Where requests are counted.
+    #[must_use]
+    pub fn counters(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Registers issued tokens, all of them or none; durable when this returns.
@@ -401,6 +537,12 @@ impl Service {
     #[must_use]
     pub fn now(&self) -> UnixTime {
         self.clock.unix_time()
+    }
+
+    /// The server's time, exactly.
+    #[must_use]
+    pub fn now_millis(&self) -> UnixMillis {
+        self.clock.now().wall
     }
 
     /// How the server is.
@@ -579,6 +721,9 @@ pub enum ServiceError {
     /// The operating system gave no random bytes.
     #[error("the operating system gave no random bytes")]
     Random(#[source] getrandom::Error),
+    /// Our own mistake: a name that no metric can have.
+    #[error("the metrics cannot be written down")]
+    Metrics,
     /// Our own mistake: the object cannot be written down.
     #[error("the keys object cannot be encoded")]
     Encode(#[source] WireError),
