@@ -74,7 +74,24 @@ pub(super) fn finish(mut document: OpenApi) -> Value {
     let paths = std::mem::take(&mut document.paths.paths);
     document.paths.paths = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
     // Maps of texts always serialize; the default is never taken.
-    serde_json::to_value(&document).unwrap_or_default()
+    let mut document = serde_json::to_value(&document).unwrap_or_default();
+    unsign(&mut document);
+    document
+}
+
+/// Numbers from 0 on are those of 64 bits without a sign: the macros know one name for both.
+fn unsign(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            let unsigned = members.get("minimum") == Some(&Value::from(0));
+            if unsigned && members.get("format") == Some(&Value::from("int64")) {
+                members.insert("format".to_owned(), "uint64".into());
+            }
+            members.values_mut().for_each(unsign);
+        }
+        Value::Array(items) => items.iter_mut().for_each(unsign),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
