@@ -11,11 +11,13 @@ mod args;
 mod config;
 mod credential;
 mod demo;
+mod fleet;
 mod holding;
 mod import;
 mod inspect;
 mod issued;
 mod keygen;
+mod ledger;
 mod output;
 mod plan;
 mod serve;
@@ -46,9 +48,11 @@ fn main() -> ExitCode {
         Command::Lift { scope, server } => admin::lift(output, &server, scope),
         Command::Issued { command, server } => issued::run(output, &server, command),
         Command::Import(import) => import::run(output, &import),
+        Command::Ledger { command } => ledger::run(output, command),
         Command::Jti { realm, count, server } => admin::jti(output, &server, &realm, count),
         Command::Publish { dry_run: _, realm, server } => plan::run(output, &server, realm),
         Command::Status { server } => admin::status(output, &server),
+        Command::Fleet { realm, watch, server } => fleet::run(output, &server, realm.as_deref(), watch),
         Command::Agent(agent) => agent::run(output, &agent),
         Command::Verify(verify) => verify::run(&verify),
         Command::Inspect { file, verify, keys } => inspect::run(output, &file, verify.as_deref(), keys.as_deref()),
