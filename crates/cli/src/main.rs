@@ -15,6 +15,7 @@ mod import;
 mod inspect;
 mod issued;
 mod keygen;
+mod notify;
 mod output;
 mod serve;
 mod state;

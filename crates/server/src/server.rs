@@ -43,6 +43,7 @@ pub struct Server {
     stop_leader: Option<oneshot::Sender<()>>,
     leader: JoinHandle<()>,
     health: watch::Receiver<Health>,
+    settings: watch::Sender<Settings>,
     broker: Option<BrokerTask>,
     #[cfg(feature = "embedded-broker")]
     embedded: Option<EmbeddedBroker>,
@@ -95,6 +96,7 @@ impl Server {
         let filters = Arc::new(LiveFilters::new());
         let office = watch::Sender::new(Office::Seeking);
         let inquiries = Arc::new(Inquiries::default());
+        let settings = watch::Sender::new(settings_of(&publishing));
         let service = Arc::new(Service::new(
             Arc::clone(&ledger),
             Arc::clone(&keys),
@@ -105,11 +107,10 @@ impl Server {
             LeaderView {
                 office: office.subscribe(),
                 inquiries: Arc::clone(&inquiries),
-                heartbeat: publishing.heartbeat,
+                settings: settings.subscribe(),
             },
         ));
         let api = tokio::spawn(api::serve(listener, api::router(Arc::clone(&service), limits), stop));
-        let settings = settings_of(&publishing);
         let (stop_leader, leader_stop) = oneshot::channel();
         let health = ledger.health();
         let candidate = Candidate {
@@ -124,13 +125,13 @@ impl Server {
             permit: Permit::new(),
         };
         let permit = candidate.permit.clone();
-        let prefix = publishing.prefix;
+        let (prefix, pace) = (publishing.prefix, settings.subscribe());
         let publish = move |signer: Signer| Publishing {
             ledger: Arc::clone(&ledger),
             broker: broker.clone(),
             clock: Arc::clone(&clock),
             signer,
-            settings: settings.clone(),
+            settings: pace.clone(),
             prefix: prefix.clone(),
             filters: Arc::clone(&filters),
             published: published.clone(),
@@ -150,6 +151,7 @@ impl Server {
             stop_leader: Some(stop_leader),
             leader: leading,
             health,
+            settings,
             broker: Some(broker_task),
             #[cfg(feature = "embedded-broker")]
             embedded,
@@ -182,6 +184,17 @@ impl Server {
             Ok(Health::Stopped { cause }) => cause.clone(),
             Ok(Health::Good | Health::Away { .. }) | Err(_) => std::future::pending().await,
         }
+    }
+
+    /// Takes over what takes effect without a restart ([`Effect::Reload`](crate::config::Effect)); no connection is
+    /// dropped and no request lost. If anything of it cannot be used, all stays as it is.
+    pub fn reload(&self, config: &ServerConfig) {
+        let settings = settings_of(&config.publishing);
+        self.settings.send_if_modified(|held| {
+            let changed = (held.heartbeat, held.grace) != (settings.heartbeat, settings.grace);
+            (held.heartbeat, held.grace) = (settings.heartbeat, settings.grace);
+            changed
+        });
     }
 
     /// Ends in order: requests under way, then the publisher, then the broker, then the ledger.

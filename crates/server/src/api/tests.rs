@@ -16,6 +16,7 @@ use crate::keys::Keys;
 use crate::leader::Office;
 use crate::ledger::{Ledger, MemoryLedger, Statement};
 use crate::minting::LiveFilters;
+use crate::publisher::Settings;
 use crate::service::{LeaderView, PublishedRealms};
 
 const NOW: u64 = 1_800_000_000;
@@ -76,7 +77,7 @@ impl Site {
         let leader = LeaderView {
             office: tokio::sync::watch::channel(Office::Leading).1,
             inquiries: Arc::default(),
-            heartbeat: Duration::from_secs(30),
+            settings: tokio::sync::watch::channel(Settings::default()).1,
         };
         let filters_of = Arc::clone(&filters);
         let service = Service::new(ledger.clone(), keys, clock.clone(), link_state, published, filters_of, leader);
