@@ -246,6 +246,15 @@ pub fn cut_off(
     let (scope, mut body) = scope(arguments);
     body.extend(not_before.map(|time| ("not_before".to_owned(), json!(time))));
     let receipt = api.post(&path, &Value::Object(body))?;
+    if receipt.get("asked_by").is_some() {
+        let words = format!(
+            "not in force yet: another credential must ask for the same, or with --not-before {}, until {}",
+            text(&receipt, "not_before"),
+            text(&receipt, "until")
+        );
+        output.result(words, &receipt);
+        return Ok(ExitCode::SUCCESS);
+    }
     let new = receipt.get("recorded").and_then(Value::as_bool).unwrap_or(false);
     let words = format!(
         "{} {scope}: entry {}, tokens issued before {} are revoked",

@@ -150,7 +150,12 @@ fn device_config(arguments: &Agent) -> Result<DeviceConfig, Failure> {
     let prefix = Prefix::new(&arguments.prefix).map_err(|error| bad("--prefix", &error))?;
     let mut config = DeviceConfig::new(broker, client_id, realm, trust, replica).with_prefix(prefix);
     if let Some(path) = &arguments.broker_ca {
-        config = config.with_tls(TlsRoots::from_pem_file(path).map_err(|error| bad("--broker-ca", &error))?);
+        let mut tls = TlsRoots::from_pem_file(path).map_err(|error| bad("--broker-ca", &error))?;
+        if let (Some(certificate), Some(key)) = (&arguments.broker_client_certificate, &arguments.broker_client_key) {
+            let ours = tls.with_identity_files(certificate, key);
+            tls = ours.map_err(|error| bad("--broker-client-certificate", &error))?;
+        }
+        config = config.with_tls(tls);
     }
     if let (Some(username), Some(path)) = (&arguments.broker_user, &arguments.broker_password_file) {
         let password = std::fs::read_to_string(path).map_err(|error| bad("--broker-password-file", &error))?;

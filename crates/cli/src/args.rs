@@ -46,6 +46,15 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Adds, lists, rotates and removes credentials of the API. A running server takes them up at once.
+    Credential {
+        /// What to do.
+        #[command(subcommand)]
+        command: CredentialCommand,
+        /// Folder of the server's keys; credentials stand in credentials.json there.
+        #[arg(long, global = true, value_name = "DIR", env = "REVOCAST_KEYS", default_value = "data/keys")]
+        keys: PathBuf,
+    },
     /// Founds realms and lists them.
     Realm {
         /// What to do.
@@ -259,6 +268,53 @@ pub struct ServerArguments {
     pub admin_token_file: PathBuf,
 }
 
+/// `credential`
+#[derive(Clone, Debug, Subcommand)]
+pub enum CredentialCommand {
+    /// Adds one and prints its secret, this once.
+    Add(Box<NewCredential>),
+    /// Lists them, without secrets.
+    List,
+    /// Draws a new secret; the one before stays valid until the next rotation, or until --retire.
+    Rotate {
+        /// Its name.
+        name: String,
+        /// Draw none, and end the older one: every client has the new one.
+        #[arg(long)]
+        retire: bool,
+    },
+    /// Removes one; its secrets are not accepted any more.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// `credential add`
+#[derive(Clone, Debug, Args)]
+pub struct NewCredential {
+    /// Whom the ledger names as the actor: 1 to 64 of a-z A-Z 0-9 . _ -
+    pub name: String,
+    /// What it may do: revoker, issuer, reader, admin. May be given more than once.
+    #[arg(long = "role", value_name = "ROLE", required = true, value_parser = crate::credential::role)]
+    pub roles: Vec<revocast_server::credentials::Role>,
+    /// Where it may do it; may be given more than once [default: every realm].
+    #[arg(long = "realm", value_name = "REALM")]
+    pub realms: Vec<String>,
+    /// From when on it is not accepted any more, seconds since 1970.
+    #[arg(long, value_name = "UNIX")]
+    pub expires: Option<u64>,
+    /// Requests a second, instead of the server's default.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub requests_per_second: Option<u32>,
+    /// Revocations a day, instead of the server's default; a cutoff counts as 10 to 10,000.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub bulk_per_day: Option<u64>,
+    /// A second credential must confirm its cutoffs of a whole realm.
+    #[arg(long)]
+    pub approve: bool,
+}
+
 /// `realm`
 #[derive(Clone, Debug, Subcommand)]
 pub enum RealmCommand {
@@ -430,6 +486,12 @@ pub struct Agent {
     /// Certificates that vouch for an mqtts broker, PEM.
     #[arg(long, value_name = "FILE")]
     pub broker_ca: Option<PathBuf>,
+    /// Certificate by which the broker knows this device, PEM.
+    #[arg(long, value_name = "FILE", requires_all = ["broker_ca", "broker_client_key"])]
+    pub broker_client_certificate: Option<PathBuf>,
+    /// Private key of that certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "broker_client_certificate")]
+    pub broker_client_key: Option<PathBuf>,
     /// User name at the broker.
     #[arg(long, value_name = "NAME", requires = "broker_password_file")]
     pub broker_user: Option<String>,

@@ -9,6 +9,7 @@ mod admin;
 mod agent;
 mod args;
 mod config;
+mod credential;
 mod demo;
 mod holding;
 mod import;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::Keygen { out } => keygen::run(output, &out),
         Command::Serve(serve) => serve::run(output, &serve),
         Command::Config { command } => config::run(output, &command),
+        Command::Credential { command, keys } => credential::run(output, &keys, command),
         Command::Realm { command, server } => admin::realm(output, &server, command),
         Command::Revoke(revoke) => admin::revoke(output, &revoke),
         Command::Reinstate { realm, jti, reason, server } => admin::reinstate(output, &server, &realm, &jti, reason),

@@ -32,7 +32,8 @@ pub fn run(output: Output, arguments: &Serve) -> Result<ExitCode, Failure> {
         let mut hangups = signal(SignalKind::hangup())
             .map_err(|error| Failure::new("no-signals", "the process cannot be told to reload", &error))?;
         let server = Server::start(config, Arc::new(SystemClock::new())).await.map_err(|error| failure(&error))?;
-        let api = format!("http://{}", server.local_addr());
+        let scheme = if server.tls().is_some() { "https" } else { "http" };
+        let api = format!("{scheme}://{}", server.local_addr());
         let broker = server.broker_addr().map(|address| format!("mqtt://{address}"));
         let words = match &broker {
             Some(broker) => format!("api {api}\nbroker {broker}"),
@@ -88,7 +89,11 @@ fn reload(server: &Server, logs: &LogFilter, arguments: &Serve, in_force: &mut C
             return;
         }
     };
-    server.reload(&config);
+    if let Err(error) = server.reload(&config) {
+        let mistake = Failure::new("reload", "what it names", &error);
+        tracing::error!(%mistake, "the new configuration cannot be used; the old one stays in force");
+        return;
+    }
     logs.set(targets);
     for setting in in_force.adopt(chosen.config()) {
         match setting.effect {

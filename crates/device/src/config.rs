@@ -13,9 +13,10 @@ use base64::Engine as _;
 use revocast_core::limits::{DEVICE_ID_BYTES_MAX, ROOTS_MAX};
 use revocast_core::replica::Config as ReplicaConfig;
 use revocast_core::{DeviceId, DeviceIdError, PublicKey, RealmId, Trust, UnixTime};
+use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, pem};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -197,9 +198,12 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// The certificates that vouch for a broker.
+/// The certificates that vouch for a broker, and the device's own if the broker wants one.
 #[derive(Clone)]
-pub struct TlsRoots(Arc<ClientConfig>);
+pub struct TlsRoots {
+    roots: Arc<RootCertStore>,
+    config: Arc<ClientConfig>,
+}
 
 impl TlsRoots {
     /// Reads certificates from a PEM file.
@@ -217,17 +221,38 @@ impl TlsRoots {
         if roots.is_empty() {
             return Err(TlsRootsError::Empty);
         }
-        // The provider is handed over: with none installed, or two, the plain builder panics.
-        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self(Arc::new(config)))
+        let roots = Arc::new(roots);
+        let config = Arc::new(client(&roots)?.with_no_client_auth());
+        Ok(Self { roots, config })
+    }
+
+    /// Adds the certificate by which the broker knows this device, from PEM files of its chain and its private key.
+    pub fn with_identity_files(self, certificate: &Path, key: &Path) -> Result<Self, TlsRootsError> {
+        let read =
+            |path: &Path| std::fs::read(path).map_err(|source| TlsRootsError::Io { path: path.to_owned(), source });
+        self.with_identity(&read(certificate)?, &read(key)?)
+    }
+
+    /// Adds the certificate by which the broker knows this device, from PEM text of its chain and its private key.
+    pub fn with_identity(self, certificate: &[u8], key: &[u8]) -> Result<Self, TlsRootsError> {
+        let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>()?;
+        if chain.is_empty() {
+            return Err(TlsRootsError::Empty);
+        }
+        let secret = PrivateKeyDer::from_pem_slice(key)?;
+        let config = client(&self.roots)?.with_client_auth_cert(chain, secret).map_err(TlsRootsError::Identity)?;
+        Ok(Self { config: Arc::new(config), ..self })
     }
 
     pub(crate) fn client_config(&self) -> Arc<ClientConfig> {
-        Arc::clone(&self.0)
+        Arc::clone(&self.config)
     }
+}
+
+/// The provider is handed over: with none installed, or two, the plain builder panics.
+fn client(roots: &Arc<RootCertStore>) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, rustls::Error> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    Ok(builder.with_safe_default_protocol_versions()?.with_root_certificates(Arc::clone(roots)))
 }
 
 impl fmt::Debug for TlsRoots {
@@ -254,6 +279,9 @@ pub enum TlsRootsError {
     /// A certificate in it cannot vouch for others.
     #[error("a certificate cannot be a root")]
     Certificate(#[from] rustls::Error),
+    /// The device's certificate and its private key do not belong together.
+    #[error("the certificate of this device cannot be used with its key")]
+    Identity(#[source] rustls::Error),
     /// Nothing in it.
     #[error("there is no certificate")]
     Empty,

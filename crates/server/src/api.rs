@@ -20,6 +20,13 @@
 //! | `POST /v1/realms/{realm}/issued` | registers issued tokens, one JSON object a line, any number of them |
 //! | `GET /v1/realms/{realm}/coverage` | how many tokens are registered, and up to when that is all of them |
 //! | `PUT /v1/realms/{realm}/coverage` | records that all tokens issued before a time are registered |
+//! | `GET`, `PUT /v1/realms/{realm}/jwks.json` | the keys that sign the realm's tokens; to look needs no credentials |
+//! | `GET /.well-known/jwks.json` | the keys with which this server signs tokens; needs no credentials |
+//! | `POST /v1/realms/{realm}/oauth/revoke` | revokes a token that is shown (RFC 7009) |
+//! | `POST /v1/realms/{realm}/oauth/introspect` | says whether a token is honored (RFC 7662) |
+//! | `POST /v1/realms/{realm}/ssf/events` | takes security events (RFC 8935): cutoffs for their subjects |
+//! | `PUT /v1/realms/{realm}/ssf/transmitter` | names whose events are believed |
+//! | `GET /v1/mirror/{realm}/{address}` | a published object as it stands on the broker; needs no credentials |
 //! | `GET /v1/realms/{realm}/jti?count=N` | `jti`s for new tokens, which no filter in force flags |
 //! | `GET /v1/realms/{realm}/plan` | what the leader would publish now, and why |
 
@@ -50,10 +57,18 @@ mod issued;
 
 mod import;
 
+mod mirror;
+
+mod jwks;
+
+mod oauth;
+
+mod ssf;
+
 mod plan;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Extension, Request, State};
@@ -62,40 +77,47 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use revocast_core::limits::BODY_BYTES_MAX;
-use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 
 use self::access::{Guard, Rules};
 use self::document::Served;
 use self::problem::Problem;
-use crate::config::ApiLimits;
+use crate::credentials::Gate;
 use crate::service::Service;
+use crate::tokens::Issuers;
 
-/// The routes over a service.
-pub fn router(service: Arc<Service>, limits: ApiLimits) -> Router {
+/// The routes over a service, behind a gate.
+pub fn router(service: Arc<Service>, gate: Arc<Gate>, issuers: Arc<Issuers>) -> Router {
     let timed = OpenApiRouter::new()
         .merge(status::routes())
         .merge(realms::routes())
         .merge(revocations::routes())
         .merge(cutoffs::routes())
         .merge(issued::routes())
+        .merge(jwks::routes())
+        .merge(ssf::routes())
         .merge(plan::routes())
-        .layer(middleware::from_fn_with_state(limits.request_timeout, limit_time));
+        .layer(middleware::from_fn_with_state(Arc::clone(&gate), limit_time));
     // A report takes as long as it takes; only between two pieces of it the clock runs.
-    let streamed = OpenApiRouter::new()
-        .merge(issued::streamed())
-        .merge(import::streamed())
-        .layer(Extension(issued::Idle(limits.request_timeout)));
-    let slots = Arc::new(Semaphore::new(limits.concurrent_requests));
-    let (guarded, mut document) =
-        timed.merge(streamed).layer(middleware::from_fn_with_state(slots, limit_concurrency)).split_for_parts();
+    let streamed =
+        OpenApiRouter::new().merge(issued::streamed()).merge(import::streamed()).layer(Extension(Arc::clone(&gate)));
+    let slots = Arc::new(Slots { taken: AtomicUsize::new(0), gate: Arc::clone(&gate) });
+    let counted = |router: OpenApiRouter<Arc<Service>>| {
+        router.layer(middleware::from_fn_with_state(Arc::clone(&slots), limit_concurrency))
+    };
+    let (guarded, mut document) = counted(timed.merge(streamed)).split_for_parts();
     document::complete(&mut document);
     // Health is not counted: it must answer under load.
-    let (open, described) = OpenApiRouter::new().merge(health::routes()).split_for_parts();
+    let open = OpenApiRouter::new()
+        .merge(oauth::routes(&gate))
+        .merge(mirror::routes())
+        .merge(jwks::open())
+        .layer(middleware::from_fn_with_state(Arc::clone(&gate), limit_time));
+    let (open, described) = counted(open).merge(health::routes()).split_for_parts();
     document.merge(described);
     let document = document::finish(document);
-    let guard = Arc::new(Guard::new(Arc::clone(&service), Rules::of(&document)));
+    let guard = Arc::new(Guard::new(gate, Rules::of(&document)));
     guarded
         .layer(middleware::from_fn_with_state(guard, access::guard))
         .merge(open)
@@ -105,6 +127,7 @@ pub fn router(service: Arc<Service>, limits: ApiLimits) -> Router {
             let title = "the method is not allowed here";
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", title)
         })
+        .layer(Extension(issuers))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(CatchPanicLayer::custom(|_| {
             let title = "the server made a mistake";
@@ -113,14 +136,32 @@ pub fn router(service: Arc<Service>, limits: ApiLimits) -> Router {
         .with_state(service)
 }
 
-async fn limit_concurrency(State(slots): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
-    match slots.try_acquire() {
-        Ok(_slot) => next.run(request).await,
-        Err(_) => Problem::overloaded("all request slots are taken").into_response(),
+/// Requests under way, and how many there may be.
+struct Slots {
+    taken: AtomicUsize,
+    gate: Arc<Gate>,
+}
+
+/// One of them; given back when dropped.
+struct Slot(Arc<Slots>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-async fn limit_time(State(limit): State<Duration>, request: Request, next: Next) -> Response {
+async fn limit_concurrency(State(slots): State<Arc<Slots>>, request: Request, next: Next) -> Response {
+    let before = slots.taken.fetch_add(1, Ordering::Relaxed);
+    let slot = Slot(slots);
+    if before >= slot.0.gate.limits().concurrent_requests {
+        return Problem::overloaded("all request slots are taken").into_response();
+    }
+    next.run(request).await
+}
+
+async fn limit_time(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+    let limit = gate.limits().request_timeout;
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         // Whether an entry was recorded is not known; every request may be repeated.

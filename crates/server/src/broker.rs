@@ -26,13 +26,16 @@ use rumqttc::{
     AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet, QoS, StateError,
     SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
 };
+use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, pem};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::tls::{self, TlsError};
 
 /// Publishes on their way at a time. More do not make a broker faster; a dozen lose little when it dies.
 const IN_FLIGHT: u16 = 12;
@@ -189,9 +192,12 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// The certificates that vouch for a broker.
+/// The certificates that vouch for a broker, and ours if it wants one.
 #[derive(Clone)]
-pub struct TlsRoots(Arc<ClientConfig>);
+pub struct TlsRoots {
+    roots: Arc<RootCertStore>,
+    config: Arc<ClientConfig>,
+}
 
 impl TlsRoots {
     /// Reads certificates from a PEM file.
@@ -205,19 +211,32 @@ impl TlsRoots {
         if roots.is_empty() {
             return Err(TlsRootsError::Empty { path: path.to_owned() });
         }
-        // The provider is handed over: with none installed, or two, the plain builder panics.
-        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
+        let roots = Arc::new(roots);
+        let config = trusting(&roots)
             .map_err(|source| TlsRootsError::Certificate { path: path.to_owned(), source })?
-            .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self(Arc::new(config)))
+        Ok(Self { roots, config: Arc::new(config) })
     }
 
-    /// The same for another protocol.
-    pub(crate) fn client_config(&self) -> ClientConfig {
-        self.0.as_ref().clone()
+    /// Adds the certificate by which the broker knows us, from PEM files.
+    pub fn with_identity(self, certificate: &Path, key: &Path) -> Result<Self, TlsError> {
+        let unusable = |source| TlsError::Unusable { path: certificate.to_owned(), source };
+        let (chain, secret) = tls::identity(certificate, key)?;
+        let config =
+            trusting(&self.roots).and_then(|builder| builder.with_client_auth_cert(chain, secret)).map_err(unusable)?;
+        Ok(Self { config: Arc::new(config), ..self })
     }
+
+    /// For connections to somebody else whom these certificates vouch for.
+    pub(crate) fn client_config(&self) -> ClientConfig {
+        ClientConfig::clone(&self.config)
+    }
+}
+
+/// The provider is handed over: with none installed, or two, the plain builder panics.
+fn trusting(roots: &Arc<RootCertStore>) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, rustls::Error> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    Ok(builder.with_safe_default_protocol_versions()?.with_root_certificates(Arc::clone(roots)))
 }
 
 impl fmt::Debug for TlsRoots {
@@ -619,7 +638,7 @@ fn client(config: &BrokerConfig, client_id: &str) -> (AsyncClient, EventLoop) {
         options.set_credentials(username, password);
     }
     if let (true, Some(roots)) = (config.url.secure, &config.tls) {
-        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(&roots.0))));
+        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(&roots.config))));
     }
     let (client, mut events) = AsyncClient::new(options, usize::from(IN_FLIGHT) + 4 * FETCH_WINDOW);
     let mut network = NetworkOptions::new();

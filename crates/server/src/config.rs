@@ -14,12 +14,14 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use revocast_core::limits::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
 use thiserror::Error;
 
 use crate::broker::{BrokerUrl, BrokerUrlError, Credentials, TlsRoots, TlsRootsError};
+use crate::ledger::{Ledger, OpenError, PostgresConfig, PostgresLedger, SqliteLedger};
 
 /// A longer prefix would crowd every packet.
 const PREFIX_BYTES_MAX: usize = 256;
@@ -98,6 +100,28 @@ pub enum LedgerChoice {
         /// PEM file with the certificates that vouch for it; with them, TLS is required.
         ca: Option<PathBuf>,
     },
+}
+
+impl LedgerChoice {
+    /// Opens the ledger, with `data` as the folder of an embedded one; founds it if there is none.
+    pub async fn open(&self, data: &Path) -> Result<Arc<dyn Ledger>, OpenError> {
+        match self {
+            Self::Embedded => {
+                let folder = data.to_owned();
+                // Reads the whole file.
+                let opened = tokio::task::spawn_blocking(move || SqliteLedger::open(&folder)).await;
+                let path = data.to_owned();
+                Ok(Arc::new(opened.map_err(|error| OpenError::Storage { path, source: Arc::new(error) })??))
+            }
+            Self::Postgres { url, password, ca } => {
+                let roots = ca.as_deref().map(TlsRoots::from_pem_file).transpose();
+                let tls = roots.map_err(|error| OpenError::Roots(Arc::new(error)))?.map(|roots| roots.client_config());
+                let password = password.as_ref().map(|password| password.expose().to_owned());
+                let config = PostgresConfig::new(url, password, tls)?;
+                Ok(Arc::new(PostgresLedger::open(config).await?))
+            }
+        }
+    }
 }
 
 /// A text that is never printed.

@@ -13,6 +13,9 @@ mod columns;
 mod lease;
 pub use lease::{ADDRESS_BYTES_MAX, Bid, LEASE_MAX, LEASE_MIN, Leadership, SERVER_BYTES_MAX};
 
+mod dump;
+pub use dump::{Compaction, Enrolled, Inspection, Piece, RealmRecord, Sink, Source};
+
 mod memory;
 pub use memory::MemoryLedger;
 
@@ -110,6 +113,12 @@ pub trait Ledger: Send + Sync {
     /// Everything that should stand on the broker for this realm, ordered by address.
     fn objects(&self, realm: RealmId) -> LedgerFuture<'_, Vec<Object>>;
 
+    /// One of them; `None` if nothing is stored there.
+    fn object(&self, realm: RealmId, address: String) -> LedgerFuture<'_, Option<Object>> {
+        let all = self.objects(realm);
+        Box::pin(async move { Ok(all.await?.into_iter().find(|object| object.address == address)) })
+    }
+
     /// Stores and removes published objects in one transaction, if the realm is still in `term`.
     fn store_objects(
         &self,
@@ -134,6 +143,16 @@ pub trait Ledger: Send + Sync {
     /// Gives the leadership up in order: all that was decided is stored and nothing is in flight, so whoever is next
     /// goes on in the same term. Without it nothing happens.
     fn step_down(&self, server: String) -> LedgerFuture<'_, ()>;
+
+    /// Shows all that is kept as of one moment, piece by piece, to a sink that may end it. Neither writes nor reads
+    /// wait.
+    fn dump(&self, sink: Sink) -> LedgerFuture<'_, ()>;
+
+    /// Keeps what a dump of another ledger showed: all of it or nothing, and only in a ledger that is empty.
+    fn restore(&self, source: Source) -> LedgerFuture<'_, ()>;
+
+    /// Gives back the room of what was forgotten. May take long, and writes wait.
+    fn compact(&self) -> LedgerFuture<'_, Compaction>;
 
     /// Tells whenever it becomes able or unable to record entries.
     fn health(&self) -> watch::Receiver<Health>;
@@ -555,6 +574,15 @@ pub enum LedgerError {
         /// The lease.
         lease: Duration,
     },
+    /// A dump is restored only where nothing can be lost: give an empty folder or database.
+    #[error("the ledger is not empty: it has realm {realm}")]
+    NotEmpty {
+        /// A realm that is there.
+        realm: RealmId,
+    },
+    /// What was to be restored cannot be read. Nothing was kept.
+    #[error("what is restored cannot be read")]
+    Unreadable(#[source] Cause),
     /// More requests wait than the queue holds; try again later.
     #[error("{waiting} requests wait for the ledger, which is the limit")]
     Overloaded {
@@ -564,8 +592,9 @@ pub enum LedgerError {
     /// The disk, or a quota, is full. Nothing was recorded; works again once there is room.
     #[error("no room is left on the disk of the ledger")]
     StorageFull(#[source] Cause),
-    /// A row cannot be what it claims to be: the file was damaged or edited.
-    #[error("the ledger is damaged: {what}")]
+    /// A row cannot be what it claims to be: the file was damaged or edited. Stop the server, see what
+    /// `revocast ledger verify` finds, and restore a backup or import an export.
+    #[error("the ledger is damaged: {what}; `revocast ledger verify` tells all of it")]
     Damaged {
         /// Where.
         what: String,

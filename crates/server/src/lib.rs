@@ -2,15 +2,21 @@
 
 pub mod clock;
 
-pub mod keys;
+mod stamp;
 
-pub mod credentials;
+pub mod keys;
 
 pub mod ledger;
 
 pub mod broker;
 
 pub mod config;
+
+pub mod credentials;
+
+pub mod tls;
+
+pub mod tokens;
 
 pub mod minting;
 

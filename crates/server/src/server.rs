@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,20 +15,20 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::api;
-use crate::broker::{Broker, BrokerConfig, BrokerTask, TlsRoots, TlsRootsError};
+use crate::broker::{Broker, BrokerConfig, BrokerTask};
 #[cfg(feature = "embedded-broker")]
 use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker as _};
 use crate::clock::Clock;
-use crate::config::{BrokerChoice, LedgerChoice, PublishingConfig, RemoteBroker, ServerConfig};
+use crate::config::{BrokerChoice, PublishingConfig, RemoteBroker, ServerConfig};
+use crate::credentials::{CredentialsFileError, Gate};
 use crate::keys::{KeyError, Keys};
 use crate::leader::{self, Candidate, Office};
-use crate::ledger::{
-    Health, Ledger, LedgerError, OpenError, PostgresConfig, PostgresError, PostgresLedger, PostgresUrlError,
-    SqliteLedger,
-};
+use crate::ledger::{Health, Ledger, LedgerError, OpenError};
 use crate::minting::LiveFilters;
 use crate::publisher::{HighWater, HighWaterError, Inquiries, Permit, Publishing, Settings, Signer};
 use crate::service::{LeaderView, PublishedRealms, Service};
+use crate::tls::{ServerTls, TlsError};
+use crate::tokens::Issuers;
 
 /// How long a task may take to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,6 +38,8 @@ pub struct Server {
     address: SocketAddr,
     broker_address: Option<SocketAddr>,
     service: Arc<Service>,
+    gate: Arc<Gate>,
+    tls: Option<Arc<ServerTls>>,
     stopping: watch::Sender<bool>,
     api: JoinHandle<()>,
     stop_leader: Option<oneshot::Sender<()>>,
@@ -54,10 +56,29 @@ impl Server {
     ///
     /// Needs a tokio runtime with at least two threads: the publisher builds filters.
     pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let ServerConfig { listen, data, keys, ledger, advertise, broker, publishing, lease, limits, resume, .. } =
-            config;
-        let keys = Arc::new(Keys::load(&keys)?);
-        let ledger = open_ledger(ledger, &data).await?;
+        let ServerConfig {
+            listen,
+            data,
+            keys,
+            ledger,
+            advertise,
+            broker,
+            publishing,
+            lease,
+            limits,
+            approve,
+            tls: tls_files,
+            resume,
+            ..
+        } = config;
+        let folder = keys;
+        let keys = Arc::new(Keys::load(&folder)?);
+        let gate = Arc::new(Gate::open(&folder, keys.admin(), limits, approve, Arc::clone(&clock))?);
+        let api_tls = tls_files.map(ServerTls::load).transpose()?.map(Arc::new);
+        let issuers = Arc::new(Issuers::new(&folder, keys.issuer()));
+        let ledger = ledger.open(&data).await?;
+        // For what this server writes down beside a ledger that is elsewhere.
+        std::fs::create_dir_all(&data).map_err(|source| StartError::Folder { path: data.clone(), source })?;
         let mark = Arc::new(HighWater::open(&data)?);
         if !resume {
             reaches(ledger.as_ref(), &mark).await?;
@@ -82,7 +103,11 @@ impl Server {
             BrokerChoice::Remote(remote) => (remote, None),
             BrokerChoice::Embedded(_) => return Err(StartError::NoEmbeddedBroker),
         };
-        let RemoteBroker { url, client_id, credentials, tls, identity: _ } = remote;
+        let RemoteBroker { url, client_id, credentials, tls, identity } = remote;
+        let tls = match (tls, identity) {
+            (Some(roots), Some((certificate, key))) => Some(roots.with_identity(&certificate, &key)?),
+            (tls, _) => tls,
+        };
         // Of this process alone: servers on one ledger share everything else. Within the 23 characters, with what is
         // added for the connections that read and listen, that every broker takes (MQTT 3.1.1, section 3.1.3.1).
         let name = Candidate::fresh_name();
@@ -110,12 +135,14 @@ impl Server {
                 settings: settings.subscribe(),
             },
         ));
-        let api = tokio::spawn(api::serve(listener, api::router(Arc::clone(&service), limits), stop));
+        let router = api::router(Arc::clone(&service), Arc::clone(&gate), issuers);
+        let api = tokio::spawn(api::serve(listener, api_tls.clone(), router, stop));
         let (stop_leader, leader_stop) = oneshot::channel();
         let health = ledger.health();
+        let scheme = if api_tls.is_some() { "https" } else { "http" };
         let candidate = Candidate {
             name: format!("{name}@{address}"),
-            address: advertise.or_else(|| (!address.ip().is_unspecified()).then(|| format!("http://{address}"))),
+            address: advertise.or_else(|| (!address.ip().is_unspecified()).then(|| format!("{scheme}://{address}"))),
             lease,
             ledger: Arc::clone(&ledger),
             clock: Arc::clone(&clock),
@@ -146,6 +173,8 @@ impl Server {
             address,
             broker_address,
             service,
+            gate,
+            tls: api_tls,
             stopping,
             api,
             stop_leader: Some(stop_leader),
@@ -176,6 +205,18 @@ impl Server {
         &self.service
     }
 
+    /// Who may use the API and how much; credentials and limits can be changed in it.
+    #[must_use]
+    pub const fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// How the API speaks TLS, if it does; certificates can be read again in it.
+    #[must_use]
+    pub const fn tls(&self) -> Option<&Arc<ServerTls>> {
+        self.tls.as_ref()
+    }
+
     /// Waits until the server cannot go on, and tells why: after a failed write only a restart shows what the disk holds.
     pub async fn failed(&self) -> String {
         let mut health = self.health.clone();
@@ -186,15 +227,22 @@ impl Server {
         }
     }
 
-    /// Takes over what takes effect without a restart ([`Effect::Reload`](crate::config::Effect)); no connection is
-    /// dropped and no request lost. If anything of it cannot be used, all stays as it is.
-    pub fn reload(&self, config: &ServerConfig) {
+    /// Takes over what takes effect without a restart ([`Effect::Reload`](crate::config::Effect)), and reads
+    /// certificates and credentials again; no connection is dropped and no request lost. What cannot be used leaves
+    /// in force what was there.
+    pub fn reload(&self, config: &ServerConfig) -> Result<(), ReloadError> {
+        if let Some(tls) = &self.tls {
+            tls.reload()?;
+        }
+        self.gate.reload()?;
+        self.gate.set_limits(config.limits);
         let settings = settings_of(&config.publishing);
         self.settings.send_if_modified(|held| {
             let changed = (held.heartbeat, held.grace) != (settings.heartbeat, settings.grace);
             (held.heartbeat, held.grace) = (settings.heartbeat, settings.grace);
             changed
         });
+        Ok(())
     }
 
     /// Ends in order: requests under way, then the publisher, then the broker, then the ledger.
@@ -228,27 +276,6 @@ impl Drop for Server {
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Server({})", self.address)
-    }
-}
-
-/// Opens the ledger that was chosen. `data` is this machine's own folder, whichever it is.
-async fn open_ledger(choice: LedgerChoice, data: &Path) -> Result<Arc<dyn Ledger>, StartError> {
-    match choice {
-        LedgerChoice::Embedded => {
-            let folder = data.to_owned();
-            // Opening reads the whole file.
-            let ledger = tokio::task::spawn_blocking(move || SqliteLedger::open(&folder))
-                .await
-                .map_err(|error| StartError::Interrupted { cause: error.to_string() })??;
-            Ok(Arc::new(ledger))
-        }
-        LedgerChoice::Postgres { url, password, ca } => {
-            let roots = ca.map(|path| TlsRoots::from_pem_file(&path)).transpose()?;
-            let config = PostgresConfig::new(&url, password.map(|password| password.expose().to_owned()), roots)?;
-            // For what this server writes down beside the ledger.
-            std::fs::create_dir_all(data).map_err(|source| StartError::Folder { path: data.to_owned(), source })?;
-            Ok(Arc::new(PostgresLedger::open(config).await?))
-        }
     }
 }
 
@@ -287,24 +314,32 @@ async fn reaches(ledger: &dyn Ledger, mark: &HighWater) -> Result<(), StartError
     Ok(())
 }
 
+/// Why something was not taken over while the server runs; the operator's to mend.
+#[derive(Debug, Error)]
+pub enum ReloadError {
+    /// The certificates of the API cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The credentials cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsFileError),
+}
+
 /// Why a server did not start.
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The keys cannot be used.
     #[error(transparent)]
     Keys(#[from] KeyError),
+    /// The credentials cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsFileError),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] OpenError),
-    /// The database of the ledger cannot be used.
-    #[error(transparent)]
-    Postgres(#[from] PostgresError),
-    /// The URL of the database cannot be used.
-    #[error("the ledger's URL cannot be used")]
-    PostgresUrl(#[from] PostgresUrlError),
-    /// The certificates that vouch for the database cannot be used.
-    #[error("ledger_ca cannot be used")]
-    LedgerCa(#[from] TlsRootsError),
     /// The data folder cannot be made.
     #[error("the folder {} cannot be made", .path.display())]
     Folder {
@@ -363,12 +398,6 @@ pub enum StartError {
     #[cfg(not(feature = "embedded-broker"))]
     #[error("this build has no embedded broker; give --broker URL")]
     NoEmbeddedBroker,
-    /// The runtime is ending.
-    #[error("the start was interrupted: {cause}")]
-    Interrupted {
-        /// How.
-        cause: String,
-    },
 }
 
 #[cfg(feature = "embedded-broker")]

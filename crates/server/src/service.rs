@@ -7,8 +7,8 @@ use std::time::Duration;
 use revocast_core::update::{PublisherKey, Role};
 use revocast_core::wire::{self, WireError};
 use revocast_core::{
-    Address, FingerprintFunction, Fingerprinter, Issuer, Kind, Position, RealmId, RealmKey, Sequence, Term, UnixMillis,
-    UnixTime, Width, seal,
+    Address, Claims, FingerprintFunction, Fingerprinter, Issuer, Kind, Position, RealmId, RealmKey, Sequence, Term,
+    UnixMillis, UnixTime, Width, seal,
 };
 use thiserror::Error;
 use tokio::sync::watch;
@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::keys::{KeyError, Keys};
 use crate::leader::Office;
 use crate::ledger::{
-    Action, Coverage, Expiry, Founding, Issued, LEEWAY_DEFAULT, Ledger, LedgerError, MAX_TOKEN_LIFETIME_DEFAULT,
+    Action, Coverage, Entry, Expiry, Founding, Issued, LEEWAY_DEFAULT, Ledger, LedgerError, MAX_TOKEN_LIFETIME_DEFAULT,
     Object, Realm, Receipt, Registration, Request, Scope, Statement,
 };
 use crate::minting::LiveFilters;
@@ -355,6 +355,65 @@ impl Service {
             },
             Some(_) | None => Err(LedgerError::Damaged { what: format!("entry {sequence} is missing") }.into()),
         }
+    }
+
+    /// Refuses a cutoff that [`Service::cut_off`] would refuse.
+    pub async fn check_cutoff(&self, realm: RealmId, not_before: Option<UnixTime>) -> Result<(), ServiceError> {
+        let now = self.clock.unix_time();
+        let latest = self.realm(realm).await?.latest_exp(now);
+        match not_before {
+            Some(not_before) if not_before > latest => Err(ServiceError::CutoffAhead { not_before, now, latest }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Revokes a token that was shown; nothing if it is expired for everybody. Durable when this returns.
+    pub async fn revoke_shown(
+        &self,
+        realm: RealmId,
+        jti: String,
+        exp: Expiry,
+        reason: Option<String>,
+        actor: &str,
+    ) -> Result<Option<Receipt>, ServiceError> {
+        let now = self.clock.unix_time();
+        if exp.time() <= self.realm(realm).await?.horizon(now) {
+            return Ok(None);
+        }
+        let request = Request { action: Action::Revoke { jti, exp }, reason, actor: actor.to_owned() };
+        Ok(Some(self.append_one(realm, now, request).await?))
+    }
+
+    /// Whether a token is revoked, by the ledger itself: its `jti`, or a cutoff that matches.
+    pub async fn is_revoked(&self, realm: RealmId, claims: &Claims<'_>) -> Result<bool, ServiceError> {
+        let record = self.ledger.token(realm, claims.jti.as_str().to_owned()).await?;
+        if let Some(Entry { statement: Statement::Revoke { .. }, .. }) = record.entry {
+            return Ok(true);
+        }
+        // Read after the token: whatever was recorded by then is in one of the two.
+        let cutoffs = self.ledger.cutoffs(realm).await?;
+        let matches = |entry: &Entry| match &entry.statement {
+            Statement::Cutoff { scope, not_before } => {
+                let in_scope = match scope {
+                    Scope::Realm => true,
+                    Scope::Sub(text) => claims.sub == Some(text),
+                    Scope::Kid(text) => claims.kid == Some(text),
+                    Scope::Client(text) => claims.client == Some(text),
+                };
+                in_scope && claims.iat.is_none_or(|iat| iat < *not_before)
+            }
+            Statement::Revoke { .. }
+            | Statement::Reinstate { .. }
+            | Statement::Lift { .. }
+            | Statement::Resume { .. } => false,
+        };
+        Ok(cutoffs.iter().any(matches))
+    }
+
+    /// A published object as it stands on the broker.
+    pub async fn object(&self, realm: RealmId, address: Address) -> Result<Option<Vec<u8>>, ServiceError> {
+        let object = self.ledger.object(realm, address.to_string()).await?;
+        Ok(object.map(|object| object.bytes))
     }
 
     /// Ends a cutoff; durable when this returns.

@@ -13,12 +13,11 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use revocast_core::RealmId;
+use revocast_core::{RealmId, UnixTime};
 use serde_json::{Map, Value, json};
 
 use super::problem::Problem;
-use crate::credentials::{Credential, Role};
-use crate::service::Service;
+use crate::credentials::{Approval, Credential, Gate, Offer, Overrun, Role};
 
 /// Name of the security scheme in the document.
 pub(super) const BEARER: &str = "bearer";
@@ -70,22 +69,41 @@ fn rule(operation: &Value) -> Rule {
 
 /// Who asks; there once the guard let a request in.
 #[derive(Clone, Debug)]
-pub(super) struct Caller(Arc<Credential>);
+pub(super) struct Caller {
+    credential: Arc<Credential>,
+    gate: Arc<Gate>,
+}
 
 impl Caller {
     /// Whom the ledger names as the actor.
     pub(super) fn name(&self) -> &str {
-        &self.0.name
+        &self.credential.name
     }
 
     /// Whether the caller may speak of this realm.
     pub(super) fn may_enter(&self, realm: RealmId) -> bool {
-        self.0.realms.contain(realm)
+        self.credential.realms.contain(realm)
     }
 
     /// The same, as a refusal: for operations whose path names no realm.
-    pub(super) fn enter(&self, realm: RealmId) -> Result<(), Problem> {
-        if self.may_enter(realm) { Ok(()) } else { Err(foreign_realm(&self.0, &realm.to_string())) }
+    pub(super) fn enter(&self, realm: RealmId) -> Result<(), Denied> {
+        if self.may_enter(realm) {
+            Ok(())
+        } else {
+            Err(Denied::Realm { name: self.name().to_owned(), realm: realm.to_string() })
+        }
+    }
+
+    /// Counts entries that are about to be recorded against the caller's quota.
+    pub(super) fn charge(&self, entries: usize) -> Result<(), Denied> {
+        let entries = u32::try_from(entries).unwrap_or(u32::MAX);
+        let counted = self.gate.count_entries(&self.credential, entries);
+        counted.map_err(|overrun| Denied::Quota { name: self.name().to_owned(), overrun })
+    }
+
+    /// Asks for a cutoff of a whole realm; nothing if this caller alone is enough for it.
+    pub(super) fn approve(&self, realm: RealmId, not_before: Option<UnixTime>) -> Option<Approval> {
+        self.gate.approve(&self.credential, realm, not_before)
     }
 }
 
@@ -101,46 +119,59 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
+/// Lets a credential do something in a realm, or says why not.
+pub(super) fn admit(
+    gate: &Arc<Gate>,
+    offer: Option<Offer<'_>>,
+    needs: &[Role],
+    realm: Option<&str>,
+) -> Result<Caller, Denied> {
+    let credential = gate.identify(offer.ok_or(Denied::Missing)?).ok_or(Denied::Wrong)?;
+    let name = || credential.name.clone();
+    if !credential.has_one_of(needs) {
+        return Err(Denied::Role { name: name(), has: credential.roles.clone(), needs: needs.to_vec() });
+    }
+    // A name that no realm can have is told by whoever looks for it.
+    let foreign = realm.filter(|name| RealmId::new(name).is_ok_and(|realm| !credential.realms.contain(realm)));
+    if let Some(realm) = foreign {
+        return Err(Denied::Realm { name: name(), realm: realm.to_owned() });
+    }
+    gate.count_request(&credential).map_err(|overrun| Denied::Rate { name: name(), overrun })?;
+    Ok(Caller { credential, gate: Arc::clone(gate) })
+}
+
 /// Judges requests by the rules.
 pub(super) struct Guard {
-    service: Arc<Service>,
+    gate: Arc<Gate>,
     rules: Rules,
 }
 
 impl Guard {
-    pub(super) const fn new(service: Arc<Service>, rules: Rules) -> Self {
-        Self { service, rules }
+    pub(super) const fn new(gate: Arc<Gate>, rules: Rules) -> Self {
+        Self { gate, rules }
     }
 
-    fn admit(&self, request: &Request, path: &str, realm: Option<&str>) -> Result<Option<Caller>, Problem> {
-        let Rule::OneOf(roles) = self.rules.find(path, request.method()) else {
-            return Ok(None);
-        };
-        let credential = self.identify(request.headers())?;
-        if !credential.has_one_of(&roles) {
-            return Err(missing_role(&credential, &roles));
-        }
-        // A name that no realm can have is told by whoever looks for it.
-        let foreign = realm.filter(|name| RealmId::new(name).is_ok_and(|realm| !credential.realms.contain(realm)));
-        match foreign {
-            Some(realm) => Err(foreign_realm(&credential, realm)),
-            None => Ok(Some(Caller(credential))),
+    fn admit(&self, request: &Request, path: &str, realm: Option<&str>) -> Result<Option<Caller>, Denied> {
+        match self.rules.find(path, request.method()) {
+            Rule::Everybody => Ok(None),
+            Rule::OneOf(roles) => {
+                let offer = bearer(request.headers()).map(Offer::Secret);
+                admit(&self.gate, offer, &roles, realm).map(Some)
+            }
         }
     }
+}
 
-    /// Whose the bearer token is.
-    fn identify(&self, headers: &HeaderMap) -> Result<Arc<Credential>, Problem> {
-        let offered = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
-        // The scheme's name is case-insensitive (RFC 9110 section 11.1).
-        let token = offered
-            .and_then(|value| value.split_at_checked(7))
-            .and_then(|(scheme, token)| scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token));
-        match token {
-            Some(token) if self.service.keys().admin().matches(token) => Ok(Arc::new(Credential::admin())),
-            Some(_) => Err(unidentified(true)),
-            None => Err(unidentified(false)),
-        }
-    }
+/// The bearer token of a request.
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    scheme(headers, b"Bearer ")
+}
+
+/// What follows the name of a scheme, which is case-insensitive (RFC 9110 section 11.1).
+pub(super) fn scheme<'a>(headers: &'a HeaderMap, name: &[u8]) -> Option<&'a [u8]> {
+    let offered = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes)?;
+    let (scheme, rest) = offered.split_at_checked(name.len())?;
+    scheme.eq_ignore_ascii_case(name).then_some(rest)
 }
 
 /// Middleware: lets a request in with its [`Caller`], or answers it.
@@ -153,7 +184,7 @@ pub(super) async fn guard(State(guard): State<Arc<Guard>>, mut request: Request,
             }
             next.run(request).await
         }
-        Err(problem) => problem.into_response(),
+        Err(denied) => Problem::from(denied).into_response(),
     }
 }
 
@@ -168,27 +199,58 @@ async fn place(request: &mut Request) -> (String, Option<String>) {
     (path, realm)
 }
 
-/// No usable credentials.
-fn unidentified(offered: bool) -> Problem {
-    let problem = |kind, title, challenge| Problem::new(StatusCode::UNAUTHORIZED, kind, title).challenge(challenge);
-    if offered {
-        let challenge = r#"Bearer realm="revocast", error="invalid_token""#;
-        problem("credentials-wrong", "the bearer token is not that of a credential of this server", challenge)
-    } else {
-        problem("credentials-missing", "a bearer token is required", r#"Bearer realm="revocast""#)
+/// Why somebody was not let in, or not that far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Denied {
+    Missing,
+    Wrong,
+    Role { name: String, has: Vec<Role>, needs: Vec<Role> },
+    Realm { name: String, realm: String },
+    Rate { name: String, overrun: Overrun },
+    Quota { name: String, overrun: Overrun },
+}
+
+impl From<Denied> for Problem {
+    fn from(denied: Denied) -> Self {
+        let list = |roles: &[Role]| roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(" or ");
+        let unauthorized = |kind, title| Self::new(StatusCode::UNAUTHORIZED, kind, title);
+        let too_many = |kind, title| Self::new(StatusCode::TOO_MANY_REQUESTS, kind, title);
+        match denied {
+            Denied::Missing => unauthorized("credentials-missing", "a bearer token is required")
+                .challenge(r#"Bearer realm="revocast""#),
+            Denied::Wrong => unauthorized("credentials-wrong", "the bearer token is not one of this server")
+                .challenge(r#"Bearer realm="revocast", error="invalid_token""#),
+            Denied::Role { name, has, needs } => {
+                Self::new(StatusCode::FORBIDDEN, "role-missing", "the credential has not the role for this")
+                    .detail(format!("credential {name} is {}, and this needs {}", list(&has), list(&needs)))
+                    .members(Map::from_iter([("needs".to_owned(), json!(needs))]))
+            }
+            Denied::Realm { name, realm } => {
+                Self::new(StatusCode::FORBIDDEN, "realm-foreign", "the credential is not for this realm")
+                    .detail(format!("credential {name} is not for realm {realm}"))
+            }
+            Denied::Rate { name, overrun } => {
+                let problem = too_many("rate-exceeded", "the credential asks too often");
+                match overrun {
+                    Overrun::Wait(wait) => {
+                        problem.detail(format!("credential {name} has used up its rate")).retry(wait)
+                    }
+                    Overrun::Never { limit } => {
+                        problem.detail(format!("credential {name} may ask {limit} times a second"))
+                    }
+                }
+            }
+            Denied::Quota { name, overrun } => {
+                let problem = too_many("quota-exceeded", "the credential has used up its quota of entries");
+                match overrun {
+                    Overrun::Wait(wait) => {
+                        problem.detail(format!("credential {name} has used up its quota of a day")).retry(wait)
+                    }
+                    Overrun::Never { limit } => {
+                        problem.detail(format!("credential {name} may record {limit} entries a day; split the request"))
+                    }
+                }
+            }
+        }
     }
-}
-
-fn missing_role(credential: &Credential, needed: &[Role]) -> Problem {
-    let list = |roles: &[Role]| roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(" or ");
-    let (name, own) = (&credential.name, list(&credential.roles));
-    let members = Map::from_iter([("needs".to_owned(), json!(needed))]);
-    Problem::new(StatusCode::FORBIDDEN, "role-missing", "the credential has not the role for this")
-        .detail(format!("credential {name} is {own}, and this needs {}", list(needed)))
-        .members(members)
-}
-
-fn foreign_realm(credential: &Credential, realm: &str) -> Problem {
-    Problem::new(StatusCode::FORBIDDEN, "realm-foreign", "the credential is not for this realm")
-        .detail(format!("credential {} is not for realm {realm}", credential.name))
 }

@@ -63,6 +63,14 @@ pub(super) fn finish(mut document: OpenApi) -> Value {
         .description(Some("The secret of a credential; the roles listed with an operation are those that may use it."))
         .build();
     components.add_security_scheme(BEARER, SecurityScheme::Http(bearer));
+    let basic = Http::builder()
+        .scheme(HttpAuthScheme::Basic)
+        .description(Some("Name and secret of a credential, for clients that speak OAuth 2.0."))
+        .build();
+    components.add_security_scheme("basic", SecurityScheme::Http(basic));
+    // The router's way of saying that a parameter may hold slashes.
+    let paths = std::mem::take(&mut document.paths.paths);
+    document.paths.paths = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
     // Maps of texts always serialize; the default is never taken.
     serde_json::to_value(&document).unwrap_or_default()
 }

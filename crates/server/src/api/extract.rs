@@ -1,5 +1,8 @@
 //! What handlers take from a request: the realm in its path, a body, a query; each read strictly or refused.
 
+use std::fmt;
+use std::marker::PhantomData;
+
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
@@ -7,7 +10,9 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use revocast_core::RealmId;
 use revocast_core::limits::{BATCH_REQUESTS_MAX, BODY_BYTES_MAX};
-use serde::de::DeserializeOwned;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::problem::Problem;
 
@@ -53,7 +58,31 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         require_type(&request, "application/json")?;
         let bytes = Bytes::from_request(request, state).await.map_err(|rejection| unreadable(&rejection))?;
-        serde_json::from_slice(&bytes).map(Self).map_err(|error| malformed(&error))
+        let read: Result<Object<T>, _> = serde_json::from_slice(&bytes);
+        read.map(|Object(body)| Self(body)).map_err(|error| malformed(&error))
+    }
+}
+
+/// A JSON object, and nothing else: serde would take an array for a struct too, member by member.
+pub(super) struct Object<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(members))
+            }
+        }
+
+        deserializer.deserialize_map(Members(PhantomData)).map(Self)
     }
 }
 

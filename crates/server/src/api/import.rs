@@ -14,10 +14,10 @@ use utoipa_axum::routes;
 
 use super::access::Caller;
 use super::extract::{RealmParameter, RealmPath, require_type};
-use super::issued::Idle;
 use super::problem::{Problem, ProblemBody};
 use super::revocations::RevocationBody;
 use super::stream::{Intake, Progress, members, take_all};
+use crate::credentials::Gate;
 use crate::ledger::Realm;
 use crate::service::{Revocation, Service};
 
@@ -68,12 +68,13 @@ struct ReportBody {
 )]
 async fn import(
     State(service): State<Arc<Service>>,
-    Extension(Idle(idle)): Extension<Idle>,
+    Extension(gate): Extension<Arc<Gate>>,
     caller: Caller,
     RealmPath(id): RealmPath,
     request: Request,
 ) -> Result<Json<ReportBody>, Problem> {
     require_type(&request, "application/x-ndjson")?;
+    let idle = gate.limits().request_timeout;
     let realm = service.realm(id).await?;
     let mut list = List { service: &service, caller: &caller, realm, done: ImportedBody::default() };
     let progress = take_all(&mut list, request.into_body(), idle).await?;
@@ -115,6 +116,7 @@ impl Intake for List<'_> {
     }
 
     async fn write(&mut self, batch: Vec<Revocation>) -> Result<(), Problem> {
+        self.caller.charge(batch.len())?;
         let receipts = self.service.revoke(self.realm.id, batch, self.caller.name()).await?;
         let recorded = receipts.iter().filter(|receipt| receipt.recorded).count() as u64;
         self.done.recorded += recorded;

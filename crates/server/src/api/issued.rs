@@ -1,7 +1,6 @@
 //! The registry over HTTP: reports of issued tokens, read as a stream; its coverage; and `jti`s for new tokens.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -18,6 +17,7 @@ use utoipa_axum::routes;
 use super::extract::{Body, RealmParameter, RealmPath, bad_query, require_type};
 use super::problem::{Problem, ProblemBody};
 use super::stream::{Intake, Progress, members, take_all};
+use crate::credentials::Gate;
 use crate::ledger::{Coverage, Issued, Realm, Registration};
 use crate::service::Service;
 
@@ -25,14 +25,10 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
     OpenApiRouter::new().routes(routes!(coverage, cover)).routes(routes!(jtis))
 }
 
-/// Those that take as long as their body does; [`Idle`] limits the time between two pieces of it.
+/// Those that take as long as their body does; only the time between two pieces of it is limited.
 pub(super) fn streamed() -> OpenApiRouter<Arc<Service>> {
     OpenApiRouter::new().routes(routes!(register))
 }
-
-/// How long a streamed body may pause.
-#[derive(Clone, Copy)]
-pub(super) struct Idle(pub(super) Duration);
 
 /// One line of a report.
 #[derive(Deserialize)]
@@ -91,11 +87,12 @@ struct ReportBody {
 )]
 async fn register(
     State(service): State<Arc<Service>>,
-    Extension(Idle(idle)): Extension<Idle>,
+    Extension(gate): Extension<Arc<Gate>>,
     RealmPath(id): RealmPath,
     request: Request,
 ) -> Result<Json<ReportBody>, Problem> {
     require_type(&request, "application/x-ndjson")?;
+    let idle = gate.limits().request_timeout;
     let realm = service.realm(id).await?;
     let mut registry = Registry { service: &service, realm, done: RegistrationBody::default() };
     let progress = take_all(&mut registry, request.into_body(), idle).await?;

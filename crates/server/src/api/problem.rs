@@ -1,6 +1,7 @@
 //! Refusals as problem documents (RFC 9457).
 
 use std::error::Error;
+use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -12,9 +13,10 @@ use utoipa::ToSchema;
 use crate::keys::KeyError;
 use crate::ledger::LedgerError;
 use crate::service::ServiceError;
+use crate::tokens::IssuersError;
 
-/// Seconds after which a client that met an overload should come back.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+/// After this a client that met an overload should come back.
+const OVERLOAD_PAUSE: Duration = Duration::from_secs(1);
 
 /// A problem document (RFC 9457), as the `OpenAPI` document describes it.
 #[derive(ToSchema)]
@@ -40,19 +42,25 @@ pub(super) struct Problem {
     title: &'static str,
     detail: Option<String>,
     members: Map<String, Value>,
-    retry: bool,
+    retry: Option<Duration>,
     challenge: Option<&'static str>,
 }
 
 impl Problem {
     /// One kind has one title and one status; `detail` is about the occurrence.
     pub(super) fn new(status: StatusCode, kind: &'static str, title: &'static str) -> Self {
-        Self { status, kind, title, detail: None, members: Map::new(), retry: false, challenge: None }
+        Self { status, kind, title, detail: None, members: Map::new(), retry: None, challenge: None }
     }
 
     /// Adds members for programs (RFC 9457 section 3.2).
     pub(super) fn members(mut self, members: Map<String, Value>) -> Self {
         self.members.extend(members);
+        self
+    }
+
+    /// Says when to come back (RFC 9110 section 10.2.3).
+    pub(super) const fn retry(mut self, after: Duration) -> Self {
+        self.retry = Some(after);
         self
     }
 
@@ -70,13 +78,26 @@ impl Problem {
     /// RFC 7009 asks for 503: the client must assume that the token is not revoked.
     pub(super) fn overloaded(detail: impl Into<String>) -> Self {
         let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "the server is overloaded");
-        Self { retry: true, ..problem.detail(detail) }
+        problem.detail(detail).retry(OVERLOAD_PAUSE)
     }
 
     /// A ledger that answers without a receipt has lost its mind, not the client.
     pub(super) fn no_receipt() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the server made a mistake")
             .detail("the ledger gave no receipt")
+    }
+
+    /// Its status and when to come back, for answers of another form.
+    pub(super) const fn status_and_retry(&self) -> (StatusCode, Option<Duration>) {
+        (self.status, self.retry)
+    }
+
+    /// What happened, in words.
+    pub(super) fn text(&self) -> String {
+        match &self.detail {
+            Some(detail) => format!("{}: {detail}", self.title),
+            None => self.title.to_owned(),
+        }
     }
 
     #[cfg(test)]
@@ -109,8 +130,8 @@ impl IntoResponse for Problem {
         let body = serde_json::to_vec(&document).unwrap_or_default();
         let kind = HeaderValue::from_static("application/problem+json");
         let mut response = (self.status, [(header::CONTENT_TYPE, kind)], body).into_response();
-        if self.retry {
-            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        if let Some(after) = self.retry {
+            response.headers_mut().insert(header::RETRY_AFTER, whole_seconds(after));
         }
         if let Some(challenge) = self.challenge {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
@@ -149,7 +170,7 @@ impl From<ServiceError> for Problem {
             }
             ServiceError::NotPublishing { .. } => {
                 let title = "the realm is not being published just now";
-                Self { retry: true, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-publishing", title) }
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-publishing", title).retry(OVERLOAD_PAUSE)
             }
             ServiceError::Leeway { .. } => unprocessable("leeway", "the leeway cannot be used"),
             ServiceError::MaxTokenLifetime { .. } => {
@@ -167,6 +188,14 @@ impl From<ServiceError> for Problem {
             tracing::error!(error = %told(&error), "a request failed");
         }
         problem.detail(told(&error))
+    }
+}
+
+impl From<IssuersError> for Problem {
+    fn from(error: IssuersError) -> Self {
+        tracing::error!(error = %told(&error), "keys of an issuer cannot be used");
+        // What is in the way is a file on this server; the client can only come back.
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "issuer-keys", "the keys of the issuer are not at hand")
     }
 }
 
@@ -209,8 +238,15 @@ fn of_ledger(error: &LedgerError) -> Problem {
         LedgerError::TermChanged { .. }
         | LedgerError::Damaged { .. }
         | LedgerError::TooManyVisitors { .. }
-        | LedgerError::Bid { .. } => internal(),
+        | LedgerError::Bid { .. }
+        | LedgerError::NotEmpty { .. }
+        | LedgerError::Unreadable(_) => internal(),
     }
+}
+
+/// Rounded up: who comes back a moment too early is refused again.
+pub(super) fn whole_seconds(after: Duration) -> HeaderValue {
+    HeaderValue::from(after.as_millis().div_ceil(1_000).max(1).try_into().unwrap_or(u64::MAX))
 }
 
 fn full(kind: &'static str, title: &'static str) -> Problem {
@@ -258,6 +294,6 @@ mod tests {
         let full = Problem::from(ServiceError::Ledger(LedgerError::StorageFull(cause())));
         assert_eq!(full.detail.as_deref(), Some("no room is left on the disk of the ledger: disk"));
         let overloaded = Problem::from(ServiceError::Ledger(LedgerError::Overloaded { waiting: 3 })).into_response();
-        assert_eq!(overloaded.headers().get(header::RETRY_AFTER), Some(&RETRY_AFTER));
+        assert_eq!(overloaded.headers().get(header::RETRY_AFTER), Some(&HeaderValue::from_static("1")));
     }
 }

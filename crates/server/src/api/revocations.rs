@@ -12,7 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::access::Caller;
-use super::extract::{Body, RealmParameter, RealmPath, created};
+use super::extract::{Body, Object, RealmParameter, RealmPath, created};
 use super::problem::Problem;
 use crate::ledger::Receipt;
 use crate::service::{Revocation, Service};
@@ -71,6 +71,7 @@ async fn revoke(
     RealmPath(realm): RealmPath,
     Body(body): Body<RevocationBody>,
 ) -> Result<(StatusCode, Json<ReceiptBody>), Problem> {
+    caller.charge(1)?;
     let receipts = service.revoke(realm, vec![body.into()], caller.name()).await?;
     let receipt = receipts.first().copied().ok_or_else(Problem::no_receipt)?;
     Ok((created(receipt.recorded), Json(receipt.into())))
@@ -80,8 +81,8 @@ async fn revoke(
 #[serde(deny_unknown_fields)]
 struct BatchBody {
     /// At most 10,000.
-    #[schema(max_items = 10_000)]
-    revocations: Vec<RevocationBody>,
+    #[schema(max_items = 10_000, value_type = Vec<RevocationBody>)]
+    revocations: Vec<Object<RevocationBody>>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -106,7 +107,8 @@ async fn revoke_batch(
     RealmPath(realm): RealmPath,
     Body(body): Body<BatchBody>,
 ) -> Result<(StatusCode, Json<ReceiptsBody>), Problem> {
-    let revocations: Vec<Revocation> = body.revocations.into_iter().map(Revocation::from).collect();
+    let revocations: Vec<Revocation> = body.revocations.into_iter().map(|Object(one)| one.into()).collect();
+    caller.charge(revocations.len())?;
     let receipts = service.revoke(realm, revocations, caller.name()).await?;
     let recorded = receipts.iter().filter(|receipt| receipt.recorded).count();
     let receipts = receipts.into_iter().map(ReceiptBody::from).collect();
@@ -139,6 +141,7 @@ async fn reinstate(
     RealmPath(realm): RealmPath,
     Body(body): Body<ReinstatementBody>,
 ) -> Result<(StatusCode, Json<ReceiptBody>), Problem> {
+    caller.charge(1)?;
     let receipt = service.reinstate(realm, body.jti, body.reason, caller.name()).await?;
     Ok((created(receipt.recorded), Json(receipt.into())))
 }

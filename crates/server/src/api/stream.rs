@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
+use super::extract::Object;
 use super::problem::Problem;
 
 /// What lines are made into.
@@ -224,7 +225,7 @@ impl Line {
         if text.trim_ascii().is_empty() {
             return Ok(None);
         }
-        serde_json::from_slice(&text).map(Some).map_err(|error| {
+        serde_json::from_slice(&text).map(|Object(line)| Some(line)).map_err(|error| {
             // Its number among all lines is told beside.
             error.to_string().replace(" at line 1 column ", " at column ")
         })

@@ -1,6 +1,7 @@
 //! Every refusal of the API, over the ledger in memory and a clock that stands still.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use axum::body::{Body as HttpBody, Bytes};
 use axum::http::{HeaderValue, Method, header};
@@ -9,9 +10,15 @@ use revocast_core::{Now, RealmId, Sequence, UnixMillis, UnixTime, Width};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
+mod access;
+mod hostile;
+mod standards;
+
 use super::*;
 use crate::broker::LinkState;
 use crate::clock::Clock;
+use crate::config::ApiLimits;
+use crate::credentials::{Credential, CredentialsFile, Realms, Role, SecretHash};
 use crate::keys::Keys;
 use crate::leader::Office;
 use crate::ledger::{Ledger, MemoryLedger, Statement};
@@ -34,6 +41,7 @@ impl Clock for SetClock {
 
 struct Site {
     router: Router,
+    gate: Arc<Gate>,
     ledger: Arc<MemoryLedger>,
     token: String,
     clock: Arc<SetClock>,
@@ -46,6 +54,28 @@ struct Answer {
     status: u16,
     headers: axum::http::HeaderMap,
     body: Value,
+    bytes: Bytes,
+}
+
+/// Requests with a secret of their own.
+struct Acting<'a> {
+    site: &'a Site,
+    secret: String,
+}
+
+impl Acting<'_> {
+    async fn ask(&self, method: Method, path: &str, kind: &str, body: impl Into<HttpBody>) -> Answer {
+        let request = axum::http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.secret))
+            .header(header::CONTENT_TYPE, kind);
+        self.site.send(request.body(body.into()).unwrap()).await
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.ask(Method::POST, path, "application/json", body.to_string()).await
+    }
 }
 
 impl Site {
@@ -62,6 +92,10 @@ impl Site {
     }
 
     fn with(limits: ApiLimits, prepare: impl FnOnce(&std::path::Path)) -> Self {
+        Self::of(limits, false, prepare)
+    }
+
+    fn of(limits: ApiLimits, approve: bool, prepare: impl FnOnce(&std::path::Path)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys");
         Keys::generate(&path, UnixTime::from_secs(NOW)).unwrap();
@@ -73,6 +107,7 @@ impl Site {
         let published = tokio::sync::watch::Sender::new(PublishedRealms::new());
         let token = keys.admin().as_str().to_owned();
         let filters = Arc::new(LiveFilters::new());
+        let issuers = Arc::new(Issuers::new(&path, keys.issuer()));
         let (link_state, published) = (link.subscribe(), published.subscribe());
         let leader = LeaderView {
             office: tokio::sync::watch::channel(Office::Leading).1,
@@ -81,15 +116,38 @@ impl Site {
         };
         let filters_of = Arc::clone(&filters);
         let service = Service::new(ledger.clone(), keys, clock.clone(), link_state, published, filters_of, leader);
-        Self { router: router(Arc::new(service), limits), ledger, token, clock, link, filters, keys: folder }
+        let admin = crate::keys::AdminToken::new(&token).unwrap();
+        let gate = Arc::new(Gate::open(&path, &admin, limits, approve, Arc::clone(&clock) as Arc<dyn Clock>).unwrap());
+        let router = router(Arc::new(service), Arc::clone(&gate), issuers);
+        Self { router, gate, ledger, token, clock, link, filters, keys: folder }
+    }
+
+    /// The same site, asked with another secret.
+    fn acting(&self, secret: &str) -> Acting<'_> {
+        Acting { site: self, secret: secret.to_owned() }
+    }
+
+    /// Adds a credential; returns its secret.
+    fn credential(&self, name: &str, roles: &[Role], change: impl FnOnce(&mut Credential)) -> String {
+        let (secret, hash) = SecretHash::draw(UnixTime::from_secs(NOW)).unwrap();
+        let mut credential = Credential::new(name, roles.to_vec(), Realms::All, hash);
+        change(&mut credential);
+        CredentialsFile::change(&self.keys.path().join("keys"), |file| file.add(credential)).unwrap();
+        secret
     }
 
     async fn send(&self, request: axum::http::Request<HttpBody>) -> Answer {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (head, body) = response.into_parts();
         let bytes = axum::body::to_bytes(body, 16 << 20).await.unwrap();
-        let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| panic!("not JSON: {bytes:?}"));
-        Answer { status: head.status.as_u16(), headers: head.headers, body }
+        // Some answers say nothing, and some are no text.
+        let json = head.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.to_str().unwrap().contains("json"));
+        let body = match serde_json::from_slice(&bytes) {
+            Ok(body) => body,
+            Err(_) if !json => Value::Null,
+            Err(error) => panic!("not JSON: {error}: {bytes:?}"),
+        };
+        Answer { status: head.status.as_u16(), headers: head.headers, body, bytes }
     }
 
     fn request(&self, method: Method, path: &str) -> axum::http::request::Builder {
@@ -239,7 +297,8 @@ async fn bad_revocations_are_refused_and_change_nothing() {
         (json!({"jti": "t", "exp": null}), "request-malformed", "invalid type: null"),
         (json!({"jti": 7, "exp": LATER}), "request-malformed", "invalid type: integer `7`"),
         (json!({"jti": "t", "exp": LATER, "x": 1}), "request-malformed", "unknown field `x`"),
-        (json!([]), "request-malformed", "invalid length 0"),
+        (json!([]), "request-malformed", "invalid type: sequence, expected a JSON object"),
+        (json!(["t", LATER, null]), "request-malformed", "invalid type: sequence, expected a JSON object"),
         (json!("t"), "request-malformed", "invalid type: string"),
         (json!({"jti": "", "exp": LATER}), "jti-empty", "request 0 names no token: the jti is empty"),
         (json!({"jti": long, "exp": LATER}), "jti-too-long", "request 0 names no token: the jti has 257 bytes"),

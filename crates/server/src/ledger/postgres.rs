@@ -9,6 +9,7 @@ mod registry;
 mod rows;
 mod schema;
 mod session;
+mod whole;
 mod writer;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use revocast_core::{RealmId, Sequence, Term, UnixTime};
+use rustls::ClientConfig;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -35,10 +37,9 @@ use super::lease::{self, Lease, Ruling};
 use super::registry::Key;
 use super::rules::{self, Counters};
 use super::{
-    Bid, Cause, Coverage, Entry, Founding, Health, Issued, Leadership, Ledger, LedgerError, LedgerFuture, Object,
-    Realm, Receipt, Registration, Request, TokenRecord, Visitor,
+    Bid, Cause, Compaction, Coverage, Entry, Founding, Health, Issued, Leadership, Ledger, LedgerError, LedgerFuture,
+    Object, Realm, Receipt, Registration, Request, Sink, Source, TokenRecord, Visitor,
 };
-use crate::broker::TlsRoots;
 
 /// How often this server looks whether others recorded something: short beside the second in which a revocation
 /// travels, and one row.
@@ -60,15 +61,15 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct PostgresConfig {
     connection: tokio_postgres::Config,
-    tls: Option<TlsRoots>,
+    tls: Option<ClientConfig>,
 }
 
 impl PostgresConfig {
-    /// From a URL like `postgres://user@host:5432/database`, the password of that user, and the certificates that may
-    /// vouch for the server; with them, every connection is encrypted and the server's name checked.
+    /// From a URL like `postgres://user@host:5432/database`, the password of that user, and how TLS is spoken; with
+    /// that, every connection is encrypted and the server's name checked.
     ///
     /// A URL with a password in it is refused: URLs are seen in lists of processes and in logs.
-    pub fn new(url: &str, password: Option<String>, tls: Option<TlsRoots>) -> Result<Self, PostgresUrlError> {
+    pub fn new(url: &str, password: Option<String>, tls: Option<ClientConfig>) -> Result<Self, PostgresUrlError> {
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             return Err(PostgresUrlError::Scheme);
         }
@@ -462,6 +463,18 @@ impl Ledger for PostgresLedger {
                     .await
             })
         })
+    }
+
+    fn dump(&self, sink: Sink) -> LedgerFuture<'_, ()> {
+        Box::pin(async move { whole::dump(&self.inner.database, sink).await })
+    }
+
+    fn restore(&self, source: Source) -> LedgerFuture<'_, ()> {
+        self.run(|inner| Box::pin(async move { whole::restore(&inner.database, source).await }))
+    }
+
+    fn compact(&self) -> LedgerFuture<'_, Compaction> {
+        self.run(|inner| Box::pin(async move { whole::compact(&inner.database).await }))
     }
 
     fn health(&self) -> watch::Receiver<Health> {

@@ -6,7 +6,9 @@
 //! power cut. After a failed write that is not plainly "disk full" nothing is written any more,
 //! since memory and disk may then differ; a restart reads what the disk really holds.
 
+mod layouts;
 mod registry;
+mod whole;
 
 use std::collections::{BTreeMap, btree_map};
 use std::fs::{self, File, TryLockError};
@@ -19,23 +21,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use revocast_core::{FingerprintFunction, Fingerprinter, RealmId, RealmKey, Sequence, Term, UnixTime, Width};
+use rusqlite::types::FromSql;
 use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, Transaction, params};
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
 use self::registry::Sweep;
-use super::columns::{self, Columns, KIND_CUTOFF, RealmRow, SUBJECT_JTI, signed};
+use super::columns::{self, Columns, KIND_CUTOFF, RealmRow, SUBJECT_JTI, entry_sum, object_sum, signed};
+use super::postgres::{PostgresError, PostgresUrlError};
 use super::rules::{self, Counters, Halt, Last, Shelf, Subject};
 use super::{
-    Bid, Cause, Coverage, Entry, Founding, Health, Issued, Leadership, Ledger, LedgerError, LedgerFuture, Object,
-    Realm, Receipt, Registration, Request, TokenRecord, Visitor,
+    Bid, Cause, Compaction, Coverage, Entry, Founding, Health, Issued, Leadership, Ledger, LedgerError, LedgerFuture,
+    Object, Realm, Receipt, Registration, Request, Sink, Source, Statement, TokenRecord, Visitor,
 };
 
 /// Marks a file as ours: "RVCL".
 const APPLICATION_ID: i32 = 0x5256_434c;
 
-/// Layout of the tables. A newer one is refused, never guessed at; layout 1, without a registry, is brought up to it.
-const LAYOUT: i32 = 2;
+/// Layout of the tables. A newer one is refused, never guessed at; layouts 1, without a registry, and 2, without
+/// checksums, are brought up to it.
+const LAYOUT: i32 = 3;
 
 const DATABASE_FILE: &str = "ledger.db";
 const LOCK_FILE: &str = "revocast.lock";
@@ -69,9 +74,11 @@ CREATE TABLE realms (
     stored INTEGER NOT NULL,
     cutoffs INTEGER NOT NULL,
     registered INTEGER NOT NULL DEFAULT 0,
-    covered_until INTEGER
+    covered_until INTEGER,
+    sum INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
+-- sum, here and elsewhere: see `ledger::columns`.
 -- kind: 1 revoke, 2 reinstate, 3 cutoff, 4 lift, 5 resume.
 -- subject_kind: 0 realm, 1 sub, 2 kid, 3 client, 4 jti, 5 none.
 -- value: exp of 1 and 2, not_before of 3, term of 5.
@@ -85,6 +92,7 @@ CREATE TABLE entries (
     value INTEGER NOT NULL,
     reason TEXT,
     actor TEXT NOT NULL,
+    sum INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (realm, sequence)
 ) STRICT, WITHOUT ROWID;
 
@@ -95,6 +103,7 @@ CREATE TABLE objects (
     realm INTEGER NOT NULL,
     address TEXT NOT NULL,
     bytes BLOB NOT NULL,
+    sum INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (realm, address)
 ) STRICT;
 ";
@@ -158,6 +167,13 @@ impl SqliteLedger {
         send(self.writes.as_ref(), write)
     }
 
+    /// A thread that reads on a connection of its own: the lock on the folder is given back only after it.
+    fn joined_when_closed(&self, thread: JoinHandle<()>) {
+        let mut visits = self.visits.lock().unwrap_or_else(PoisonError::into_inner);
+        visits.retain(|visit| !visit.is_finished());
+        visits.push(thread);
+    }
+
     /// Runs `work` in a write transaction of its own. It returns its value, and whether that is news.
     fn exclusive<T: Send + 'static>(
         &self,
@@ -206,8 +222,15 @@ impl Ledger for SqliteLedger {
             if let Some(realm) = rules::found(&realm, by_id, by_issuer)? {
                 return Ok((Founding { realm, created: false }, News::No));
             }
-            let number = insert_realm(transaction, &realm)?;
-            put_objects(transaction, number, objects)?;
+            let row = RealmRow {
+                number: transaction
+                    .query_row("SELECT coalesce(max(number), 0) + 1 FROM realms", [], |row| row.get(0))?,
+                realm: realm.clone(),
+                counters: Counters::new(),
+                coverage: Coverage::default(),
+            };
+            insert_realm(transaction, &row)?;
+            put_objects(transaction, row.number, realm.id, objects)?;
             Ok((Founding { realm, created: true }, News::Yes))
         })
     }
@@ -247,7 +270,7 @@ impl Ledger for SqliteLedger {
             let mut rows = statement.query(params![number, signed(after.0), signed(limit as u64)])?;
             let mut entries = Vec::new();
             while let Some(row) = rows.next()? {
-                entries.push(entry(row)?);
+                entries.push(entry(realm, row)?);
             }
             Ok(entries)
         })
@@ -297,8 +320,8 @@ impl Ledger for SqliteLedger {
         self.exclusive(move |transaction| {
             let mut row = known_realm(transaction, realm)?;
             let entry = rules::resume(realm, &mut row.counters, now, beyond)?;
-            insert_entry(transaction, row.number, &entry)?;
-            update_counters(transaction, row.number, row.counters)?;
+            insert_entry(transaction, row.number, realm, &entry)?;
+            update_realm(transaction, &row)?;
             Ok(((row.counters.term, row.counters.head), News::Yes))
         })
     }
@@ -307,9 +330,24 @@ impl Ledger for SqliteLedger {
         self.read(move |connection| {
             let number = known_realm(connection, realm)?.number;
             let mut statement =
-                connection.prepare_cached("SELECT address, bytes FROM objects WHERE realm = ?1 ORDER BY address")?;
-            let rows = statement.query_map([number], |row| Ok(Object { address: row.get(0)?, bytes: row.get(1)? }))?;
-            Ok(rows.collect::<Result<_, _>>()?)
+                connection.prepare_cached(&format!("{SELECT_OBJECT} WHERE realm = ?1 ORDER BY address"))?;
+            let mut rows = statement.query([number])?;
+            let mut objects = Vec::new();
+            while let Some(row) = rows.next()? {
+                objects.push(object(realm, row)?);
+            }
+            Ok(objects)
+        })
+    }
+
+    fn object(&self, realm: RealmId, address: String) -> LedgerFuture<'_, Option<Object>> {
+        self.read(move |connection| {
+            let number = known_realm(connection, realm)?.number;
+            let mut statement =
+                connection.prepare_cached("SELECT bytes FROM objects WHERE realm = ?1 AND address = ?2")?;
+            let mut rows = statement.query((number, &address))?;
+            let bytes = rows.next()?.map(|row| row.get(0)).transpose()?;
+            Ok(bytes.map(|bytes| Object { address: address.clone(), bytes }))
         })
     }
 
@@ -329,7 +367,7 @@ impl Ledger for SqliteLedger {
             for address in deletes {
                 delete.execute(params![number, address])?;
             }
-            put_objects(transaction, number, puts)?;
+            put_objects(transaction, number, realm, puts)?;
             Ok(((), News::No))
         })
     }
@@ -342,8 +380,8 @@ impl Ledger for SqliteLedger {
                  WHERE realm = ?1 AND subject_kind = {SUBJECT_JTI} AND subject = ?2 ORDER BY sequence DESC LIMIT 1"
             ))?;
             let mut rows = statement.query(params![row.number, jti])?;
-            let entry = rows.next()?.map(entry).transpose()?;
-            let issued = registry::token(connection, row.number, &row.realm.fingerprinter, jti)?;
+            let entry = rows.next()?.map(|found| entry(realm, found)).transpose()?;
+            let issued = registry::token(connection, &row, jti)?;
             Ok(TokenRecord { entry, issued })
         })
     }
@@ -361,7 +399,7 @@ impl Ledger for SqliteLedger {
             let mut rows = statement.query([number])?;
             let mut cutoffs = Vec::new();
             while let Some(row) = rows.next()? {
-                cutoffs.push(entry(row)?);
+                cutoffs.push(entry(realm, row)?);
             }
             Ok(cutoffs)
         })
@@ -374,6 +412,18 @@ impl Ledger for SqliteLedger {
 
     fn step_down(&self, _server: String) -> LedgerFuture<'_, ()> {
         Box::pin(ready(Ok(())))
+    }
+
+    fn dump(&self, sink: Sink) -> LedgerFuture<'_, ()> {
+        Box::pin(self.show_all(sink))
+    }
+
+    fn restore(&self, source: Source) -> LedgerFuture<'_, ()> {
+        self.exclusive(move |transaction| Ok((whole::restore(transaction, source)?, News::Yes)))
+    }
+
+    fn compact(&self) -> LedgerFuture<'_, Compaction> {
+        Box::pin(self.tidy())
     }
 
     fn health(&self) -> watch::Receiver<Health> {
@@ -439,8 +489,9 @@ pub enum OpenError {
         /// Its layout.
         found: i32,
     },
-    /// The file lost or changed some of its bytes. Restore a backup and resume beyond what was published.
-    #[error("{} is damaged: {what}", .path.display())]
+    /// The file lost or changed some of its bytes. Restore a backup, or import an export, and resume beyond what was
+    /// published.
+    #[error("{} is damaged: {what}; restore a backup, or an export with `revocast ledger import`", .path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -459,6 +510,15 @@ pub enum OpenError {
         /// What it must be.
         wanted: &'static str,
     },
+    /// A database of several servers cannot be used.
+    #[error("the ledger's database cannot be used")]
+    Postgres(#[from] PostgresError),
+    /// Its URL cannot be.
+    #[error("the URL of the ledger's database cannot be used")]
+    Url(#[from] PostgresUrlError),
+    /// The certificates that may vouch for it cannot be.
+    #[error("ledger_ca cannot be used")]
+    Roots(#[source] Cause),
     /// The database failed otherwise.
     #[error("{} cannot be opened", .path.display())]
     Storage {
@@ -649,7 +709,7 @@ fn append_all(transaction: &Transaction<'_>, calls: Vec<Call>) -> Outcome<(Vec<A
             transaction.prepare_cached("SAVEPOINT call")?.execute([])?;
         }
         let mut counters = row.counters;
-        shelf.turn_to(row.number, row.realm.fingerprinter);
+        shelf.turn_to(row);
         match rules::append(&mut shelf, &row.realm, &mut counters, now, requests) {
             Ok(receipts) => {
                 if counters != row.counters {
@@ -671,7 +731,7 @@ fn append_all(transaction: &Transaction<'_>, calls: Vec<Call>) -> Outcome<(Vec<A
         }
     }
     for row in realms.values() {
-        update_counters(transaction, row.number, row.counters)?;
+        update_realm(transaction, row)?;
     }
     Ok((answers, news))
 }
@@ -681,29 +741,40 @@ struct Rows<'a> {
     last: CachedStatement<'a>,
     insert: CachedStatement<'a>,
     known: CachedStatement<'a>,
-    realm: i64,
-    fingerprinter: Option<Fingerprinter>,
+    realm: Option<Turned>,
+}
+
+/// The realm whose rows are meant.
+#[derive(Clone, Copy)]
+struct Turned {
+    number: i64,
+    id: RealmId,
+    fingerprinter: Fingerprinter,
 }
 
 /// The rows of no realm yet.
 fn rows_of<'a>(transaction: &'a Transaction<'_>) -> Outcome<Rows<'a>> {
     Ok(Rows {
         // Named, since the planner prefers to walk the table backward: ORDER BY ... LIMIT looks cheap.
-        last: transaction.prepare_cached(
-            "SELECT sequence, kind, value FROM entries INDEXED BY entries_by_subject
-             WHERE realm = ?1 AND subject_kind = ?2 AND subject = ?3 ORDER BY sequence DESC LIMIT 1",
-        )?,
+        last: transaction.prepare_cached(&format!(
+            "{SELECT_ENTRY} INDEXED BY entries_by_subject
+             WHERE realm = ?1 AND subject_kind = ?2 AND subject = ?3 ORDER BY sequence DESC LIMIT 1"
+        ))?,
         insert: transaction.prepare_cached(INSERT_ENTRY)?,
-        known: transaction.prepare_cached(registry::SELECT_EXP)?,
-        realm: 0,
-        fingerprinter: None,
+        known: transaction.prepare_cached(&format!("{} {}", registry::SELECT_ISSUED, registry::IN_PLACE))?,
+        realm: None,
     })
 }
 
 impl Rows<'_> {
-    const fn turn_to(&mut self, realm: i64, fingerprinter: Fingerprinter) {
-        self.realm = realm;
-        self.fingerprinter = Some(fingerprinter);
+    const fn turn_to(&mut self, row: &RealmRow) {
+        let RealmRow { number, realm, .. } = row;
+        self.realm = Some(Turned { number: *number, id: realm.id, fingerprinter: realm.fingerprinter });
+    }
+
+    /// No realm is turned to only before the first call.
+    fn turned(&self) -> Outcome<Turned> {
+        self.realm.ok_or_else(|| damaged("no realm is meant".into()))
     }
 }
 
@@ -715,19 +786,19 @@ impl Shelf for Rows<'_> {
             Subject::Token(jti) => (SUBJECT_JTI, jti),
             Subject::Scope(scope) => (scope.kind(), scope.text()),
         };
-        let found = self
-            .last
-            .query_row(params![self.realm, kind, text], |row| {
-                Ok((row.get::<_, i64>(0)?, row.get::<_, u8>(1)?, row.get::<_, i64>(2)?))
-            })
-            .optional()?;
-        let Some((sequence, kind, value)) = found else {
+        let Turned { number, id, .. } = self.turned()?;
+        let mut rows = self.last.query(params![number, kind, text])?;
+        let Some(found) = rows.next()?.map(|row| entry(id, row)).transpose()? else {
             return Ok(None);
         };
-        let sequence = Sequence(unsigned(sequence, "a sequence")?);
-        let standing = columns::standing(kind, unsigned(value, "a time")?)
-            .ok_or_else(|| damaged(format!("entry {sequence} has kind {kind}")))?;
-        Ok(Some(Last { sequence, standing }))
+        let columns = Columns::of(&found.statement);
+        // The index is a copy that no checksum covers.
+        match columns::standing(columns.kind, columns.value) {
+            Some(standing) if (columns.subject_kind, columns.subject) == (kind, text) => {
+                Ok(Some(Last { sequence: found.sequence, standing }))
+            }
+            Some(_) | None => Err(damaged(format!("the index of subjects names entry {} of another", found.sequence))),
+        }
     }
 
     fn registered(&mut self, jti: &str) -> Outcome<Option<UnixTime>> {
@@ -735,24 +806,27 @@ impl Shelf for Rows<'_> {
     }
 
     fn put(&mut self, entry: &Entry) -> Outcome<()> {
-        put_entry(&mut self.insert, self.realm, entry)
+        let Turned { number, id, .. } = self.turned()?;
+        put_entry(&mut self.insert, number, id, entry)
     }
 }
 
 const INSERT_ENTRY: &str = "INSERT INTO entries
-    (realm, sequence, at, kind, subject_kind, subject, value, reason, actor)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+    (realm, sequence, at, kind, subject_kind, subject, value, reason, actor, sum)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
 
-const SELECT_ENTRY: &str = "SELECT sequence, at, kind, subject_kind, subject, value, reason, actor FROM entries";
+const SELECT_ENTRY: &str = "SELECT sequence, at, kind, subject_kind, subject, value, reason, actor, sum FROM entries";
 
-fn insert_entry(connection: &Connection, realm: i64, entry: &Entry) -> Outcome<()> {
-    put_entry(&mut connection.prepare_cached(INSERT_ENTRY)?, realm, entry)
+const SELECT_OBJECT: &str = "SELECT address, bytes, sum FROM objects";
+
+fn insert_entry(connection: &Connection, number: i64, realm: RealmId, entry: &Entry) -> Outcome<()> {
+    put_entry(&mut connection.prepare_cached(INSERT_ENTRY)?, number, realm, entry)
 }
 
-fn put_entry(insert: &mut CachedStatement<'_>, realm: i64, entry: &Entry) -> Outcome<()> {
+fn put_entry(insert: &mut CachedStatement<'_>, number: i64, realm: RealmId, entry: &Entry) -> Outcome<()> {
     let Columns { kind, subject_kind, subject, value } = Columns::of(&entry.statement);
     insert.execute(params![
-        realm,
+        number,
         signed(entry.sequence.0),
         signed(entry.at.secs()),
         kind,
@@ -761,24 +835,53 @@ fn put_entry(insert: &mut CachedStatement<'_>, realm: i64, entry: &Entry) -> Out
         signed(value),
         entry.reason,
         entry.actor,
+        entry_sum(realm, entry),
     ])?;
     Ok(())
 }
 
-fn entry(row: &Row<'_>) -> Outcome<Entry> {
-    let sequence = Sequence(unsigned(row.get(0)?, "a sequence")?);
-    let at = UnixTime::from_secs(unsigned(row.get(1)?, "a time")?);
-    let kind: u8 = row.get(2)?;
-    let subject_kind: u8 = row.get(3)?;
-    let subject: String = row.get(4)?;
-    let value = unsigned(row.get(5)?, "a value")?;
-    let statement = columns::statement(kind, subject_kind, subject, value)
-        .ok_or_else(|| damaged(format!("entry {sequence} has kind {kind} about a subject of kind {subject_kind}")))?;
-    Ok(Entry { sequence, at, statement, reason: row.get(6)?, actor: row.get(7)? })
+/// A column, which a damaged file may hold in another type.
+fn column<T: FromSql>(row: &Row<'_>, index: usize, what: &str) -> Outcome<T> {
+    row.get(index).map_err(|error| match error {
+        rusqlite::Error::FromSqlConversionFailure(..)
+        | rusqlite::Error::IntegralValueOutOfRange(..)
+        | rusqlite::Error::InvalidColumnType(..)
+        | rusqlite::Error::Utf8Error(..) => damaged(format!("{what}: {error}")),
+        other => Halt::Storage(other),
+    })
+}
+
+fn entry(realm: RealmId, row: &Row<'_>) -> Outcome<Entry> {
+    let entry = unchecked_entry(realm, row)?;
+    if entry_sum(realm, &entry) == column::<i64>(row, 8, "a checksum")? {
+        Ok(entry)
+    } else {
+        Err(damaged(format!("entry {} of realm {realm} does not match its checksum", entry.sequence)))
+    }
+}
+
+fn unchecked_entry(realm: RealmId, row: &Row<'_>) -> Outcome<Entry> {
+    let sequence = Sequence(unsigned(column(row, 0, "a sequence")?, "a sequence")?);
+    let at = UnixTime::from_secs(unsigned(column(row, 1, "a time")?, "a time")?);
+    let (kind, subject_kind) = (column::<u8>(row, 2, "a kind")?, column::<u8>(row, 3, "a kind")?);
+    let value = unsigned(column(row, 5, "a value")?, "a value")?;
+    let statement = columns::statement(kind, subject_kind, column(row, 4, "a subject")?, value).ok_or_else(|| {
+        damaged(format!("entry {sequence} of realm {realm} has kind {kind} about a subject of kind {subject_kind}"))
+    })?;
+    Ok(Entry { sequence, at, statement, reason: column(row, 6, "a reason")?, actor: column(row, 7, "an actor")? })
+}
+
+fn object(realm: RealmId, row: &Row<'_>) -> Outcome<Object> {
+    let object = Object { address: column(row, 0, "an address")?, bytes: column(row, 1, "an object")? };
+    if object_sum(realm, &object) == column::<i64>(row, 2, "a checksum")? {
+        Ok(object)
+    } else {
+        Err(damaged(format!("object {} of realm {realm} does not match its checksum", object.address)))
+    }
 }
 
 const SELECT_REALM: &str = "SELECT number, id, issuer, function, key, width, leeway, max_token_lifetime, created,
-    term, head, stored, cutoffs, registered, covered_until FROM realms";
+    term, head, stored, cutoffs, registered, covered_until, sum FROM realms";
 
 fn find_realm(connection: &Connection, realm: RealmId) -> Outcome<Option<RealmRow>> {
     let mut statement = connection.prepare_cached(&format!("{SELECT_REALM} WHERE id = ?1"))?;
@@ -791,37 +894,49 @@ fn known_realm(connection: &Connection, realm: RealmId) -> Outcome<RealmRow> {
 }
 
 fn realm_row(row: &Row<'_>) -> Outcome<RealmRow> {
-    let id = realm_id(&row.get::<_, String>(1)?)?;
-    let bad = |what: &str| damaged(format!("realm {id} has a {what} that does not exist"));
-    let function = FingerprintFunction::from_number(row.get(3)?).ok_or_else(|| bad("fingerprint function"))?;
-    let key: [u8; 16] = row.get(4)?;
-    let width = Width::from_bits(row.get(5)?).ok_or_else(|| bad("fingerprint width"))?;
-    let realm = Realm {
-        id,
-        issuer: row.get(2)?,
-        fingerprinter: Fingerprinter::new(function, RealmKey(key), width),
-        leeway: seconds(row.get(6)?)?,
-        max_token_lifetime: seconds(row.get(7)?)?,
-        created: UnixTime::from_secs(unsigned(row.get(8)?, "a time")?),
-    };
-    let counters = Counters {
-        term: Term(u32::try_from(row.get::<_, i64>(9)?).map_err(|_| bad("term"))?),
-        head: Sequence(unsigned(row.get(10)?, "a sequence")?),
-        stored: unsigned(row.get(11)?, "a count")?,
-        cutoffs: unsigned(row.get(12)?, "a count")?,
-    };
-    let until = row.get::<_, Option<i64>>(14)?.map(|until| unsigned(until, "a time")).transpose()?;
-    let coverage =
-        Coverage { registered: unsigned(row.get(13)?, "a count")?, covered_until: until.map(UnixTime::from_secs) };
-    Ok(RealmRow { number: row.get(0)?, realm, counters, coverage })
+    let found = unchecked_realm_row(row)?;
+    if found.sum() == column::<i64>(row, 15, "a checksum")? {
+        Ok(found)
+    } else {
+        Err(damaged(format!("the row of realm {} does not match its checksum", found.realm.id)))
+    }
 }
 
-fn insert_realm(connection: &Connection, realm: &Realm) -> Outcome<i64> {
-    let counters = Counters::new();
+fn unchecked_realm_row(row: &Row<'_>) -> Outcome<RealmRow> {
+    let id = realm_id(&column::<String>(row, 1, "a realm")?)?;
+    let bad = |what: &str| damaged(format!("realm {id} has a {what} that does not exist"));
+    let number = |index, what: &str| unsigned(column(row, index, what)?, what);
+    let function = FingerprintFunction::from_number(column(row, 3, "a function")?);
+    let key: [u8; 16] = column(row, 4, "a key")?;
+    let width = Width::from_bits(column(row, 5, "a width")?).ok_or_else(|| bad("fingerprint width"))?;
+    let span = |index| number(index, "a span").map(std::time::Duration::from_secs);
+    let realm = Realm {
+        id,
+        issuer: column(row, 2, "an issuer")?,
+        fingerprinter: Fingerprinter::new(function.ok_or_else(|| bad("fingerprint function"))?, RealmKey(key), width),
+        leeway: span(6)?,
+        max_token_lifetime: span(7)?,
+        created: UnixTime::from_secs(number(8, "a time")?),
+    };
+    let counters = Counters {
+        term: Term(u32::try_from(number(9, "a term")?).map_err(|_| bad("term"))?),
+        head: Sequence(number(10, "a sequence")?),
+        stored: number(11, "a count")?,
+        cutoffs: number(12, "a count")?,
+    };
+    let until = column::<Option<i64>>(row, 14, "a time")?.map(|until| unsigned(until, "a time")).transpose()?;
+    let coverage = Coverage { registered: number(13, "a count")?, covered_until: until.map(UnixTime::from_secs) };
+    Ok(RealmRow { number: column(row, 0, "a number")?, realm, counters, coverage })
+}
+
+fn insert_realm(connection: &Connection, row: &RealmRow) -> Outcome<()> {
+    let RealmRow { number, realm, counters, coverage } = row;
     connection.execute(
-        "INSERT INTO realms (id, issuer, function, key, width, leeway, max_token_lifetime, created,
-         term, head, stored, cutoffs) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+        "INSERT INTO realms (number, id, issuer, function, key, width, leeway, max_token_lifetime, created,
+         term, head, stored, cutoffs, registered, covered_until, sum)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
         params![
+            number,
             realm.id.as_str(),
             realm.issuer,
             realm.fingerprinter.function() as u8,
@@ -834,58 +949,78 @@ fn insert_realm(connection: &Connection, realm: &Realm) -> Outcome<i64> {
             signed(counters.head.0),
             signed(counters.stored),
             signed(counters.cutoffs),
+            signed(coverage.registered),
+            coverage.covered_until.map(|until| signed(until.secs())),
+            row.sum(),
         ],
     )?;
-    Ok(connection.last_insert_rowid())
+    Ok(())
 }
 
-fn put_objects(connection: &Connection, realm: i64, objects: Vec<Object>) -> Outcome<()> {
+fn put_objects(connection: &Connection, number: i64, realm: RealmId, objects: Vec<Object>) -> Outcome<()> {
     let mut put = connection.prepare_cached(
-        "INSERT INTO objects (realm, address, bytes) VALUES (?1, ?2, ?3)
-         ON CONFLICT (realm, address) DO UPDATE SET bytes = excluded.bytes",
+        "INSERT INTO objects (realm, address, bytes, sum) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (realm, address) DO UPDATE SET bytes = excluded.bytes, sum = excluded.sum",
     )?;
-    for Object { address, bytes } in objects {
-        put.execute(params![realm, address, bytes])?;
+    for object in objects {
+        put.execute(params![number, object.address, object.bytes, object_sum(realm, &object)])?;
     }
     Ok(())
 }
 
-fn update_counters(connection: &Connection, realm: i64, counters: Counters) -> Outcome<()> {
+/// Writes what a realm's row counts.
+fn update_realm(connection: &Connection, row: &RealmRow) -> Outcome<()> {
+    let RealmRow { number, counters, coverage, .. } = row;
     connection
-        .prepare_cached("UPDATE realms SET term = ?2, head = ?3, stored = ?4, cutoffs = ?5 WHERE number = ?1")?
+        .prepare_cached(
+            "UPDATE realms SET term = ?2, head = ?3, stored = ?4, cutoffs = ?5, registered = ?6, covered_until = ?7,
+             sum = ?8 WHERE number = ?1",
+        )?
         .execute(params![
-        realm,
-        counters.term.0,
-        signed(counters.head.0),
-        signed(counters.stored),
-        signed(counters.cutoffs),
-    ])?;
+            number,
+            counters.term.0,
+            signed(counters.head.0),
+            signed(counters.stored),
+            signed(counters.cutoffs),
+            signed(coverage.registered),
+            coverage.covered_until.map(|until| signed(until.secs())),
+            row.sum(),
+        ])?;
     Ok(())
 }
 
+/// Forgets what it has looked at itself: neither a damaged index nor a damaged `exp` ends a revoke early.
 fn expire_piece(transaction: &Transaction<'_>, realm: RealmId, horizon: UnixTime) -> Outcome<usize> {
     let mut row = known_realm(transaction, realm)?;
     // Oldest sequence first within one `exp`: a revoke goes no later than what undoes it.
-    let dropped = transaction
-        .prepare_cached(
-            "DELETE FROM entries WHERE realm = ?1 AND sequence IN (
-                 SELECT sequence FROM entries INDEXED BY entries_by_exp WHERE realm = ?1 AND kind IN (1, 2) AND value <= ?2
-                 ORDER BY value, sequence LIMIT ?3)",
-        )?
-        .execute(params![row.number, signed(horizon.secs()), signed(EXPIRE_PIECE as u64)])?;
-    if dropped > 0 {
-        row.counters.stored = row.counters.stored.saturating_sub(dropped as u64);
-        update_counters(transaction, row.number, row.counters)?;
+    let mut select = transaction.prepare_cached(&format!(
+        "{SELECT_ENTRY} INDEXED BY entries_by_exp WHERE realm = ?1 AND kind IN (1, 2) AND value <= ?2
+         ORDER BY value, sequence LIMIT ?3"
+    ))?;
+    let mut delete = transaction.prepare_cached("DELETE FROM entries WHERE realm = ?1 AND sequence = ?2")?;
+    let mut sequences = Vec::new();
+    let mut rows = select.query(params![row.number, signed(horizon.secs()), signed(EXPIRE_PIECE as u64)])?;
+    while let Some(found) = rows.next()? {
+        let Entry { sequence, statement, .. } = entry(realm, found)?;
+        match statement {
+            Statement::Revoke { exp, .. } | Statement::Reinstate { exp, .. } if exp <= horizon => {
+                sequences.push(signed(sequence.0));
+            }
+            _ => return Err(damaged(format!("the index of expiry names entry {sequence}, which does not expire yet"))),
+        }
     }
-    Ok(dropped)
+    for sequence in &sequences {
+        delete.execute(params![row.number, sequence])?;
+    }
+    if !sequences.is_empty() {
+        row.counters.stored = row.counters.stored.saturating_sub(sequences.len() as u64);
+        update_realm(transaction, &row)?;
+    }
+    Ok(sequences.len())
 }
 
 fn realm_id(text: &str) -> Outcome<RealmId> {
     RealmId::new(text).map_err(|error| damaged(format!("a realm is named {text:?}: {error}")))
-}
-
-fn seconds(number: i64) -> Outcome<std::time::Duration> {
-    unsigned(number, "a span").map(std::time::Duration::from_secs)
 }
 
 fn unsigned(number: i64, what: &str) -> Outcome<u64> {
@@ -996,11 +1131,11 @@ fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     if finding != "ok" {
         return Err(OpenError::Damaged { path: path.to_owned(), what: finding });
     }
-    match layout {
-        LAYOUT => {}
-        1 => registry::add_to_layout_1(&mut connection).map_err(fail)?,
-        _ => return Err(OpenError::Damaged { path: path.to_owned(), what: format!("it has layout {layout}") }),
-    }
+    layouts::advance(&mut connection, layout).map_err(|halt| match halt {
+        Halt::Refused(LedgerError::Damaged { what }) => OpenError::Damaged { path: path.to_owned(), what },
+        Halt::Refused(error) => OpenError::Storage { path: path.to_owned(), source: Arc::new(error) },
+        Halt::Storage(error) => open_error(path, error),
+    })?;
     Ok(connection)
 }
 
@@ -1130,13 +1265,14 @@ mod tests {
         revoke(&ledger, "t".into()).await.unwrap();
         ledger
             .exclusive(|transaction| {
-                transaction.execute("UPDATE entries SET kind = 77", [])?;
+                transaction.execute("UPDATE entries SET kind = 2", [])?;
                 Ok(((), News::No))
             })
             .await
             .unwrap();
-        let error = ledger.scan(id(), Sequence(0), 10).await.unwrap_err();
-        assert_eq!(error.to_string(), "the ledger is damaged: entry 1 has kind 77 about a subject of kind 4");
+        let error = ledger.scan(id(), Sequence(0), 10).await.unwrap_err().to_string();
+        let told = "the ledger is damaged: entry 1 of realm a does not match its checksum; `revocast ledger verify` ";
+        assert!(error.starts_with(told), "{error}");
         assert!(matches!(revoke(&ledger, "t".into()).await, Err(LedgerError::Damaged { .. })));
     }
 }

@@ -168,6 +168,7 @@ over_all! {
     live_cutoffs_are_those_not_lifted
     whoever_leads_goes_on_leading
     a_bid_that_cannot_be_is_refused
+    all_that_is_kept_is_shown_and_restored
     ;
     nobody_is_woken_for_nothing
 }
@@ -782,6 +783,160 @@ async fn a_bid_that_cannot_be_is_refused(ledger: &dyn Ledger) {
     assert_eq!(ledger.lead(Bid { address: None, ..bid("one") }).await.unwrap(), LEADING);
 }
 
+/// Something of everything.
+async fn fill(ledger: &dyn Ledger) {
+    let requests = vec![
+        vouched("t", 1),
+        vouched("u", 2),
+        reinstate("u"),
+        cutoff(Scope::Realm, 9),
+        cutoff(Scope::Sub("s".into()), 9),
+        lift(Scope::Realm),
+        Request { reason: None, ..vouched("\u{1f512}\0'", 3) },
+    ];
+    ledger.append(id("a"), NOW, requests).await.unwrap();
+    ledger.resume(id("a"), NOW, Sequence(0)).await.unwrap();
+    one(ledger, vouched("v", 4)).await;
+    register(ledger, vec![issued("t", 100), Issued { sub: None, ..issued("x", 200) }]).await;
+    ledger.cover(id("a"), NOW, NOW).await.unwrap();
+    let object = |address: &str, bytes| Object { address: address.into(), bytes };
+    let objects = vec![object("manifest", vec![1, 2, 3]), object("e/1/index", vec![0; 5_000])];
+    ledger.store_objects(id("a"), Term(2), objects, vec![]).await.unwrap();
+    // More than one piece of each, and the widest fingerprints.
+    let fingerprinter = Fingerprinter::new(FingerprintFunction::Xxh3, RealmKey([9; 16]), Width::W64);
+    ledger.create_realm(Realm { fingerprinter, ..realm("b") }, vec![]).await.unwrap();
+    let many = (0..4_500).map(|number| vouched(&number.to_string(), 1)).collect();
+    ledger.append(id("b"), NOW, many).await.unwrap();
+    for part in 0..3 {
+        let tokens = (0..1_500).map(|number| issued(&format!("{part}-{number}"), 1_000)).collect();
+        ledger.register(id("b"), NOW, tokens).await.unwrap();
+    }
+    ledger.create_realm(realm("c"), vec![]).await.unwrap();
+}
+
+/// All rows in order, however they were cut into pieces.
+async fn dumped(ledger: &dyn Ledger) -> Result<Vec<Piece>, LedgerError> {
+    let pieces = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let taken = Arc::clone(&pieces);
+    let sink: Sink = Box::new(move |piece| {
+        taken.lock().unwrap().push(piece);
+        true
+    });
+    ledger.dump(sink).await?;
+    let mut joined: Vec<Piece> = Vec::new();
+    for piece in std::mem::take(&mut *pieces.lock().unwrap()) {
+        match (joined.last_mut(), piece) {
+            (Some(Piece::Entries(held)), Piece::Entries(more)) => held.extend(more),
+            (Some(Piece::Issued(held)), Piece::Issued(more)) => held.extend(more),
+            (Some(Piece::Objects(held)), Piece::Objects(more)) => held.extend(more),
+            (_, piece) => joined.push(piece),
+        }
+    }
+    Ok(joined)
+}
+
+fn source(pieces: Vec<Piece>) -> Source {
+    // Pieces of a dump are small; joined they would not be.
+    let cut = pieces.into_iter().flat_map(|piece| match piece {
+        Piece::Entries(rows) => rows.chunks(700).map(|part| Piece::Entries(part.to_vec())).collect(),
+        Piece::Issued(rows) => rows.chunks(700).map(|part| Piece::Issued(part.to_vec())).collect(),
+        other => vec![other],
+    });
+    Box::new(cut.map(Ok))
+}
+
+async fn all_that_is_kept_is_shown_and_restored(ledger: &dyn Ledger) {
+    fill(ledger).await;
+    let pieces = dumped(ledger).await.unwrap();
+    let mut inspection = Inspection::default();
+    assert!(pieces.iter().all(|piece| inspection.take(piece)) && inspection.finish(), "{:?}", inspection.findings);
+    let Inspection { realms, entries, issued, objects, .. } = inspection;
+    assert_eq!((realms, entries, issued, objects), (3, 4_509, 4_502, 2));
+
+    let copy = MemoryLedger::new();
+    copy.restore(source(pieces.clone())).await.unwrap();
+    assert_eq!(dumped(&copy).await.unwrap(), pieces);
+    assert_eq!(copy.head(id("a")).await.unwrap(), ledger.head(id("a")).await.unwrap());
+    assert_eq!(copy.cutoffs(id("a")).await.unwrap(), ledger.cutoffs(id("a")).await.unwrap());
+    assert_eq!(copy.objects(id("a")).await.unwrap(), ledger.objects(id("a")).await.unwrap());
+
+    let again = ledger.restore(source(pieces.clone())).await.unwrap_err();
+    assert!(matches!(again, LedgerError::NotEmpty { realm } if realm == id("a")), "{again}");
+    ledger.compact().await.unwrap();
+    assert_eq!(dumped(ledger).await.unwrap(), pieces);
+
+    // A sink that has seen enough is shown no more.
+    let shown = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = Arc::clone(&shown);
+    let sink: Sink = Box::new(move |_| counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 1);
+    ledger.dump(sink).await.unwrap();
+    assert_eq!(shown.load(std::sync::atomic::Ordering::Relaxed), 2);
+}
+
+type Change = fn(&mut Vec<Piece>);
+
+/// Into an empty ledger: what cannot be read, or cannot be, leaves nothing; what can be is all there.
+async fn an_empty_ledger_is_restored_whole_or_not_at_all(ledger: &dyn Ledger) {
+    let original = MemoryLedger::new();
+    original.create_realm(realm("a"), vec![]).await.unwrap();
+    fill(&original).await;
+    let pieces = dumped(&original).await.unwrap();
+
+    let cut: Vec<_> = pieces[..pieces.len() - 2].iter().cloned().map(Ok).collect();
+    let broken = cut.into_iter().chain([Err(Arc::new(std::io::Error::other("torn")) as Cause)]);
+    let refused = ledger.restore(Box::new(broken)).await.unwrap_err();
+    assert!(matches!(&refused, LedgerError::Unreadable(cause) if cause.to_string() == "torn"), "{refused}");
+    let wrong: [(&str, Change); 5] = [
+        ("counts 2 entries, and 9 are there", |pieces| {
+            let Piece::Realm(record) = &mut pieces[0] else { panic!() };
+            record.stored = 2;
+        }),
+        ("entry 1 of realm a stands after entry 2", |pieces| {
+            let Piece::Entries(entries) = &mut pieces[1] else { panic!() };
+            entries.swap(0, 1);
+        }),
+        ("is above its head", |pieces| {
+            let Piece::Realm(record) = &mut pieces[0] else { panic!() };
+            record.head = Sequence(7);
+        }),
+        ("a token of realm a stands twice", |pieces| {
+            let Piece::Issued(issued) = &mut pieces[2] else { panic!() };
+            issued[1] = issued[0].clone();
+        }),
+        ("before the first realm", |pieces| {
+            pieces.remove(0);
+        }),
+    ];
+    for (finding, change) in wrong {
+        let mut pieces = pieces.clone();
+        change(&mut pieces);
+        let refused = ledger.restore(source(pieces)).await.unwrap_err();
+        assert!(matches!(&refused, LedgerError::Damaged { what } if what.contains(finding)), "{finding}: {refused}");
+    }
+    assert!(ledger.realms().await.unwrap().is_empty());
+
+    ledger.restore(source(pieces.clone())).await.unwrap();
+    assert_eq!(dumped(ledger).await.unwrap(), pieces);
+    // And it goes on.
+    let resumed = 7 + RESUME_GAP;
+    assert_eq!(one(ledger, vouched("v", 4)).await, held(resumed + 1, 4));
+    assert_eq!(one(ledger, vouched("w", 1)).await, fresh(resumed + 2, 1));
+    assert_eq!(ledger.create_realm(realm("d"), vec![]).await.unwrap().realm, realm("d"));
+    assert_eq!(register(ledger, vec![issued("t", 100)]).await.repeated, 1);
+}
+
+#[tokio::test]
+async fn an_empty_file_is_restored_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    an_empty_ledger_is_restored_whole_or_not_at_all(&SqliteLedger::open(folder.path()).unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_database_is_restored_whole_or_not_at_all() {
+    let server = server::Postgres::start();
+    an_empty_ledger_is_restored_whole_or_not_at_all(&in_postgres(&server).await.0).await;
+}
+
 /// What a ledger that several servers share promises about leading. `pass` lets at least that much of the ledger's time go by.
 async fn the_lease_of_a_leader_decides(ledger: &dyn Ledger, pass: impl AsyncFn(Duration)) {
     ledger.create_realm(realm("b"), vec![]).await.unwrap();
@@ -1042,9 +1197,141 @@ async fn a_ledger_from_before_the_registry_opens_and_works() {
         (layout, rows.unwrap().collect::<Result<Vec<_>, _>>().unwrap())
     };
     assert_eq!(columns(&path), columns(&fresh.path().join("ledger.db")));
-    assert_eq!(columns(&path).0, 2);
+    assert_eq!(columns(&path).0, 3);
     let ledger = SqliteLedger::open(folder.path()).unwrap();
     assert_eq!(ledger.coverage(id("a")).await.unwrap().registered, 2);
+}
+
+#[tokio::test]
+async fn a_ledger_from_before_the_checksums_gets_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    let ledger = SqliteLedger::open(folder.path()).unwrap();
+    ledger.create_realm(realm("a"), vec![]).await.unwrap();
+    fill(&ledger).await;
+    let before = dumped(&ledger).await.unwrap();
+    drop(ledger);
+    // What tells the two layouts apart is the column of sums.
+    let old = rusqlite::Connection::open(&path).unwrap();
+    for table in ["realms", "entries", "objects", "issued"] {
+        old.execute_batch(&format!("ALTER TABLE {table} DROP COLUMN sum")).unwrap();
+    }
+    old.pragma_update(None, "user_version", 2).unwrap();
+    drop(old);
+
+    let ledger = SqliteLedger::open(folder.path()).unwrap();
+    assert_eq!(dumped(&ledger).await.unwrap(), before);
+    assert!(!one(&ledger, vouched("v", 4)).await.recorded);
+}
+
+/// Everything that can be read, whatever the order of the tables in the file.
+async fn content(folder: &Path) -> Result<Vec<Piece>, String> {
+    let ledger = SqliteLedger::open(folder).map_err(|error| error.to_string())?;
+    let mut pieces = Vec::new();
+    for realm in ledger.realms().await.map_err(|error| error.to_string())? {
+        let id = realm.id;
+        let told = |error: LedgerError| error.to_string();
+        let (term, head) = ledger.head(id).await.map_err(told)?;
+        let coverage = ledger.coverage(id).await.map_err(told)?;
+        pieces.push(Piece::Realm(RealmRecord { realm, term, head, stored: 0, cutoffs: 0, coverage }));
+        pieces.push(Piece::Entries(ledger.scan(id, Sequence(0), usize::MAX).await.map_err(told)?));
+        pieces.push(Piece::Objects(ledger.objects(id).await.map_err(told)?));
+        let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let shown = Arc::clone(&seen);
+        let visitor: Visitor = Box::new(move |batch| {
+            shown.lock().unwrap().extend_from_slice(batch);
+            true
+        });
+        ledger.visit_registered(id, vec![visitor]).await.map_err(told)?;
+        let seen = std::mem::take(&mut *seen.lock().unwrap());
+        let enrolled = |(fingerprint, exp)| Enrolled { fingerprint, name: 0, iat: exp, exp, sub: None };
+        pieces.push(Piece::Issued(seen.into_iter().map(enrolled).collect()));
+    }
+    Ok(pieces)
+}
+
+/// A small ledger with something of everything, closed; in a file without free pages.
+async fn small_ledger(folder: &Path) {
+    let ledger = SqliteLedger::open(folder).unwrap();
+    ledger.create_realm(realm("a"), vec![]).await.unwrap();
+    ledger
+        .append(id("a"), NOW, vec![vouched("t", 1), cutoff(Scope::Sub("s".into()), 9), vouched("u", 2)])
+        .await
+        .unwrap();
+    one(&ledger, reinstate("u")).await;
+    register(&ledger, vec![issued("t", 100), issued("x", 200)]).await;
+    ledger.cover(id("a"), NOW, NOW).await.unwrap();
+    let object = Object { address: "manifest".into(), bytes: (0..=255).cycle().take(9_000).collect() };
+    ledger.store_objects(id("a"), Term(1), vec![object], vec![]).await.unwrap();
+}
+
+/// A disk turns single bits over. The content stays what it was, or the ledger says that it is damaged.
+///
+/// `REVOCAST_LONG=1` turns over every bit.
+#[tokio::test]
+async fn a_flipped_bit_changes_nothing_unnoticed() {
+    let folder = tempfile::tempdir().unwrap();
+    small_ledger(folder.path()).await;
+    let path = folder.path().join("ledger.db");
+    let whole = content(folder.path()).await.unwrap();
+    let good = fs::read(&path).unwrap();
+    let long = std::env::var_os("REVOCAST_LONG").is_some();
+    // A prime: over the pages, every place in a page and every bit in a byte comes up.
+    let step = if long { 1 } else { 293 };
+    let (mut noticed, mut harmless) = (0, 0);
+    for bit in (0..good.len() * 8).step_by(step) {
+        let mut bytes = good.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        fs::write(&path, &bytes).unwrap();
+        for leftover in ["ledger.db-wal", "ledger.db-shm"] {
+            let _ = fs::remove_file(folder.path().join(leftover));
+        }
+        match content(folder.path()).await {
+            Ok(read) => {
+                assert_eq!(read, whole, "bit {bit} changed what is read, and nobody noticed");
+                harmless += 1;
+            }
+            Err(_) => noticed += 1,
+        }
+    }
+    println!("{noticed} noticed, {harmless} without effect, of {} bits", good.len() * 8);
+    assert!(noticed > harmless / 10, "{noticed} of {harmless} noticed: is this file read at all?");
+}
+
+/// The power fails while the log is written: what was committed last may be torn, and is cut off. What is before it
+/// stands, and the ledger opens.
+#[tokio::test]
+async fn a_torn_log_is_cut_at_a_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(folder.path()).unwrap();
+    ledger.create_realm(realm("a"), vec![]).await.unwrap();
+    let mut states = vec![];
+    for number in 0..12 {
+        states.push(statements(&ledger).await);
+        one(&ledger, vouched(&number.to_string(), 1)).await;
+    }
+    states.push(statements(&ledger).await);
+    // As the disk has it while the server runs.
+    let (file, log) = (folder.path().join("ledger.db"), folder.path().join("ledger.db-wal"));
+    let (file, log) = (fs::read(file).unwrap(), fs::read(log).unwrap());
+    drop(ledger);
+    let step = if std::env::var_os("REVOCAST_LONG").is_some() { 1 } else { 1_009 };
+    let mut lengths = std::collections::BTreeSet::new();
+    for length in (0..=log.len()).rev().step_by(step) {
+        let torn = tempfile::tempdir().unwrap();
+        fs::write(torn.path().join("ledger.db"), &file).unwrap();
+        fs::write(torn.path().join("ledger.db-wal"), &log[..length]).unwrap();
+        let ledger = SqliteLedger::open(torn.path()).unwrap();
+        // Cut before the realm was founded, there is no realm.
+        if ledger.realms().await.unwrap().is_empty() {
+            continue;
+        }
+        let read = statements(&ledger).await;
+        assert!(states.contains(&read), "cut at {length}: {read:?}");
+        lengths.insert(read.len());
+        assert_eq!(ledger.head(id("a")).await.unwrap().1.0, read.len() as u64);
+    }
+    assert!(lengths.len() > 6 && lengths.contains(&12), "{lengths:?}");
 }
 
 #[test]

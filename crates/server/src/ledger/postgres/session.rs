@@ -216,9 +216,7 @@ impl Database {
         let pool = |size| {
             let settings = ManagerConfig { recycling_method: RecyclingMethod::Fast };
             let manager = match &config.tls {
-                Some(roots) => {
-                    Manager::from_config(config.connection(), MakeRustlsConnect::new(roots.client_config()), settings)
-                }
+                Some(tls) => Manager::from_config(config.connection(), MakeRustlsConnect::new(tls.clone()), settings),
                 None => Manager::from_config(config.connection(), NoTls, settings),
             };
             Pool::builder(manager)
@@ -302,6 +300,11 @@ impl Database {
                 Err(fault) => tries.after(self, fault).await?,
             }
         }
+    }
+
+    /// A transaction that may take as long as it likes, and is not tried again.
+    pub(super) async fn long(&self) -> Result<Arc<Session>, LedgerError> {
+        self.begin(true, "BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(Fault::into_error)
     }
 
     /// A snapshot: all that is read in it was true at one moment, which begins with the first statement.
@@ -469,6 +472,11 @@ impl Session {
         Ok(timeout(STATEMENT_PATIENCE, client.batch_execute(sql)).await.map_err(|_| Fault::Silent)??)
     }
 
+    /// Runs one that may take as long as it likes.
+    pub(super) async fn long(&self, sql: &str) -> Outcome<()> {
+        Ok(self.client()?.batch_execute(sql).await?)
+    }
+
     pub(super) async fn rows(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Outcome<Vec<Row>> {
         let client = self.client()?;
         let rows = async {
@@ -492,7 +500,7 @@ impl Session {
         Ok(timeout(STATEMENT_PATIENCE, changed).await.map_err(|_| Fault::Silent)??)
     }
 
-    /// Ends a snapshot.
+    /// Ends a transaction, keeping what it did.
     pub(super) async fn end(&self) -> Outcome<()> {
         self.batch("COMMIT").await?;
         self.settled();

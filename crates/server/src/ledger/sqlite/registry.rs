@@ -9,20 +9,21 @@ use std::sync::{Arc, PoisonError};
 use std::thread;
 
 use revocast_core::limits::ISSUED_BATCH_MAX;
-use revocast_core::{Fingerprint, Fingerprinter, Jti, RealmId, UnixTime, Width};
-use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Transaction, params};
+use revocast_core::{Fingerprint, Jti, RealmId, UnixTime, Width};
+use rusqlite::{CachedStatement, Connection, Row, Transaction, params};
 use tokio::sync::oneshot;
 
 use super::{
-    EXPIRE_PIECE, News, Outcome, Rows, SqliteLedger, Write, damaged, known_realm, open_reader, rows_of, unsigned,
-    update_counters,
+    EXPIRE_PIECE, News, Outcome, Rows, SqliteLedger, Turned, Write, damaged, known_realm, open_reader, rows_of,
+    unsigned, update_realm,
 };
-use crate::ledger::columns::{self, RealmRow, column, place, signed};
+use crate::ledger::columns::{self, IssuedColumns, RealmRow, column, issued_sum, place, signed};
 use crate::ledger::registry::{self, Coverage, Issued, Key, Register, Registration, Visitor};
 use crate::ledger::rules::{Halt, Last, Shelf, Subject};
+use crate::ledger::sqlite;
 use crate::ledger::{Entry, LedgerError};
 
-/// Joins the schema of a new ledger, and that of one from before there was a registry.
+/// Joins the schema of a new ledger.
 ///
 /// `name` is the number of [`Key::name`], `fingerprint` that of [`place`].
 pub(super) const SCHEMA: &str = "
@@ -33,6 +34,7 @@ CREATE TABLE issued (
     iat INTEGER NOT NULL,
     exp INTEGER NOT NULL,
     sub TEXT,
+    sum INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (realm, fingerprint, name)
 ) STRICT, WITHOUT ROWID;
 ";
@@ -65,24 +67,20 @@ impl SqliteLedger {
             return Err(LedgerError::IssuedTooMany { tokens: issued.len() });
         }
         self.exclusive(move |transaction| {
-            let RealmRow { number, realm, counters, coverage } = known_realm(transaction, realm)?;
-            let (mut counted, mut covered) = (counters, coverage);
-            let mut rows = RegistryRows::of(rows_of(transaction)?, transaction, number, &realm.fingerprinter)?;
-            let done =
-                registry::register(&mut rows, &realm, &mut counted, &mut covered, now, issued).map_err(|halt| {
-                    match halt {
-                        Halt::Refused(error) => Halt::Refused(error),
-                        Halt::Storage(halt) => halt,
-                    }
-                })?;
-            if covered != coverage {
-                update_coverage(transaction, number, covered)?;
+            let mut row = known_realm(transaction, realm)?;
+            let (mut counters, mut coverage) = (row.counters, row.coverage);
+            let mut rows = RegistryRows::of(rows_of(transaction)?, transaction, &row)?;
+            let done = registry::register(&mut rows, &row.realm, &mut counters, &mut coverage, now, issued);
+            let done = done.map_err(|halt| match halt {
+                Halt::Refused(error) => Halt::Refused(error),
+                Halt::Storage(halt) => halt,
+            })?;
+            let news = if counters == row.counters { News::No } else { News::Yes };
+            if (counters, coverage) != (row.counters, row.coverage) {
+                (row.counters, row.coverage) = (counters, coverage);
+                update_realm(transaction, &row)?;
             }
-            if counted == counters {
-                return Ok((done, News::No));
-            }
-            update_counters(transaction, number, counted)?;
-            Ok((done, News::Yes))
+            Ok((done, news))
         })
         .await
     }
@@ -94,10 +92,11 @@ impl SqliteLedger {
         until: UnixTime,
     ) -> Result<Coverage, LedgerError> {
         self.exclusive(move |transaction| {
-            let row = known_realm(transaction, realm)?;
+            let mut row = known_realm(transaction, realm)?;
             let coverage = row.coverage.moved(&row.realm, now, until)?;
             if coverage != row.coverage {
-                update_coverage(transaction, row.number, coverage)?;
+                row.coverage = coverage;
+                update_realm(transaction, &row)?;
             }
             Ok((coverage, News::No))
         })
@@ -120,7 +119,7 @@ impl SqliteLedger {
         for (index, visitor) in visitors.into_iter().enumerate() {
             let (reply, answer) = oneshot::channel();
             let width = realm.fingerprinter.width();
-            let part = Part { realm: number, width, bounds: registry::part(width, index, parts) };
+            let part = Part { realm: number, id: realm.id, width, bounds: registry::part(width, index, parts) };
             let (path, closing) = (self.path.clone(), Arc::clone(&self.closing));
             let thread = thread::Builder::new().name(format!("ledger-visit-{index}")).spawn(move || {
                 let unwanted = || closing.load(Ordering::Acquire) || reply.is_closed();
@@ -128,9 +127,7 @@ impl SqliteLedger {
                 let _ = reply.send(seen.map_err(LedgerError::from));
             });
             let thread = thread.map_err(|error| LedgerError::Storage(Arc::new(error)))?;
-            let mut visits = self.visits.lock().unwrap_or_else(PoisonError::into_inner);
-            visits.retain(|visit| !visit.is_finished());
-            visits.push(thread);
+            self.joined_when_closed(thread);
             answers.push(answer);
         }
         for answer in answers {
@@ -169,27 +166,64 @@ struct RegistryRows<'a> {
     rows: Rows<'a>,
     enroll: CachedStatement<'a>,
     prolong: CachedStatement<'a>,
+    realm: RealmId,
+    number: i64,
     width: Width,
 }
 
 impl<'a> RegistryRows<'a> {
-    fn of(
-        mut rows: Rows<'a>,
-        transaction: &'a Transaction<'_>,
-        number: i64,
-        fingerprinter: &Fingerprinter,
-    ) -> Outcome<Self> {
-        rows.turn_to(number, *fingerprinter);
+    fn of(mut rows: Rows<'a>, transaction: &'a Transaction<'_>, row: &RealmRow) -> Outcome<Self> {
+        rows.turn_to(row);
         Ok(Self {
             rows,
-            enroll: transaction.prepare_cached(
-                "INSERT INTO issued (realm, fingerprint, name, iat, exp, sub) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-                 ON CONFLICT DO NOTHING",
+            enroll: transaction.prepare_cached(&format!("{INSERT_ISSUED} ON CONFLICT DO NOTHING"))?,
+            prolong: transaction.prepare_cached(
+                "UPDATE issued SET exp = ?4, sum = ?5 WHERE realm = ?1 AND fingerprint = ?2 AND name = ?3",
             )?,
-            prolong: transaction
-                .prepare_cached("UPDATE issued SET exp = ?4 WHERE realm = ?1 AND fingerprint = ?2 AND name = ?3")?,
-            width: fingerprinter.width(),
+            realm: row.realm.id,
+            number: row.number,
+            width: row.realm.fingerprinter.width(),
         })
+    }
+}
+
+pub(super) const INSERT_ISSUED: &str =
+    "INSERT INTO issued (realm, fingerprint, name, iat, exp, sub, sum) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+
+pub(super) const SELECT_ISSUED: &str = "SELECT fingerprint, name, iat, exp, sub, sum FROM issued";
+
+/// What follows [`SELECT_ISSUED`] to find the token in one place.
+pub(super) const IN_PLACE: &str = "WHERE realm = ?1 AND fingerprint = ?2 AND name = ?3";
+
+/// A registered token as it stands in a row.
+#[derive(Clone, Debug)]
+pub(super) struct IssuedRow {
+    pub(super) place: (i64, i64),
+    pub(super) iat: i64,
+    pub(super) exp: i64,
+    pub(super) sub: Option<String>,
+}
+
+impl IssuedRow {
+    /// From the columns of [`SELECT_ISSUED`], whatever the last of them says.
+    pub(super) fn unchecked(row: &Row<'_>) -> Outcome<Self> {
+        let number = |index| sqlite::column::<i64>(row, index, "a number of a token");
+        let place = (number(0)?, number(1)?);
+        Ok(Self { place, iat: number(2)?, exp: number(3)?, sub: sqlite::column(row, 4, "a sub")? })
+    }
+
+    pub(super) fn sum(&self, realm: RealmId) -> i32 {
+        issued_sum(realm, IssuedColumns { place: self.place, iat: self.iat, exp: self.exp, sub: self.sub.as_deref() })
+    }
+}
+
+pub(super) fn issued(realm: RealmId, row: &Row<'_>) -> Outcome<IssuedRow> {
+    let found = IssuedRow::unchecked(row)?;
+    if found.sum(realm) == sqlite::column::<i32>(row, 5, "a checksum")? {
+        Ok(found)
+    } else {
+        let (fingerprint, name) = found.place;
+        Err(damaged(format!("the token at {fingerprint}, {name} of realm {realm} does not match its checksum")))
     }
 }
 
@@ -213,7 +247,9 @@ impl Register for RegistryRows<'_> {
     fn enroll(&mut self, key: Key, issued: &Issued) -> Outcome<Option<UnixTime>> {
         let (fingerprint, name) = place(key, self.width);
         let (iat, exp) = (signed(issued.iat.secs()), signed(issued.exp.secs()));
-        let new = self.enroll.execute(params![self.rows.realm, fingerprint, name, iat, exp, issued.sub])?;
+        let row = IssuedRow { place: (fingerprint, name), iat, exp, sub: issued.sub.clone() };
+        let sum = row.sum(self.realm);
+        let new = self.enroll.execute(params![self.number, fingerprint, name, iat, exp, row.sub, sum])?;
         if new > 0 {
             return Ok(None);
         }
@@ -223,71 +259,65 @@ impl Register for RegistryRows<'_> {
 
     fn prolong(&mut self, key: Key, exp: UnixTime) -> Outcome<()> {
         let (fingerprint, name) = place(key, self.width);
-        self.prolong.execute(params![self.rows.realm, fingerprint, name, signed(exp.secs())])?;
+        if let Some(held) = self.rows.issued(key, self.width)? {
+            let moved = IssuedRow { exp: signed(exp.secs()), ..held };
+            self.prolong.execute(params![self.number, fingerprint, name, moved.exp, moved.sum(self.realm)])?;
+        }
         Ok(())
     }
 }
 
 impl Rows<'_> {
-    /// The `exp` of the token in one place of the registry.
-    pub(super) fn exp_of(&mut self, key: Key, width: Width) -> Outcome<Option<UnixTime>> {
+    /// The token in one place of the registry.
+    fn issued(&mut self, key: Key, width: Width) -> Outcome<Option<IssuedRow>> {
+        let Turned { number, id, .. } = self.turned()?;
         let (fingerprint, name) = place(key, width);
-        let exp =
-            self.known.query_row(params![self.realm, fingerprint, name], |row| row.get::<_, i64>(0)).optional()?;
-        exp.map(|exp| unsigned(exp, "a time").map(UnixTime::from_secs)).transpose()
+        let mut rows = self.known.query(params![number, fingerprint, name])?;
+        rows.next()?.map(|row| issued(id, row)).transpose()
+    }
+
+    fn exp_of(&mut self, key: Key, width: Width) -> Outcome<Option<UnixTime>> {
+        let held = self.issued(key, width)?;
+        held.map(|held| unsigned(held.exp, "a time").map(UnixTime::from_secs)).transpose()
     }
 
     /// What [`Shelf::registered`] asks for.
     pub(super) fn exp_of_jti(&mut self, jti: &str) -> Outcome<Option<UnixTime>> {
-        // What is no `jti` was refused before, and no realm is turned to only before the first call.
-        match (Jti::new(jti), self.fingerprinter) {
-            (Ok(jti), Some(fingerprinter)) => self.exp_of(Key::of(&fingerprinter, jti), fingerprinter.width()),
-            (Ok(_) | Err(_), _) => Ok(None),
+        let Turned { fingerprinter, .. } = self.turned()?;
+        match Jti::new(jti) {
+            Ok(jti) => self.exp_of(Key::of(&fingerprinter, jti), fingerprinter.width()),
+            // Was refused before.
+            Err(_) => Ok(None),
         }
     }
 }
 
-pub(super) const SELECT_EXP: &str = "SELECT exp FROM issued WHERE realm = ?1 AND fingerprint = ?2 AND name = ?3";
-
-fn fingerprint(column: i64, width: Width) -> Outcome<Fingerprint> {
+pub(super) fn fingerprint(column: i64, width: Width) -> Outcome<Fingerprint> {
     columns::fingerprint(column, width)
         .ok_or_else(|| damaged(format!("a registered token has fingerprint {column}, which is none of the realm's")))
 }
 
 /// What is kept of one token.
-pub(super) fn token(
-    connection: &Connection,
-    realm: i64,
-    fingerprinter: &Fingerprinter,
-    jti: String,
-) -> Outcome<Option<Issued>> {
+pub(super) fn token(connection: &Connection, row: &RealmRow, jti: String) -> Outcome<Option<Issued>> {
+    let fingerprinter = &row.realm.fingerprinter;
     // What is no `jti` is not there either.
     let Ok(key) = Jti::new(&jti).map(|jti| Key::of(fingerprinter, jti)) else {
         return Ok(None);
     };
     let (fingerprint, name) = place(key, fingerprinter.width());
-    let found = connection
-        .prepare_cached("SELECT iat, exp, sub FROM issued WHERE realm = ?1 AND fingerprint = ?2 AND name = ?3")?
-        .query_row(params![realm, fingerprint, name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-        .optional()?;
-    let Some((iat, exp, sub)) = found else {
+    let mut statement = connection.prepare_cached(&format!("{SELECT_ISSUED} {IN_PLACE}"))?;
+    let mut rows = statement.query(params![row.number, fingerprint, name])?;
+    let Some(held) = rows.next()?.map(|found| issued(row.realm.id, found)).transpose()? else {
         return Ok(None);
     };
     let time = |number| unsigned(number, "a time").map(UnixTime::from_secs);
-    Ok(Some(Issued { jti, iat: time(iat)?, exp: time(exp)?, sub }))
-}
-
-fn update_coverage(connection: &Connection, realm: i64, coverage: Coverage) -> Outcome<()> {
-    let until = coverage.covered_until.map(|until| signed(until.secs()));
-    connection
-        .prepare_cached("UPDATE realms SET registered = ?2, covered_until = ?3 WHERE number = ?1")?
-        .execute(params![realm, signed(coverage.registered), until])?;
-    Ok(())
+    Ok(Some(Issued { jti, iat: time(held.iat)?, exp: time(held.exp)?, sub: held.sub }))
 }
 
 /// What one visitor is shown.
 struct Part {
     realm: i64,
+    id: RealmId,
     width: Width,
     /// First and last fingerprint.
     bounds: (u64, u64),
@@ -296,16 +326,16 @@ struct Part {
 impl Part {
     fn show(&self, path: &Path, mut visitor: Visitor, unwanted: &dyn Fn() -> bool) -> Outcome<()> {
         let connection = open_reader(path).map_err(|error| LedgerError::Storage(Arc::new(error)))?;
-        let mut statement = connection.prepare(
-            "SELECT fingerprint, exp FROM issued WHERE realm = ?1 AND fingerprint BETWEEN ?2 AND ?3
-             ORDER BY fingerprint",
-        )?;
+        let mut statement = connection.prepare(&format!(
+            "{SELECT_ISSUED} WHERE realm = ?1 AND fingerprint BETWEEN ?2 AND ?3 ORDER BY fingerprint"
+        ))?;
         let (low, high) = (column(self.bounds.0, self.width), column(self.bounds.1, self.width));
         let mut rows = statement.query(params![self.realm, low, high])?;
         let mut batch = Vec::with_capacity(VISIT_BATCH);
         while let Some(row) = rows.next()? {
-            let exp = UnixTime::from_secs(unsigned(row.get(1)?, "a time")?);
-            batch.push((fingerprint(row.get(0)?, self.width)?, exp));
+            let found = issued(self.id, row)?;
+            let exp = UnixTime::from_secs(unsigned(found.exp, "a time")?);
+            batch.push((fingerprint(found.place.0, self.width)?, exp));
             if batch.len() == VISIT_BATCH {
                 if unwanted() {
                     return Err(LedgerError::Closed.into());
@@ -333,18 +363,17 @@ struct SweepPiece {
 fn sweep_piece(connection: &Connection, realm: RealmId, from: (i64, i64), horizon: UnixTime) -> Outcome<SweepPiece> {
     let number = known_realm(connection, realm)?.number;
     let horizon = signed(horizon.secs());
-    let mut statement = connection.prepare_cached(
-        "SELECT fingerprint, name, exp FROM issued WHERE realm = ?1 AND (fingerprint, name) >= (?2, ?3)
-         ORDER BY fingerprint, name LIMIT ?4",
-    )?;
+    let mut statement = connection.prepare_cached(&format!(
+        "{SELECT_ISSUED} WHERE realm = ?1 AND (fingerprint, name) >= (?2, ?3) ORDER BY fingerprint, name LIMIT ?4"
+    ))?;
     let mut rows = statement.query(params![number, from.0, from.1, signed(SWEEP_PIECE as u64)])?;
     let (mut expired, mut last, mut count) = (Vec::new(), None, 0);
     while let Some(row) = rows.next()? {
-        let key = (row.get(0)?, row.get(1)?);
-        if row.get::<_, i64>(2)? <= horizon {
-            expired.push(key);
+        let found = issued(realm, row)?;
+        if found.exp <= horizon {
+            expired.push(found.place);
         }
-        last = Some(key);
+        last = Some(found.place);
         count += 1;
     }
     Ok(SweepPiece { expired, next: last.filter(|_| count == SWEEP_PIECE).and_then(registry::after) })
@@ -352,27 +381,15 @@ fn sweep_piece(connection: &Connection, realm: RealmId, from: (i64, i64), horizo
 
 /// Forgets tokens in these places, unless their `exp` has moved meanwhile.
 fn forget(transaction: &Transaction<'_>, realm: RealmId, keys: &[(i64, i64)], horizon: UnixTime) -> Outcome<()> {
-    let row = known_realm(transaction, realm)?;
+    let mut row = known_realm(transaction, realm)?;
     let mut delete = transaction
         .prepare_cached("DELETE FROM issued WHERE realm = ?1 AND fingerprint = ?2 AND name = ?3 AND exp <= ?4")?;
     let mut gone = 0;
     for (fingerprint, name) in keys {
         gone += delete.execute(params![row.number, fingerprint, name, signed(horizon.secs())])?;
     }
-    let registered = row.coverage.registered.saturating_sub(gone as u64);
-    update_coverage(transaction, row.number, Coverage { registered, ..row.coverage })
-}
-
-/// Brings a ledger from before there was a registry to this layout, all of it or nothing.
-pub(super) fn add_to_layout_1(connection: &mut Connection) -> rusqlite::Result<()> {
-    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    transaction.execute_batch(
-        "ALTER TABLE realms ADD COLUMN registered INTEGER NOT NULL DEFAULT 0;
-         ALTER TABLE realms ADD COLUMN covered_until INTEGER;",
-    )?;
-    transaction.execute_batch(SCHEMA)?;
-    transaction.pragma_update(None, "user_version", 2)?;
-    transaction.commit()
+    row.coverage.registered = row.coverage.registered.saturating_sub(gone as u64);
+    update_realm(transaction, &row)
 }
 
 /// For reads: whatever failed, nothing was written, so nothing must stop.
