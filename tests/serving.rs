@@ -113,19 +113,23 @@ fn a_hangup_reloads_without_dropping_a_connection_or_losing_a_request() {
 
     let (done, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
-        let server_ref = &server;
         let (done, sent) = (&done, &sent);
+        let (url, token) = (format!("{}/v1/realms/{REALM}/revocations", server.url()), server.token().to_owned());
         scope.spawn(move || {
             let exp = now() + 1_000;
             while !done.load(Ordering::Relaxed) {
-                server_ref.revoke(&format!("jti-{}", sent.fetch_add(1, Ordering::Relaxed)), exp);
+                let jti = format!("jti-{}", sent.load(Ordering::Relaxed));
+                let body = json!({ "jti": jti, "exp": exp }).to_string();
+                let (status, answer) = ask("POST", &url, Some(&token), body.as_bytes()).unwrap();
+                assert_eq!(status, 201, "{answer}");
+                sent.fetch_add(1, Ordering::Relaxed);
             }
         });
         for round in 0..5 {
             let target = sent.load(Ordering::Relaxed) + 3;
             until_true("requests go on", || sent.load(Ordering::Relaxed) >= target);
             let _ = site.write("revocast.toml", &format!("heartbeat_seconds = {}\nlog = 'debug'\n", 500 - round));
-            hang_up(server_ref.process_id());
+            hang_up(server.process_id());
         }
         done.store(true, Ordering::Relaxed);
     });

@@ -174,7 +174,7 @@ settings! {
 
     /// Broker to publish to: mqtt://host:1883 or mqtts://host:8883
     broker: String, "URL", Restart;
-    /// Name of this server at the broker; made from the publisher's key unless given
+    /// Name of this server at the broker; a new one for each start unless given. Of servers on one ledger each has its own
     broker_client_id: String, "ID", Restart;
     /// User name at the broker
     broker_user: String, "NAME", Restart;
