@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,17 +77,11 @@ impl Server {
         let api_tls = tls_files.map(ServerTls::load).transpose()?.map(Arc::new);
         let issuers = Arc::new(Issuers::new(&folder, keys.issuer()));
         let ledger = ledger.open(&data).await?;
-        // For what this server writes down beside a ledger that is elsewhere.
-        std::fs::create_dir_all(&data).map_err(|source| StartError::Folder { path: data.clone(), source })?;
-        let mark = Arc::new(HighWater::open(&data)?);
+        let mark = Arc::new(high_water(&data)?);
         if !resume {
             reaches(ledger.as_ref(), &mark).await?;
         }
-        let listener = TcpListener::bind(listen).await.map_err(|source| match source.kind() {
-            io::ErrorKind::AddrInUse => StartError::Busy { address: listen },
-            _ => StartError::Listen { address: listen, source },
-        })?;
-        let address = listener.local_addr().map_err(|source| StartError::Listen { address: listen, source })?;
+        let (listener, address) = bind(listen).await?;
 
         #[cfg(feature = "embedded-broker")]
         let (remote, embedded, broker_address) = match broker {
@@ -103,18 +97,8 @@ impl Server {
             BrokerChoice::Remote(remote) => (remote, None),
             BrokerChoice::Embedded(_) => return Err(StartError::NoEmbeddedBroker),
         };
-        let RemoteBroker { url, client_id, credentials, tls, identity } = remote;
-        let tls = match (tls, identity) {
-            (Some(roots), Some((certificate, key))) => Some(roots.with_identity(&certificate, &key)?),
-            (tls, _) => tls,
-        };
-        // Of this process alone: servers on one ledger share everything else. Within the 23 characters, with what is
-        // added for the connections that read and listen, that every broker takes (MQTT 3.1.1, section 3.1.3.1).
         let name = Candidate::fresh_name();
-        let client_id = client_id.unwrap_or_else(|| format!("rvc-{name}"));
-        // No realm is named like this.
-        let probe = format!("{}/_probe/{client_id}", publishing.prefix);
-        let (broker, broker_task) = Broker::connect(BrokerConfig { url, client_id, probe, credentials, tls });
+        let (broker, broker_task) = connect(remote, &name, &publishing.prefix)?;
 
         let (stopping, stop) = watch::channel(false);
         let published = watch::Sender::new(PublishedRealms::new());
@@ -279,6 +263,36 @@ impl fmt::Debug for Server {
     }
 }
 
+/// How far was published, from the folder of this machine, which is made if it is not there.
+fn high_water(data: &Path) -> Result<HighWater, StartError> {
+    std::fs::create_dir_all(data).map_err(|source| StartError::Folder { path: data.to_owned(), source })?;
+    Ok(HighWater::open(data)?)
+}
+
+async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let listener = TcpListener::bind(listen).await.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => StartError::Busy { address: listen },
+        _ => StartError::Listen { address: listen, source },
+    })?;
+    let address = listener.local_addr().map_err(|source| StartError::Listen { address: listen, source })?;
+    Ok((listener, address))
+}
+
+/// Begins to connect to the broker; `name` is of this process alone.
+fn connect(remote: RemoteBroker, name: &str, prefix: &str) -> Result<(Broker, BrokerTask), StartError> {
+    let RemoteBroker { url, client_id, credentials, tls, identity } = remote;
+    let tls = match (tls, identity) {
+        (Some(roots), Some((certificate, key))) => Some(roots.with_identity(&certificate, &key)?),
+        (tls, _) => tls,
+    };
+    // Servers on one ledger share everything but this name. Within the 23 characters, with what is added for the
+    // connections that read and listen, that every broker takes (MQTT 3.1.1, section 3.1.3.1).
+    let client_id = client_id.unwrap_or_else(|| format!("rvc-{name}"));
+    // No realm is named like this.
+    let probe = format!("{prefix}/_probe/{client_id}");
+    Ok(Broker::connect(BrokerConfig { url, client_id, probe, credentials, tls }))
+}
+
 /// How a realm is published, as it was configured.
 fn settings_of(publishing: &PublishingConfig) -> Settings {
     Settings {
@@ -356,7 +370,7 @@ pub enum StartError {
     /// shall go on beyond what was lost.
     #[error(
         "the ledger of realm {realm} ends at {head}, but {published} was published: it was restored from a backup. \
-         Put its newest state back; or revoke again what was lost and start once with --resume, which goes on in a new term"
+         Put its newest state back; or start once with --resume, which goes on in a new term, and revoke again what was lost"
     )]
     LedgerBehind {
         /// Which realm.
