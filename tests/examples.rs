@@ -77,13 +77,13 @@ impl User {
     }
 
     fn publish(&self, topic: &str, payload: &str) {
-        self.client.publish(topic, QoS::AtLeastOnce, false, payload).unwrap();
+        self.client.publish(topic, QoS::AtLeastOnce, false, payload).expect("room in the queue");
     }
 
     /// Polls until `done` says so.
     fn poll(&mut self, mut done: impl FnMut(&Packet) -> bool) {
         for event in self.connection.iter() {
-            if let Event::Incoming(packet) = event.unwrap()
+            if let Event::Incoming(packet) = event.expect("a connection")
                 && done(&packet)
             {
                 return;
@@ -93,7 +93,7 @@ impl User {
 
     /// Subscribes, whatever the broker says to it.
     fn subscribe(&mut self, filter: &str) {
-        self.client.subscribe(filter, QoS::AtLeastOnce).unwrap();
+        self.client.subscribe(filter, QoS::AtLeastOnce).expect("room in the queue");
         self.poll(|packet| matches!(packet, Packet::SubAck(_)));
     }
 

@@ -56,35 +56,20 @@ impl Server {
     ///
     /// Needs a tokio runtime with at least two threads: the publisher builds filters.
     pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let ServerConfig {
-            listen,
-            data,
-            keys,
-            ledger,
-            advertise,
-            broker,
-            publishing,
-            lease,
-            limits,
-            approve,
-            tls: tls_files,
-            resume,
-            ..
-        } = config;
-        let folder = keys;
-        let keys = Arc::new(Keys::load(&folder)?);
-        let gate = Arc::new(Gate::open(&folder, keys.admin(), limits, approve, Arc::clone(&clock))?);
-        let api_tls = tls_files.map(ServerTls::load).transpose()?.map(Arc::new);
-        let issuers = Arc::new(Issuers::new(&folder, keys.issuer()));
-        let ledger = ledger.open(&data).await?;
-        let mark = Arc::new(high_water(&data)?);
-        if !resume {
+        let keys = Arc::new(Keys::load(&config.keys)?);
+        let gate = Gate::open(&config.keys, keys.admin(), config.limits, config.approve, Arc::clone(&clock))?;
+        let gate = Arc::new(gate);
+        let tls = config.tls.map(ServerTls::load).transpose()?.map(Arc::new);
+        let issuers = Arc::new(Issuers::new(&config.keys, keys.issuer()));
+        let ledger = config.ledger.open(&config.data).await?;
+        let mark = Arc::new(high_water(&config.data)?);
+        if !config.resume {
             reaches(ledger.as_ref(), &mark).await?;
         }
-        let (listener, address) = bind(listen).await?;
+        let (listener, address) = bind(config.listen).await?;
 
         #[cfg(feature = "embedded-broker")]
-        let (remote, embedded, broker_address) = match broker {
+        let (remote, embedded, broker_address) = match config.broker {
             BrokerChoice::Remote(remote) => (remote, None, None),
             BrokerChoice::Embedded(listen) => {
                 let mut embedded = EmbeddedBroker::start(listen).await?;
@@ -93,19 +78,19 @@ impl Server {
             }
         };
         #[cfg(not(feature = "embedded-broker"))]
-        let (remote, broker_address) = match broker {
+        let (remote, broker_address) = match config.broker {
             BrokerChoice::Remote(remote) => (remote, None),
             BrokerChoice::Embedded(_) => return Err(StartError::NoEmbeddedBroker),
         };
         let name = Candidate::fresh_name();
-        let (broker, broker_task) = connect(remote, &name, &publishing.prefix)?;
+        let (broker, broker_task) = connect(remote, &name, &config.publishing.prefix)?;
 
         let (stopping, stop) = watch::channel(false);
         let published = watch::Sender::new(PublishedRealms::new());
         let filters = Arc::new(LiveFilters::new());
         let office = watch::Sender::new(Office::Seeking);
         let inquiries = Arc::new(Inquiries::default());
-        let settings = watch::Sender::new(settings_of(&publishing));
+        let settings = watch::Sender::new(settings_of(&config.publishing));
         let service = Arc::new(Service::new(
             Arc::clone(&ledger),
             Arc::clone(&keys),
@@ -120,14 +105,16 @@ impl Server {
             },
         ));
         let router = api::router(Arc::clone(&service), Arc::clone(&gate), issuers);
-        let api = tokio::spawn(api::serve(listener, api_tls.clone(), router, stop));
+        let api = tokio::spawn(api::serve(listener, tls.clone(), router, stop));
         let (stop_leader, leader_stop) = oneshot::channel();
         let health = ledger.health();
-        let scheme = if api_tls.is_some() { "https" } else { "http" };
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let candidate = Candidate {
             name: format!("{name}@{address}"),
-            address: advertise.or_else(|| (!address.ip().is_unspecified()).then(|| format!("{scheme}://{address}"))),
-            lease,
+            address: config
+                .advertise
+                .or_else(|| (!address.ip().is_unspecified()).then(|| format!("{scheme}://{address}"))),
+            lease: config.lease,
             ledger: Arc::clone(&ledger),
             clock: Arc::clone(&clock),
             keys,
@@ -136,7 +123,7 @@ impl Server {
             permit: Permit::new(),
         };
         let permit = candidate.permit.clone();
-        let (prefix, pace) = (publishing.prefix, settings.subscribe());
+        let (prefix, pace, resume) = (config.publishing.prefix, settings.subscribe(), config.resume);
         let publish = move |signer: Signer| Publishing {
             ledger: Arc::clone(&ledger),
             broker: broker.clone(),
@@ -158,7 +145,7 @@ impl Server {
             broker_address,
             service,
             gate,
-            tls: api_tls,
+            tls,
             stopping,
             api,
             stop_leader: Some(stop_leader),
