@@ -9,6 +9,8 @@ pub mod follower;
 
 pub mod process;
 
+pub mod strace;
+
 pub mod postgres;
 
 use std::pin::pin;

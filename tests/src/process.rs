@@ -23,6 +23,8 @@ use rumqttc::{Client, Connection, Event, MqttOptions, Outgoing, Packet, QoS};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::strace::Beside;
+
 /// The realm of every site.
 pub const REALM: &str = "fleet";
 
@@ -79,7 +81,10 @@ pub fn tool(variable: &str) -> PathBuf {
 
 /// The binary, called in a way that no setting of whoever runs the tests changes.
 fn binary() -> Command {
-    let mut command = Command::new(tool("REVOCAST_BIN"));
+    undisturbed(Command::new(tool("REVOCAST_BIN")))
+}
+
+fn undisturbed(mut command: Command) -> Command {
     for variable in ["REVOCAST_CONFIG", "REVOCAST_SERVER", "REVOCAST_ADMIN_TOKEN_FILE", "RUST_BACKTRACE"] {
         command.env_remove(variable);
     }
@@ -357,8 +362,6 @@ pub struct Mosquitto {
     process: Process,
     folder: TempDir,
     port: u16,
-    /// Lines of its configuration beside the usual ones.
-    more: String,
     /// What earlier ones on this port said.
     before: String,
 }
@@ -367,30 +370,23 @@ impl Mosquitto {
     /// Starts one on a free port.
     #[must_use]
     pub fn start() -> Self {
-        Self::start_with("")
-    }
-
-    /// The same, with more lines in its configuration.
-    #[must_use]
-    pub fn start_with(more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         for _ in 0..10 {
             let port = free_port();
-            if let Some(process) = Self::spawn(folder.path(), port, more) {
-                return Self { process, folder, port, more: more.to_owned(), before: String::new() };
+            if let Some(process) = Self::spawn(folder.path(), port) {
+                return Self { process, folder, port, before: String::new() };
             }
         }
         panic!("mosquitto does not start on any of ten ports");
     }
 
     /// `None` if it ended at once: mostly somebody else took the port meanwhile.
-    fn spawn(folder: &Path, port: u16, more: &str) -> Option<Process> {
+    fn spawn(folder: &Path, port: u16) -> Option<Process> {
         let path = folder.join("mosquitto.conf");
         let mut config = format!(
             "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_queued_messages 100000\n\
              persistence false\nlog_dest stderr\nlog_type all\nconnection_messages true\n"
         );
-        config.push_str(more);
         // It gives up being root otherwise, and then cannot read a folder that only root may enter.
         if std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0) {
             config.push_str("user root\n");
@@ -427,13 +423,8 @@ impl Mosquitto {
     pub fn restart(&mut self) {
         self.process.kill();
         self.before.push_str(&self.process.log());
-        let (folder, port, more) = (self.folder.path(), self.port, &self.more);
-        self.process = until("mosquitto starts again on its port", || Self::spawn(folder, port, more));
-    }
-
-    /// Lets it read its configuration, and the files that names, again.
-    pub fn reload(&self) {
-        self.process.signal("HUP");
+        let (folder, port) = (self.folder.path(), self.port);
+        self.process = until("mosquitto starts again on its port", || Self::spawn(folder, port));
     }
 
     /// Stops it in its tracks: connections stand, nothing is answered.
@@ -716,15 +707,17 @@ impl Site {
     /// The same, with more arguments.
     #[must_use]
     pub fn serve_with(&self, via: Via<'_>, more: &[&str]) -> Server {
-        let mut server = self.prepare("data", via, more);
+        let mut server = self.server(via, more);
         server.start();
         server
     }
 
-    fn prepare(&self, folder: &str, via: Via<'_>, more: &[&str]) -> Server {
+    /// A server that is not started yet.
+    #[must_use]
+    pub fn server(&self, via: Via<'_>, more: &[&str]) -> Server {
         Server {
             process: None,
-            data: self.text(folder),
+            data: self.text("data"),
             api: "127.0.0.1:0".to_owned(),
             broker: match via {
                 Via::Embedded => "127.0.0.1:0".to_owned(),
@@ -734,16 +727,6 @@ impl Site {
             more: more.iter().map(|&argument| argument.to_owned()).collect(),
             token: std::fs::read_to_string(self.path("data/keys/admin.token")).expect("a token").trim().to_owned(),
         }
-    }
-
-    /// Starts another server with the same keys, which keeps what is its own in a folder of its own.
-    #[must_use]
-    pub fn serve_beside(&self, folder: &str, via: Via<'_>, more: &[&str]) -> Server {
-        let keys = self.text("data/keys");
-        let mut server = self.prepare(folder, via, more);
-        server.more.extend(["--keys".to_owned(), keys]);
-        server.start();
-        server
     }
 
     /// Starts a server and founds the realm.
@@ -811,21 +794,36 @@ pub struct Server {
 }
 
 impl Server {
+    /// Keeps its ledger somewhere else than in the site's folder. The keys stay where they are.
+    pub fn keep_data_in(&mut self, folder: &Path) {
+        self.data = folder.display().to_string();
+    }
+
     /// Starts it, the second time on the ports it had.
     pub fn start(&mut self) {
-        let mut command = binary();
+        assert!(self.launch(binary()), "the server ended:\n{}", self.process().log());
+    }
+
+    /// The same with `strace` beside it; false if it ended before it served.
+    pub fn start_beside(&mut self, strace: &Beside) -> bool {
+        let mut command = undisturbed(strace.command());
+        command.arg(tool("REVOCAST_BIN"));
+        self.launch(command)
+    }
+
+    fn launch(&mut self, mut command: Command) -> bool {
         command.args(["--json", "serve", "--data", &self.data, "--listen", &self.api]);
         command.args([if self.embedded { "--embedded-broker" } else { "--broker" }, &self.broker]);
         command.args(&self.more);
-        let process = Process::start("server", &mut command);
-        let Some(line) = process.line() else { panic!("the server ended:\n{}", process.log()) };
+        let process = self.process.insert(Process::start("server", &mut command));
+        let Some(line) = process.line() else { return false };
         let told: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"));
         let address = |name: &str| told.get(name).and_then(Value::as_str).and_then(|url| url.split_once("://"));
         address("api").expect("the address of the API").1.clone_into(&mut self.api);
         if self.embedded {
             address("broker").expect("the address of the broker").1.clone_into(&mut self.broker);
         }
-        self.process = Some(process);
+        true
     }
 
     /// The process.

@@ -11,6 +11,7 @@ mod time;
 pub use time::{ClockAlarm, SigningClock};
 
 mod book;
+use book::Pile;
 pub use book::{Book, Forgettable, NetChange};
 
 pub mod proof;
@@ -282,6 +283,46 @@ pub struct Publisher {
     stale: bool,
 }
 
+/// A publisher that is being loaded: it reads the entries that the ledger still holds, in order.
+#[derive(Debug)]
+pub struct Loading {
+    publisher: Publisher,
+    /// Entries that were published before.
+    pile: Pile,
+    now: Now,
+    /// An entry came that was not.
+    caught_up: bool,
+}
+
+impl Loading {
+    /// Takes in the next entry.
+    pub fn read(&mut self, entry: &Entry) -> Result<(), PublishError> {
+        if !self.caught_up && entry.sequence <= self.publisher.cut_to {
+            self.publisher.book.pile(entry, &mut self.pile);
+            return Ok(());
+        }
+        self.catch_up();
+        self.publisher.take(entry)
+    }
+
+    /// The publisher, once all entries are read.
+    #[must_use]
+    pub fn finish(mut self) -> Publisher {
+        self.catch_up();
+        self.publisher.mark_superseded(self.now);
+        self.publisher
+    }
+
+    fn catch_up(&mut self) {
+        if !self.caught_up {
+            self.caught_up = true;
+            self.publisher.book.absorb(std::mem::take(&mut self.pile));
+            // What was published up to here is not touched any more.
+            self.publisher.book.settle();
+        }
+    }
+}
+
 impl Publisher {
     /// Takes over how often it seals and how long it keeps; the rest of the settings holds until the next start.
     pub const fn keep_pace(&mut self, settings: &Settings) {
@@ -298,10 +339,26 @@ impl Publisher {
         settings: Settings,
         signer: Signer,
         now: Now,
-        (term, head): (Term, Sequence),
+        head: (Term, Sequence),
         objects: Vec<Object>,
         entries: impl IntoIterator<Item = Entry>,
     ) -> Result<Self, PublishError> {
+        let mut loading = Self::begin(realm, settings, signer, now, head, objects)?;
+        for entry in entries {
+            loading.read(&entry)?;
+        }
+        Ok(loading.finish())
+    }
+
+    /// The same for a history too long to be held at once: its entries follow.
+    pub fn begin(
+        realm: Realm,
+        settings: Settings,
+        signer: Signer,
+        now: Now,
+        (term, head): (Term, Sequence),
+        objects: Vec<Object>,
+    ) -> Result<Loading, PublishError> {
         let mut publisher = Self {
             clock: SigningClock::new(None, settings.restart_jump_max),
             book: Book::new(realm.fingerprinter, term),
@@ -334,27 +391,7 @@ impl Publisher {
         if publisher.cut_to > head {
             return Err(PublishError::LedgerBehind { realm: publisher.realm.id, head, published: publisher.cut_to });
         }
-        let (mut known, mut fresh) = (true, Vec::new());
-        for entry in entries {
-            if known && entry.sequence > publisher.cut_to {
-                known = false;
-                // What was published up to here is not touched any more.
-                publisher.book.settle();
-            }
-            if known {
-                publisher.book.apply(&entry);
-            } else {
-                fresh.push(entry);
-            }
-        }
-        if known {
-            publisher.book.settle();
-        }
-        for entry in &fresh {
-            publisher.take(entry)?;
-        }
-        publisher.mark_superseded(now);
-        Ok(publisher)
+        Ok(Loading { publisher, pile: Pile::default(), now, caught_up: false })
     }
 
     /// Lets the present version of the keys stand under its number, too: for devices that come back

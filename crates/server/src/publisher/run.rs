@@ -608,27 +608,32 @@ impl Publishing {
         let realm = self.ledger.realm(id).await?;
         let head = self.ledger.head(id).await?;
         let objects = self.ledger.objects(id).await?;
-        let mut entries = Vec::new();
-        let mut after = Sequence(0);
-        loop {
-            let page = self.ledger.scan(id, after, SCAN_LIMIT).await?;
-            let full = page.len() == SCAN_LIMIT;
-            after = page.last().map_or(after, |entry| entry.sequence);
-            entries.extend(page);
-            if !full {
-                break;
-            }
-        }
-        // The term counts only if nobody can have taken over since it was read, nor entries of a later one have slipped in.
-        self.permitted()?;
-        if entries.iter().any(|entry| matches!(entry.statement, Statement::Resume { term } if term > head.0)) {
-            return Err(RunError::Deposed);
-        }
         if let Some(published) = self.mark.as_ref().and_then(|mark| mark.beyond(id, head)) {
             return Err(PublishError::LedgerBehind { realm: id, head: head.1, published }.into());
         }
         let now = self.clock.now();
-        Ok(Publisher::load(realm, self.settings.borrow().clone(), self.signer.clone(), now, head, objects, entries)?)
+        let mut loading =
+            Publisher::begin(realm, self.settings.borrow().clone(), self.signer.clone(), now, head, objects)?;
+        let mut page = self.ledger.scan(id, Sequence(0), SCAN_LIMIT).await?;
+        loop {
+            // Asked for at once, so that the ledger reads the next page while this one is taken in.
+            let last = page.last().filter(|_| page.len() == SCAN_LIMIT).map(|entry| entry.sequence);
+            let next = last.map(|last| self.ledger.scan(id, last, SCAN_LIMIT));
+            for entry in &page {
+                // An entry of a later term than was read has slipped in: somebody else has taken over.
+                if matches!(entry.statement, Statement::Resume { term } if term > head.0) {
+                    return Err(RunError::Deposed);
+                }
+                loading.read(entry)?;
+            }
+            match next {
+                Some(next) => page = next.await?,
+                None => break,
+            }
+        }
+        // The term counts only if nobody can have taken over since it was read.
+        self.permitted()?;
+        Ok(loading.finish())
     }
 
     /// Whether this process may still publish.
