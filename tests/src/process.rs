@@ -362,6 +362,8 @@ pub struct Mosquitto {
     process: Process,
     folder: TempDir,
     port: u16,
+    /// Lines of its configuration beside the usual ones.
+    more: String,
     /// What earlier ones on this port said.
     before: String,
 }
@@ -370,23 +372,30 @@ impl Mosquitto {
     /// Starts one on a free port.
     #[must_use]
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// The same, with more lines in its configuration.
+    #[must_use]
+    pub fn start_with(more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         for _ in 0..10 {
             let port = free_port();
-            if let Some(process) = Self::spawn(folder.path(), port) {
-                return Self { process, folder, port, before: String::new() };
+            if let Some(process) = Self::spawn(folder.path(), port, more) {
+                return Self { process, folder, port, more: more.to_owned(), before: String::new() };
             }
         }
         panic!("mosquitto does not start on any of ten ports");
     }
 
     /// `None` if it ended at once: mostly somebody else took the port meanwhile.
-    fn spawn(folder: &Path, port: u16) -> Option<Process> {
+    fn spawn(folder: &Path, port: u16, more: &str) -> Option<Process> {
         let path = folder.join("mosquitto.conf");
         let mut config = format!(
             "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_queued_messages 100000\n\
              persistence false\nlog_dest stderr\nlog_type all\nconnection_messages true\n"
         );
+        config.push_str(more);
         // It gives up being root otherwise, and then cannot read a folder that only root may enter.
         if std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0) {
             config.push_str("user root\n");
@@ -423,8 +432,13 @@ impl Mosquitto {
     pub fn restart(&mut self) {
         self.process.kill();
         self.before.push_str(&self.process.log());
-        let (folder, port) = (self.folder.path(), self.port);
-        self.process = until("mosquitto starts again on its port", || Self::spawn(folder, port));
+        let (folder, port, more) = (self.folder.path(), self.port, &self.more);
+        self.process = until("mosquitto starts again on its port", || Self::spawn(folder, port, more));
+    }
+
+    /// Lets it read its configuration, and the files that names, again.
+    pub fn reload(&self) {
+        self.process.signal("HUP");
     }
 
     /// Stops it in its tracks: connections stand, nothing is answered.
@@ -715,9 +729,13 @@ impl Site {
     /// A server that is not started yet.
     #[must_use]
     pub fn server(&self, via: Via<'_>, more: &[&str]) -> Server {
+        self.prepare("data", via, more)
+    }
+
+    fn prepare(&self, folder: &str, via: Via<'_>, more: &[&str]) -> Server {
         Server {
             process: None,
-            data: self.text("data"),
+            data: self.text(folder),
             api: "127.0.0.1:0".to_owned(),
             broker: match via {
                 Via::Embedded => "127.0.0.1:0".to_owned(),
@@ -727,6 +745,16 @@ impl Site {
             more: more.iter().map(|&argument| argument.to_owned()).collect(),
             token: std::fs::read_to_string(self.path("data/keys/admin.token")).expect("a token").trim().to_owned(),
         }
+    }
+
+    /// Starts another server with the same keys, which keeps what is its own in a folder of its own.
+    #[must_use]
+    pub fn serve_beside(&self, folder: &str, via: Via<'_>, more: &[&str]) -> Server {
+        let keys = self.text("data/keys");
+        let mut server = self.prepare(folder, via, more);
+        server.more.extend(["--keys".to_owned(), keys]);
+        server.start();
+        server
     }
 
     /// Starts a server and founds the realm.

@@ -127,6 +127,18 @@ pub enum Command {
         #[command(flatten)]
         server: ServerArguments,
     },
+    /// Shows what would be published now, and why: the server publishes by itself.
+    Publish {
+        /// Told, not done; there is nothing else that this command could do.
+        #[arg(long, required = true)]
+        dry_run: bool,
+        /// Of this realm alone.
+        #[arg(long)]
+        realm: Option<String>,
+        /// Which server: the one that leads.
+        #[command(flatten)]
+        server: ServerArguments,
+    },
     /// Shows how the server is.
     Status {
         /// Which server.

@@ -18,6 +18,7 @@ mod issued;
 mod keygen;
 mod notify;
 mod output;
+mod plan;
 mod serve;
 mod state;
 mod upload;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Command::Issued { command, server } => issued::run(output, &server, command),
         Command::Import(import) => import::run(output, &import),
         Command::Jti { realm, count, server } => admin::jti(output, &server, &realm, count),
+        Command::Publish { dry_run: _, realm, server } => plan::run(output, &server, realm),
         Command::Status { server } => admin::status(output, &server),
         Command::Agent(agent) => agent::run(output, &agent),
         Command::Verify(verify) => verify::run(&verify),

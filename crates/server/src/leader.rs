@@ -25,6 +25,9 @@ const RENEWALS: u32 = 3;
 /// Pause before the next look at a ledger that failed, or for a key that is missing.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// A follower asks at least this often: whoever stops in order is followed at once.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// A follower asks again this long after the lease it heard of should have run out.
 const AFTER: Duration = Duration::from_millis(50);
 
@@ -152,8 +155,7 @@ pub async fn run(candidate: Candidate, publishing: impl Fn(Signer) -> Publishing
                 }
                 Ok((Leadership::Following { leader, address, remaining }, _)) => {
                     candidate.tell(Office::Following { leader, address });
-                    // Often enough to hear soon of one that stepped down.
-                    (remaining + AFTER).min(candidate.lease / RENEWALS)
+                    (remaining + AFTER).min(LOOK)
                 }
                 Err(error) => {
                     let cause = publisher::chain(&error);

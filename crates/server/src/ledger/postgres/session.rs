@@ -141,7 +141,8 @@ impl Fault {
                 Some(&SqlState::DISK_FULL) => Meaning::Final(LedgerError::StorageFull(told(error))),
                 Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => Meaning::Away(LedgerError::Away(Arc::new(ReadOnly))),
                 // Class 08: connection; 53: resources; 57: an operator's doing.
-                Some(code) if ["08", "53", "57"].iter().any(|class| code.code().starts_with(class)) => {
+                // 25P03: the transaction stood still for so long that the server undid it.
+                Some(code) if ["08", "25P03", "53", "57"].iter().any(|class| code.code().starts_with(class)) => {
                     Meaning::Away(LedgerError::Away(told(error)))
                 }
                 Some(_) => Meaning::Final(LedgerError::Storage(told(error))),
@@ -213,7 +214,7 @@ impl fmt::Debug for Database {
 
 impl Database {
     pub(super) fn new(config: &PostgresConfig) -> Result<Self, Cause> {
-        let pool = |size| {
+        let pool = |size, idle: Duration| {
             let settings = ManagerConfig { recycling_method: RecyclingMethod::Fast };
             let manager = match &config.tls {
                 Some(tls) => Manager::from_config(config.connection(), MakeRustlsConnect::new(tls.clone()), settings),
@@ -225,9 +226,13 @@ impl Database {
                 .wait_timeout(Some(STATEMENT_PATIENCE))
                 .create_timeout(Some(STATEMENT_PATIENCE))
                 .recycle_timeout(Some(STATEMENT_PATIENCE))
-                .post_create(Hook::async_fn(|client, _| {
+                .post_create(Hook::async_fn(move |client, _| {
                     Box::pin(async move {
                         let found = client.query_one(DURABILITY, &[]).await.map_err(HookError::Backend)?;
+                        let idle = format!("SET idle_in_transaction_session_timeout = {}", idle.as_millis());
+                        if let Err(error) = client.batch_execute(&idle).await {
+                            tracing::warn!(%error, "a server that is paused in a transaction may hold up the others");
+                        }
                         not_durable(&found).map_or(Ok(()), |setting| Err(HookError::message(setting)))
                     })
                 }))
@@ -235,8 +240,9 @@ impl Database {
                 .map_err(|error| Arc::new(error) as Cause)
         };
         Ok(Self {
-            pool: pool(CONNECTIONS)?,
-            visits: pool(2 * revocast_core::limits::REGISTRY_PARTS_MAX)?,
+            pool: pool(CONNECTIONS, IDLE_MAX)?,
+            // Their transactions only read, and hold up nobody.
+            visits: pool(2 * revocast_core::limits::REGISTRY_PARTS_MAX, Duration::ZERO)?,
             health: watch::Sender::new(Health::Good),
             commits: watch::Sender::new(0),
         })
@@ -426,6 +432,11 @@ fn jitter(span: Duration) -> Duration {
     let random = getrandom::u32().unwrap_or(u32::MAX / 2);
     span / 2 + span.mul_f64(f64::from(random) / f64::from(u32::MAX)) / 2
 }
+
+/// A transaction that stands still for longer is undone by the database: a server that was paused in the middle of one
+/// would otherwise hold its locks, and nobody could take over from it. Shorter than a lease, longer than any pause of a
+/// server that is merely busy.
+const IDLE_MAX: Duration = Duration::from_secs(3);
 
 const DURABILITY: &str = "SELECT current_setting('synchronous_commit', true), current_setting('fsync', true)";
 
