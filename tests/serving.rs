@@ -128,7 +128,7 @@ fn a_hangup_reloads_without_dropping_a_connection_or_losing_a_request() {
         for round in 0..5 {
             let target = sent.load(Ordering::Relaxed) + 3;
             until_true("requests go on", || sent.load(Ordering::Relaxed) >= target);
-            let _ = site.write("revocast.toml", &format!("heartbeat_seconds = {}\nlog = 'debug'\n", 500 - round));
+            let _ = site.write("revocast.toml", format!("heartbeat_seconds = {}\nlog = 'debug'\n", 500 - round));
             hang_up(server.process_id());
         }
         done.store(true, Ordering::Relaxed);
@@ -242,7 +242,7 @@ fn the_service_manager_hears_of_start_reload_and_end() {
     let site = Site::new();
     let path = site.text("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     let heard = || {
         let mut buffer = [0; 64];
         let read = socket.recv(&mut buffer).unwrap();
