@@ -13,6 +13,8 @@ pub mod strace;
 
 pub mod postgres;
 
+pub mod browser;
+
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 

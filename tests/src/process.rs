@@ -492,6 +492,31 @@ pub fn publish(url: &str, topic: &str, payload: Vec<u8>, retain: bool) {
     panic!("publishing to {topic} was not acknowledged");
 }
 
+/// Somebody who sends much and waits for nothing.
+#[expect(missing_debug_implementations, reason = "the MQTT client has none")]
+pub struct Somebody(Client);
+
+impl Somebody {
+    /// Connects.
+    #[must_use]
+    pub fn new(url: &str) -> Self {
+        let (client, mut connection) = client(url, &format!("somebody-{}", free_port()));
+        thread::spawn(move || while connection.recv().is_ok_and(|event| event.is_ok()) {});
+        Self(client)
+    }
+
+    /// Sends what is not retained, as devices do (`QoS` 1).
+    pub fn publish(&self, topic: &str, payload: Vec<u8>) {
+        self.0.publish(topic, QoS::AtLeastOnce, false, payload).expect("a connection");
+    }
+}
+
+impl Drop for Somebody {
+    fn drop(&mut self) {
+        let _ = self.0.disconnect();
+    }
+}
+
 /// Topics and payloads, in the order in which they came.
 pub type Heard = Vec<(String, Vec<u8>)>;
 

@@ -50,8 +50,8 @@ use revocast_core::limits::{CHUNK_BYTES_DEFAULT, LADDER_PIECES_MAX, RECENT_ENTRI
 use revocast_core::update::{Artifact, Layer, Piece, Question};
 use revocast_core::wire::{self, WireError};
 use revocast_core::{
-    Address, Delta, Digest, Epoch, FilterBuf, GeometryError, Index, Kind, Manifest, Now, Position, Refusal, Salt,
-    Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, rice, sealed_bytes,
+    Address, Delta, Digest, Epoch, FilterBuf, GeometryError, Index, Kind, LINE_BYTES, Manifest, Now, Position, Refusal,
+    Salt, Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, rice, sealed_bytes,
 };
 use thiserror::Error;
 
@@ -843,6 +843,18 @@ impl Publisher {
         self.generations.iter().map(|generation| Arc::clone(&generation.filter)).collect()
     }
 
+    /// How good the filter of the newest epoch is; `None` before the first. Reads the whole filter.
+    #[must_use]
+    pub fn filter_health(&self) -> Option<FilterHealth> {
+        let filter = &self.generations.last()?.filter;
+        let bits = (filter.lines().count() * LINE_BYTES * 8) as f64;
+        Some(FilterHealth {
+            fill: filter.bits_set() as f64 / bits.max(1.0),
+            rate: filter.false_positive_rate(),
+            meant: self.choice().map(|choice| choice.rate),
+        })
+    }
+
     /// Why the newest epoch has the filter it has; `None` if it was built before the start.
     #[must_use]
     pub fn choice(&self) -> Option<Choice> {
@@ -1185,6 +1197,17 @@ pub struct Sizes {
     pub manifest: u64,
     /// The delta that was cut last.
     pub delta: u64,
+}
+
+/// How good a filter is, as it is and not as it was meant.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FilterHealth {
+    /// Share of its bits that are set.
+    pub fill: f64,
+    /// Rate of false positives that these bits give.
+    pub rate: f64,
+    /// The rate it was built for; `None` if it was built before the start.
+    pub meant: Option<f64>,
 }
 
 /// One delta that says what two adjacent ones say; where both speak of a key, the later one counts.

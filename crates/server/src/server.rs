@@ -21,9 +21,11 @@ use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker 
 use crate::clock::Clock;
 use crate::config::{BrokerChoice, PublishingConfig, RemoteBroker, ServerConfig};
 use crate::credentials::{CredentialsFileError, Gate};
+use crate::fleet::{self, Fleet, Lookout};
 use crate::keys::{KeyError, Keys};
 use crate::leader::{self, Candidate, Office};
 use crate::ledger::{Health, Ledger, LedgerError, OpenError};
+use crate::metrics::Metrics;
 use crate::minting::LiveFilters;
 use crate::publisher::{HighWater, HighWaterError, Inquiries, Permit, Publishing, Settings, Signer};
 use crate::service::{LeaderView, PublishedRealms, Service};
@@ -46,6 +48,8 @@ pub struct Server {
     leader: JoinHandle<()>,
     health: watch::Receiver<Health>,
     settings: watch::Sender<Settings>,
+    /// Hears the fleet.
+    hearing: JoinHandle<()>,
     broker: Option<BrokerTask>,
     #[cfg(feature = "embedded-broker")]
     embedded: Option<EmbeddedBroker>,
@@ -88,6 +92,9 @@ impl Server {
         let (stopping, stop) = watch::channel(false);
         let published = watch::Sender::new(PublishedRealms::new());
         let filters = Arc::new(LiveFilters::new());
+        let metrics = Arc::new(Metrics::new(clock.now().wall));
+        let fleet = Fleet::new(config.publishing.prefix.clone(), Vec::new());
+        let lookout = Arc::new(Lookout::new(fleet, Arc::clone(&clock)));
         let office = watch::Sender::new(Office::Seeking);
         let inquiries = Arc::new(Inquiries::default());
         let settings = watch::Sender::new(settings_of(&config.publishing));
@@ -103,7 +110,10 @@ impl Server {
                 inquiries: Arc::clone(&inquiries),
                 settings: settings.subscribe(),
             },
+            Arc::clone(&lookout),
+            Arc::clone(&metrics),
         ));
+        let hearing = tokio::spawn(fleet::hear(lookout, broker.clone(), Arc::clone(&ledger), Arc::clone(&keys)));
         let router = api::router(Arc::clone(&service), Arc::clone(&gate), issuers);
         let api = tokio::spawn(api::serve(listener, tls.clone(), router, stop));
         let (stop_leader, leader_stop) = oneshot::channel();
@@ -133,6 +143,7 @@ impl Server {
             prefix: prefix.clone(),
             filters: Arc::clone(&filters),
             published: published.clone(),
+            metrics: Arc::clone(&metrics),
             resume,
             permit: permit.clone(),
             mark: Some(Arc::clone(&mark)),
@@ -152,6 +163,7 @@ impl Server {
             leader: leading,
             health,
             settings,
+            hearing,
             broker: Some(broker_task),
             #[cfg(feature = "embedded-broker")]
             embedded,
@@ -226,6 +238,9 @@ impl Server {
         if timeout(STOP_TIMEOUT, &mut self.leader).await.is_err() {
             tracing::warn!("the publisher did not end in time");
         }
+        // Awaited, since it holds the ledger.
+        self.hearing.abort();
+        let _ = (&mut self.hearing).await;
         if let Some(broker) = self.broker.take() {
             broker.stop().await;
         }
@@ -241,6 +256,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.api.abort();
         self.leader.abort();
+        self.hearing.abort();
     }
 }
 

@@ -25,9 +25,10 @@ use super::forecast::Inquirer;
 use super::{
     Built, Draft, Filtered, HighWater, Inquiries, Permit, Plan, PublishError, Publisher, Settings, Signer, Step,
 };
-use crate::broker::{Broker, BrokerError, Incoming, LinkState, Listener};
+use crate::broker::{Broker, BrokerError, Hearing, Incoming, LinkState, Listener};
 use crate::clock::Clock;
 use crate::ledger::{Coverage, Ledger, LedgerError, Object, Realm, Statement, Visitor};
+use crate::metrics::{Metrics, StepKind};
 use crate::minting::LiveFilters;
 use crate::service::{Published, PublishedRealms};
 
@@ -58,6 +59,12 @@ const SCAN_LIMIT: usize = 10_000;
 /// is dropped and counted.
 const QUESTIONS_MAX: usize = 64;
 
+/// Questions that wait to be handed on. What comes beyond is dropped and counted: devices ask again.
+const QUESTIONS_WAITING_MAX: usize = 256;
+
+/// Bytes of a question that is looked at: four times the longest.
+const QUESTION_BYTES_MAX: usize = 1024;
+
 /// Pauses after a failure: the first, and the longest.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -81,6 +88,8 @@ pub struct Publishing {
     pub filters: Arc<LiveFilters>,
     /// Where progress is told.
     pub published: watch::Sender<PublishedRealms>,
+    /// Where it is counted.
+    pub metrics: Arc<Metrics>,
     /// The operator confirmed that a ledger which ends before what was published shall go on, in a
     /// new term.
     pub resume: bool,
@@ -163,7 +172,13 @@ async fn tend(publishing: &Publishing, tasks: &mut JoinSet<()>, stopping: &watch
     let mut known: HashMap<RealmId, mpsc::Sender<Incoming>> = HashMap::new();
     let mut wakes = publishing.ledger.subscribe();
     let mut dropped = 0;
-    let mut listener = publishing.broker.listen(format!("{}/+/devices/+/ask", publishing.prefix));
+    let mut listener = publishing.broker.listen(Hearing {
+        name: "q",
+        filters: vec![format!("{}/+/devices/+/ask", publishing.prefix)],
+        payload_bytes_max: QUESTION_BYTES_MAX,
+        waiting_max: QUESTIONS_WAITING_MAX,
+        acknowledged: true,
+    });
     loop {
         wakes.mark_unchanged();
         match publishing.ledger.realms().await {
@@ -211,6 +226,7 @@ async fn keep_publishing(publishing: Publishing, realm: RealmId, mut desk: Desk,
             Err(error) => error,
         };
         tracing::error!(%realm, error = %chain(&error), "publishing stopped; beginning anew");
+        publishing.metrics.publication_failed(realm);
         publishing.tell(realm, |published| published.trouble = Some(chain(&error)));
         if let RunError::Publish(PublishError::LedgerBehind { published, .. }) = error
             && publishing.resume
@@ -708,6 +724,7 @@ impl Publishing {
             _ => return Err(error),
         }
         tracing::warn!(%realm, error = %chain(&error), "not everything was published; trying again");
+        self.metrics.publication_failed(realm);
         self.tell(realm, |published| published.trouble = Some(chain(&error)));
         Ok(())
     }
@@ -729,6 +746,10 @@ impl Publishing {
                     return;
                 }
                 question = listener.next() => {
+                    // A question is never retained: whoever left one there wants it asked for ever.
+                    if question.retained {
+                        continue;
+                    }
                     let Some((realm, _)) = DeviceTopic::Ask.parse(&self.prefix, &question.topic) else { continue };
                     let Some(asked) = known.get(&realm) else { continue };
                     if asked.try_send(question).is_err() {
@@ -863,23 +884,33 @@ impl Publishing {
                 Step::Live { bytes } => {
                     let topic = Address::Live.topic(&self.prefix, &realm);
                     self.broker.publish(&topic, bytes.clone(), false).await?;
+                    self.metrics.published(realm, StepKind::live, bytes.len());
                 }
                 Step::Retain { address: Address::Manifest, bytes } => {
                     // The commit point: everything before it is acknowledged.
                     settle(&mut sending).await?;
                     self.broker.publish(&Address::Manifest.topic(&self.prefix, &realm), bytes.clone(), true).await?;
+                    self.metrics.published(realm, StepKind::retain, bytes.len());
                 }
                 Step::Retain { address, bytes } => {
                     let (broker, topic, bytes) =
                         (self.broker.clone(), address.topic(&self.prefix, &realm), bytes.clone());
-                    sending.spawn(async move { broker.publish(&topic, bytes, true).await });
+                    let metrics = Arc::clone(&self.metrics);
+                    sending.spawn(async move {
+                        let size = bytes.len();
+                        broker.publish(&topic, bytes, true).await?;
+                        metrics.published(realm, StepKind::retain, size);
+                        Ok(())
+                    });
                 }
                 Step::ReadBack { objects } => {
                     settle(&mut sending).await?;
                     self.read_back(realm, objects).await?;
+                    self.metrics.published(realm, StepKind::read_back, 0);
                 }
                 Step::Clear { address } => {
                     self.broker.publish(&address.topic(&self.prefix, &realm), Vec::new(), true).await?;
+                    self.metrics.published(realm, StepKind::clear, 0);
                 }
             }
         }
@@ -919,6 +950,7 @@ impl Publishing {
                 objects: publisher.standing().len(),
                 revocations: publisher.book().revoked_len() as u64,
                 sizes,
+                filter: publisher.filter_health(),
                 choice,
                 trouble,
                 questions: published.questions,
