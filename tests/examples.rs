@@ -199,7 +199,7 @@ fn mosquitto_with_its_access_rules_carries_everything_and_lets_no_device_speak_f
         assert!(User::connect(port, user, password).is_err(), "{user}");
     }
     // Nothing of all this disturbed the device.
-    let sequence = server.revoke("lost too", exp);
+    let sequence = server.revoke("lost-too", exp);
     agent.wait_until_at(sequence);
-    until_true("still right", || agent.verdict("lost too", exp) == "revoked");
+    until_true("still right", || agent.verdict("lost-too", exp) == "revoked");
 }
