@@ -1,6 +1,6 @@
 //! Certificates on both ways to a broker: the publisher's and the device's.
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use revocast_tests::process::{Mosquitto, Process, Site, Via, now, until_true};
 
 /// An authority, and certificates that it signed, as files of a site.
@@ -13,6 +13,8 @@ impl Authority {
     fn new(site: &Site, name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        // OpenSSL takes a certificate for self-signed whose subject is its issuer.
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let file = site.write(&format!("{name}.pem"), params.self_signed(&key).unwrap().pem());
         Self { file, issuer: Issuer::new(params, key) }
@@ -21,7 +23,8 @@ impl Authority {
     /// Files of a certificate and its private key.
     fn sign(&self, site: &Site, name: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["127.0.0.1".to_owned(), name.to_owned()]).unwrap();
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned(), name.to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let file = site.write(&format!("{name}.crt.pem"), certificate.pem());
         (file, site.write(&format!("{name}.key.pem"), key.serialize_pem()))
