@@ -172,7 +172,10 @@ impl Browser {
     #[must_use]
     pub fn complaints(&self) -> Vec<String> {
         let entries = self.post("/se/log", &json!({ "type": "browser" }));
-        let bad = entries.as_array().into_iter().flatten().filter(|entry| entry["level"] != "INFO");
+        let bad = entries.as_array().into_iter().flatten().filter(|entry| {
+            // Hints for developers come as INFO and DEBUG.
+            ["SEVERE", "WARNING"].iter().any(|level| entry["level"] == *level)
+        });
         bad.map(|entry| entry["message"].to_string()).collect()
     }
 
