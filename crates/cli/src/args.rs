@@ -568,11 +568,11 @@ pub struct Agent {
     #[arg(long, value_name = "FILE")]
     pub broker_ca: Option<PathBuf>,
     /// Certificate by which the broker knows this device, PEM.
-    #[arg(long, value_name = "FILE", requires_all = ["broker_ca", "broker_client_key"])]
-    pub broker_client_certificate: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", requires_all = ["broker_ca", "broker_key"])]
+    pub broker_certificate: Option<PathBuf>,
     /// Private key of that certificate, PEM.
-    #[arg(long, value_name = "FILE", requires = "broker_client_certificate")]
-    pub broker_client_key: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", requires = "broker_certificate")]
+    pub broker_key: Option<PathBuf>,
     /// User name at the broker.
     #[arg(long, value_name = "NAME", requires = "broker_password_file")]
     pub broker_user: Option<String>,
