@@ -55,27 +55,12 @@ impl Server {
     ///
     /// Needs a tokio runtime with at least two threads: the publisher builds filters.
     pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let ServerConfig {
-            listen,
-            data,
-            keys,
-            ledger,
-            advertise,
-            broker,
-            publishing,
-            lease,
-            limits,
-            approve,
-            tls: tls_files,
-            resume,
-            ..
-        } = config;
-        let folder = keys;
+        let ServerConfig { listen, data, keys: folder, broker, publishing, limits, resume, .. } = config;
         let keys = Arc::new(Keys::load(&folder)?);
-        let gate = Arc::new(Gate::open(&folder, keys.admin(), limits, approve, Arc::clone(&clock))?);
-        let api_tls = tls_files.map(ServerTls::load).transpose()?.map(Arc::new);
+        let gate = Arc::new(Gate::open(&folder, keys.admin(), limits, config.approve, Arc::clone(&clock))?);
+        let api_tls = config.tls.map(ServerTls::load).transpose()?.map(Arc::new);
         let issuers = Arc::new(Issuers::new(&folder, keys.issuer()));
-        let ledger = ledger.open(&data).await?;
+        let ledger = config.ledger.open(&data).await?;
         let mark = Arc::new(high_water(&data)?);
         if !resume {
             reaches(ledger.as_ref(), &mark).await?;
@@ -125,8 +110,10 @@ impl Server {
         let scheme = if api_tls.is_some() { "https" } else { "http" };
         let candidate = Candidate {
             name: format!("{name}@{address}"),
-            address: advertise.or_else(|| (!address.ip().is_unspecified()).then(|| format!("{scheme}://{address}"))),
-            lease,
+            address: config
+                .advertise
+                .or_else(|| (!address.ip().is_unspecified()).then(|| format!("{scheme}://{address}"))),
+            lease: config.lease,
             ledger: Arc::clone(&ledger),
             clock: Arc::clone(&clock),
             keys,
