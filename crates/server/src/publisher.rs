@@ -1199,3 +1199,6 @@ fn decode<T>(
         .and_then(|sealed| decode(sealed.unverified_body()).map_err(Refusal::from))
         .map_err(|cause| PublishError::DamagedObject { address: address.to_string(), cause })
 }
+
+#[cfg(test)]
+mod tests;
