@@ -3,15 +3,12 @@
 //!
 //! Each test opens with its story. The rows are those of the table of attacks and faults.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use revocast_tests::Random;
 use revocast_tests::process::{
-    Agent, Line, Listener, Mosquitto, REALM, Site, Via, ask, now, number, publish, text, until_true,
+    Agent, Line, Listener, Mosquitto, REALM, Site, Via, now, number, publish, text, until_true,
 };
 use serde_json::{Value, json};
 
@@ -59,85 +56,7 @@ fn what_was_acknowledged_while_the_broker_stood_still_arrives() {
     assert_eq!(agent.missing(&jtis, exp), Vec::<&String>::new());
 }
 
-/// Row 34. Several clients revoke as fast as they can; the server is killed at a random moment and
-/// started again, many times. Whatever was acknowledged is there afterwards, under the number that was
-/// told, no number was given twice, none was left out, and the device has all of it.
-#[test]
-fn kill_9_under_load_loses_nothing_and_numbers_nothing_twice() {
-    const ROUNDS: u64 = 25;
-    const WRITERS: u64 = 4;
-    let (site, mosquitto) = (Site::new(), Mosquitto::start());
-    let mut server = site.found(Via::Broker(&mosquitto.url()));
-    let agent = site.agent("door", &mosquitto.url());
-    let exp = exp();
-    let mut random = Random::new(34);
-    // By jti: the number that was told, or that no answer came.
-    let mut told: BTreeMap<String, Option<u64>> = BTreeMap::new();
-    for round in 0..ROUNDS {
-        let over = Arc::new(AtomicBool::new(false));
-        let answered = Arc::new(AtomicU64::new(0));
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|writer| {
-                let (url, token) =
-                    (format!("{}/v1/realms/{REALM}/revocations", server.url()), server.token().to_owned());
-                let (over, answered) = (Arc::clone(&over), Arc::clone(&answered));
-                thread::spawn(move || {
-                    let mut told = Vec::new();
-                    for number in 0.. {
-                        let jti = format!("r{round}-w{writer}-{number}");
-                        let body = json!({ "jti": jti, "exp": exp }).to_string();
-                        match ask("POST", &url, Some(&token), body.as_bytes()) {
-                            Ok((201, receipt)) => {
-                                answered.fetch_add(1, Ordering::Relaxed);
-                                told.push((jti, receipt.get("sequence").and_then(Value::as_u64)));
-                            }
-                            Ok(other) => panic!("{jti}: {other:?}"),
-                            // It died: recorded or not, nobody was told.
-                            Err(_) => {
-                                told.push((jti, None));
-                                break;
-                            }
-                        }
-                        if over.load(Ordering::Relaxed) {
-                            break;
-                        }
-                    }
-                    told
-                })
-            })
-            .collect();
-        // At least one answer, then anywhere within the next commits and publications.
-        until_true("an answer", || answered.load(Ordering::Relaxed) > 0);
-        thread::sleep(Duration::from_micros(random.below(120_000)));
-        server.kill();
-        over.store(true, Ordering::Relaxed);
-        for writer in writers {
-            told.extend(writer.join().unwrap());
-        }
-        server.start();
-    }
-
-    let acknowledged = told.values().flatten().count();
-    assert!(acknowledged as u64 >= ROUNDS, "only {acknowledged} were acknowledged");
-    let jtis: Vec<String> = told.keys().cloned().collect();
-    let receipts = server.revoke_all(&jtis, exp);
-    let mut numbers = BTreeSet::new();
-    for ((jti, told), receipt) in told.iter().zip(&receipts) {
-        let sequence = number(receipt, "sequence");
-        if let Some(told) = told {
-            assert_eq!((sequence, receipt.get("recorded")), (*told, Some(&json!(false))), "{jti} was acknowledged");
-        }
-        assert!(numbers.insert(sequence), "{sequence} was given twice");
-    }
-    let head = server.head();
-    assert_eq!((numbers.len() as u64, numbers.first(), numbers.last()), (head, Some(&1), Some(&head)));
-    agent.wait_until_at(head);
-    assert_eq!(agent.missing(&jtis, exp), Vec::<&String>::new());
-    let status = agent.status();
-    assert_eq!(status.get("last_refusal"), Some(&Value::Null), "{status}");
-}
-
-/// Row 34 again, where it is worst for whoever follows: an epoch is on its way in many small pieces
+/// Row 34, where it is worst for whoever follows (`crash_points.rs` has the rest of it): an epoch is on its way in many small pieces
 /// when the server dies, over and over. Devices never see half of one.
 #[test]
 fn a_server_killed_in_mid_publication_finishes_it_later() {

@@ -38,7 +38,8 @@ pub const fn prompt(profile: Profile) -> Config {
         retry_after: Duration::from_secs(8),
         persist_every: Duration::ZERO,
         persist_proof_every: Duration::ZERO,
-        report_every: Duration::ZERO,
+        report_every: Duration::from_hours(1),
+        report_spread: Duration::ZERO,
         seed: 1,
     }
 }

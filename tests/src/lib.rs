@@ -9,7 +9,11 @@ pub mod follower;
 
 pub mod process;
 
+pub mod strace;
+
 pub mod postgres;
+
+pub mod browser;
 
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};

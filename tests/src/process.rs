@@ -23,6 +23,8 @@ use rumqttc::{Client, Connection, Event, MqttOptions, Outgoing, Packet, QoS};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::strace::Beside;
+
 /// The realm of every site.
 pub const REALM: &str = "fleet";
 
@@ -79,7 +81,10 @@ pub fn tool(variable: &str) -> PathBuf {
 
 /// The binary, called in a way that no setting of whoever runs the tests changes.
 fn binary() -> Command {
-    let mut command = Command::new(tool("REVOCAST_BIN"));
+    undisturbed(Command::new(tool("REVOCAST_BIN")))
+}
+
+fn undisturbed(mut command: Command) -> Command {
     for variable in ["REVOCAST_CONFIG", "REVOCAST_SERVER", "REVOCAST_ADMIN_TOKEN_FILE", "RUST_BACKTRACE"] {
         command.env_remove(variable);
     }
@@ -487,6 +492,31 @@ pub fn publish(url: &str, topic: &str, payload: Vec<u8>, retain: bool) {
     panic!("publishing to {topic} was not acknowledged");
 }
 
+/// Somebody who sends much and waits for nothing.
+#[expect(missing_debug_implementations, reason = "the MQTT client has none")]
+pub struct Somebody(Client);
+
+impl Somebody {
+    /// Connects.
+    #[must_use]
+    pub fn new(url: &str) -> Self {
+        let (client, mut connection) = client(url, &format!("somebody-{}", free_port()));
+        thread::spawn(move || while connection.recv().is_ok_and(|event| event.is_ok()) {});
+        Self(client)
+    }
+
+    /// Sends what is not retained, as devices do (`QoS` 1).
+    pub fn publish(&self, topic: &str, payload: Vec<u8>) {
+        self.0.publish(topic, QoS::AtLeastOnce, false, payload).expect("a connection");
+    }
+}
+
+impl Drop for Somebody {
+    fn drop(&mut self) {
+        let _ = self.0.disconnect();
+    }
+}
+
 /// Topics and payloads, in the order in which they came.
 pub type Heard = Vec<(String, Vec<u8>)>;
 
@@ -716,9 +746,15 @@ impl Site {
     /// The same, with more arguments.
     #[must_use]
     pub fn serve_with(&self, via: Via<'_>, more: &[&str]) -> Server {
-        let mut server = self.prepare("data", via, more);
+        let mut server = self.server(via, more);
         server.start();
         server
+    }
+
+    /// A server that is not started yet.
+    #[must_use]
+    pub fn server(&self, via: Via<'_>, more: &[&str]) -> Server {
+        self.prepare("data", via, more)
     }
 
     fn prepare(&self, folder: &str, via: Via<'_>, more: &[&str]) -> Server {
@@ -811,21 +847,36 @@ pub struct Server {
 }
 
 impl Server {
+    /// Keeps its ledger somewhere else than in the site's folder. The keys stay where they are.
+    pub fn keep_data_in(&mut self, folder: &Path) {
+        self.data = folder.display().to_string();
+    }
+
     /// Starts it, the second time on the ports it had.
     pub fn start(&mut self) {
-        let mut command = binary();
+        assert!(self.launch(binary()), "the server ended:\n{}", self.process().log());
+    }
+
+    /// The same with `strace` beside it; false if it ended before it served.
+    pub fn start_beside(&mut self, strace: &Beside) -> bool {
+        let mut command = undisturbed(strace.command());
+        command.arg(tool("REVOCAST_BIN"));
+        self.launch(command)
+    }
+
+    fn launch(&mut self, mut command: Command) -> bool {
         command.args(["--json", "serve", "--data", &self.data, "--listen", &self.api]);
         command.args([if self.embedded { "--embedded-broker" } else { "--broker" }, &self.broker]);
         command.args(&self.more);
-        let process = Process::start("server", &mut command);
-        let Some(line) = process.line() else { panic!("the server ended:\n{}", process.log()) };
+        let process = self.process.insert(Process::start("server", &mut command));
+        let Some(line) = process.line() else { return false };
         let told: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"));
         let address = |name: &str| told.get(name).and_then(Value::as_str).and_then(|url| url.split_once("://"));
         address("api").expect("the address of the API").1.clone_into(&mut self.api);
         if self.embedded {
             address("broker").expect("the address of the broker").1.clone_into(&mut self.broker);
         }
-        self.process = Some(process);
+        true
     }
 
     /// The process.

@@ -360,6 +360,7 @@ impl World {
             persist_every: Duration::from_millis(200),
             persist_proof_every: Duration::from_secs(8),
             report_every: Duration::from_secs(10),
+            report_spread: Duration::from_secs(1),
             seed: self.random.bits(),
         };
         self.devices.push(Device {

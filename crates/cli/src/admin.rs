@@ -157,7 +157,8 @@ pub fn realm(output: Output, server: &ServerArguments, command: RealmCommand) ->
     Ok(ExitCode::SUCCESS)
 }
 
-fn realms(api: &Api) -> Result<Vec<Value>, Failure> {
+/// Every realm, as the server shows it.
+pub fn realms(api: &Api) -> Result<Vec<Value>, Failure> {
     let answer = api.get("/v1/realms")?;
     let list = answer.get("realms").unwrap_or(&answer).as_array().cloned();
     list.ok_or_else(|| Failure::plain("bad-answer", "the server's list of realms cannot be read"))

@@ -145,6 +145,18 @@ pub enum Command {
         #[command(flatten)]
         server: ServerArguments,
     },
+    /// Shows how the devices are, as they say themselves: who is online, who is current, who refuses.
+    Fleet {
+        /// The realm [default: all of them].
+        #[arg(long)]
+        realm: Option<String>,
+        /// Look again every two seconds, until it is interrupted.
+        #[arg(long)]
+        watch: bool,
+        /// Which server.
+        #[command(flatten)]
+        server: ServerArguments,
+    },
     /// Follows a realm as a device does, logs what happens, answers questions on loopback.
     Agent(Agent),
     /// Validates tokens from standard input, one a line; prints a JSON verdict a line.

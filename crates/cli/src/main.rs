@@ -11,6 +11,7 @@ mod args;
 mod config;
 mod credential;
 mod demo;
+mod fleet;
 mod holding;
 mod import;
 mod inspect;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         Command::Jti { realm, count, server } => admin::jti(output, &server, &realm, count),
         Command::Publish { dry_run: _, realm, server } => plan::run(output, &server, realm),
         Command::Status { server } => admin::status(output, &server),
+        Command::Fleet { realm, watch, server } => fleet::run(output, &server, realm.as_deref(), watch),
         Command::Agent(agent) => agent::run(output, &agent),
         Command::Verify(verify) => verify::run(&verify),
         Command::Inspect { file, verify, keys } => inspect::run(output, &file, verify.as_deref(), keys.as_deref()),

@@ -188,27 +188,38 @@ impl Refusal {
     /// The name used in logs, metrics, tests and reports.
     #[must_use]
     pub const fn name(&self) -> &'static str {
-        match self {
-            Self::EndlessData { .. } => "endless-data",
-            Self::Malformed { .. } => "malformed",
-            Self::Format { .. } => "format",
-            Self::Extraneous { .. } => "extraneous",
-            Self::WrongRealm { .. } => "wrong-realm",
-            Self::WrongKey { .. } => "wrong-key",
-            Self::WrongRole { .. } => "wrong-role",
-            Self::Threshold { .. } => "threshold",
-            Self::KeysExpired { .. } => "keys-expired",
-            Self::Rollback { .. } => "rollback",
-            Self::Equivocation { .. } => "equivocation",
-            Self::MixAndMatch { .. } => "mix-and-match",
-            Self::Freeze { .. } => "freeze",
-            Self::Gap { .. } => "gap",
-            Self::SlowRetrieval { .. } => "slow-retrieval",
-            Self::Overflow { .. } => "overflow",
-            Self::TooLarge { .. } => "too-large",
-            Self::DamagedState { .. } => "damaged-state",
-            Self::Unasked { .. } => "unasked",
+        match Self::name_of(self.number()) {
+            Some(name) => name,
+            // Every number has a name.
+            None => "",
         }
+    }
+
+    /// The name of the refusal with this number, as a report carries it; `None` for one of a later version.
+    #[must_use]
+    pub const fn name_of(number: u8) -> Option<&'static str> {
+        Some(match number {
+            0 => "endless-data",
+            1 => "malformed",
+            2 => "format",
+            3 => "extraneous",
+            4 => "wrong-realm",
+            5 => "wrong-key",
+            6 => "wrong-role",
+            7 => "threshold",
+            8 => "keys-expired",
+            9 => "rollback",
+            10 => "equivocation",
+            11 => "mix-and-match",
+            12 => "freeze",
+            13 => "gap",
+            14 => "slow-retrieval",
+            15 => "overflow",
+            16 => "too-large",
+            17 => "damaged-state",
+            18 => "unasked",
+            _ => return None,
+        })
     }
 
     /// A number below [`Refusal::COUNT`], in the order of the enum; what reports carry.

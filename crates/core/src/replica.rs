@@ -59,8 +59,11 @@ pub struct Config {
     pub persist_every: Duration,
     /// A manifest that proves currency and changes nothing is written down at most this often.
     pub persist_proof_every: Duration,
-    /// Reports are made at most this often.
+    /// A report is made at least this often while the link stands; devices spread out over the last quarter of it.
     pub report_every: Duration,
+    /// News (another position is written down) is reported within this time, at a moment of its own on every device,
+    /// and not again before twice this time has passed.
+    pub report_spread: Duration,
     /// Seeds the jitter; take it from the operating system.
     pub seed: u64,
 }
@@ -70,7 +73,7 @@ impl Config {
     ///
     /// Artifacts up to 64 MiB, a day of staleness, a minute of clock skew, epoch changes spread over
     /// ten minutes, retries after 8 s, writes at most once a second (an hour for proofs alone),
-    /// reports at most once a minute.
+    /// a report a minute, and of news within a second.
     #[must_use]
     pub const fn exact(seed: u64) -> Self {
         Self {
@@ -83,6 +86,7 @@ impl Config {
             persist_every: Duration::from_secs(1),
             persist_proof_every: Duration::from_hours(1),
             report_every: Duration::from_mins(1),
+            report_spread: Duration::from_secs(1),
             seed,
         }
     }
@@ -311,7 +315,10 @@ pub struct Replica {
     /// The revision from which on the base is unwritten.
     base_unwritten: Option<u64>,
 
-    last_report: Option<Duration>,
+    /// When the next report is due.
+    report_at: Option<Duration>,
+    /// When the last one was made, and what it said.
+    reported: Option<(Duration, (Term, Position))>,
     refusals: [u64; Refusal::COUNT],
     last_refusal: Option<u8>,
     actions: VecDeque<Action>,
@@ -372,7 +379,8 @@ impl Replica {
             persisted: None,
             in_flight_position: Default::default(),
             base_unwritten: None,
-            last_report: None,
+            report_at: None,
+            reported: None,
             refusals: [0; Refusal::COUNT],
             last_refusal: None,
             actions: VecDeque::new(),
@@ -544,6 +552,8 @@ impl Replica {
                 self.connected = true;
                 self.asks.clear();
                 self.reread = true;
+                // A fleet that a broker dropped comes back at once; what it has to say has time.
+                self.report_at = Some(now.uptime + self.jitter(self.config.report_every / 4));
                 // Live first: nothing may be missed between it and the manifest.
                 if self.keys.is_some() {
                     self.actions.push_back(Action::Subscribe(Address::Live));
@@ -599,7 +609,9 @@ impl Replica {
         let gap = self.gap_since.map(|since| since + retry);
         let download = self.move_at.filter(|_| self.download.is_none());
         let questions = self.asking.deadline().into_iter().chain(self.climb.deadline());
-        let online = asked.chain(gap).chain(frozen).chain(download).chain(questions).filter(|_| self.connected);
+        let report = self.report_at.filter(|_| self.persisted.is_some());
+        let online =
+            asked.chain(gap).chain(frozen).chain(download).chain(questions).chain(report).filter(|_| self.connected);
         online.chain(self.persist_due()).min()
     }
 
@@ -1363,6 +1375,7 @@ impl Replica {
             self.pump_asks(now);
         }
         self.pump_persist(now);
+        self.pump_report(now);
         self.tell_findings();
     }
 
@@ -1484,19 +1497,38 @@ impl Replica {
         if self.base_unwritten.is_some_and(|since| since <= revision) {
             self.base_unwritten = None;
         }
-        let due = self.last_report.is_none_or(|last| last + self.config.report_every <= now.uptime);
-        if due && let Some((term, position)) = self.persisted {
-            self.last_report = Some(now.uptime);
-            self.actions.push_back(Action::Report(Report {
-                term,
-                position,
-                age: self.set.freshness.age(now),
-                profile: self.set.base().map_or(0, |base| base.profile() as u8),
-                memory_bytes: self.set.size_bytes(),
-                refusals: self.refusals.iter().sum(),
-                last_refusal: self.last_refusal,
-            }));
+        if self.persisted != self.reported.map(|(_, what)| what) {
+            self.hasten_report(now);
         }
+    }
+
+    /// There is news to report: soon, but not in step with the rest of the fleet, and not too often.
+    fn hasten_report(&mut self, now: Now) {
+        let spread = self.config.report_spread;
+        let earliest = self.reported.map_or(now.uptime, |(at, _)| now.uptime.max(at + 2 * spread));
+        // One that is due by then anyway will say it.
+        if self.report_at.is_none_or(|at| at > earliest + spread) {
+            self.report_at = Some(earliest + self.jitter(spread));
+        }
+    }
+
+    fn pump_report(&mut self, now: Now) {
+        let Some((term, position)) = self.persisted.filter(|_| self.connected) else { return };
+        if self.report_at.is_none_or(|at| at > now.uptime) {
+            return;
+        }
+        self.reported = Some((now.uptime, (term, position)));
+        let every = self.config.report_every;
+        self.report_at = Some(now.uptime + every - self.jitter(every / 4));
+        self.actions.push_back(Action::Report(Report {
+            term,
+            position,
+            age: self.set.freshness.age(now),
+            profile: self.set.base().map_or(0, |base| base.profile() as u8),
+            memory_bytes: self.set.size_bytes(),
+            refusals: self.refusals.iter().sum(),
+            last_refusal: self.last_refusal,
+        }));
     }
 
     fn refuse(&mut self, refusal: Refusal) {

@@ -20,6 +20,9 @@
 //! | `POST /v1/realms/{realm}/issued` | registers issued tokens, one JSON object a line, any number of them |
 //! | `GET /v1/realms/{realm}/coverage` | how many tokens are registered, and up to when that is all of them |
 //! | `PUT /v1/realms/{realm}/coverage` | records that all tokens issued before a time are registered |
+//! | `GET /v1/realms/{realm}/fleet` | how its devices are, as they say themselves |
+//! | `GET /metrics` | what is counted and measured, for Prometheus |
+//! | `GET /` | a page for people; it asks for a credential |
 //! | `GET`, `PUT /v1/realms/{realm}/jwks.json` | the keys that sign the realm's tokens; to look needs no credentials |
 //! | `GET /.well-known/jwks.json` | the keys with which this server signs tokens; needs no credentials |
 //! | `POST /v1/realms/{realm}/oauth/revoke` | revokes a token that is shown (RFC 7009) |
@@ -54,6 +57,12 @@ mod cutoffs;
 mod stream;
 
 mod issued;
+
+mod fleet;
+
+mod metrics;
+
+mod page;
 
 mod import;
 
@@ -95,6 +104,8 @@ pub fn router(service: Arc<Service>, gate: Arc<Gate>, issuers: Arc<Issuers>) -> 
         .merge(revocations::routes())
         .merge(cutoffs::routes())
         .merge(issued::routes())
+        .merge(fleet::routes())
+        .merge(metrics::routes())
         .merge(jwks::routes())
         .merge(ssf::routes())
         .merge(plan::routes())
@@ -121,12 +132,14 @@ pub fn router(service: Arc<Service>, gate: Arc<Gate>, issuers: Arc<Issuers>) -> 
     guarded
         .layer(middleware::from_fn_with_state(guard, access::guard))
         .merge(open)
+        .merge(page::routes())
         .route("/openapi.json", get(document::openapi).with_state(Served::new(&document)))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "path-unknown", "no such path"))
         .method_not_allowed_fallback(async || {
             let title = "the method is not allowed here";
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", title)
         })
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), metrics::count))
         .layer(Extension(issuers))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(CatchPanicLayer::custom(|_| {

@@ -5,7 +5,7 @@
 //! begins again. What should stand on the broker is not known here.
 
 mod listener;
-pub use listener::{Incoming, Listener};
+pub use listener::{Hearing, Incoming, Listener};
 
 #[cfg(feature = "embedded-broker")]
 mod embedded;
@@ -427,11 +427,11 @@ impl Broker {
         answer.await.unwrap_or_else(|_| Err(self.shared.down()))
     }
 
-    /// Hears what comes on a filter, over a connection of its own that renews itself: whatever somebody
+    /// Hears what comes on some filters, over a connection of its own that renews itself: whatever somebody
     /// sends there cannot break the one that publishes. Needs a tokio runtime; ends when it is dropped.
     #[must_use]
-    pub fn listen(&self, filter: String) -> Listener {
-        Listener::start(self.shared.config.clone(), filter)
+    pub fn listen(&self, hearing: Hearing) -> Listener {
+        Listener::start(self.shared.config.clone(), hearing)
     }
 
     /// Asks what is retained on some exact topics, over a connection of its own.

@@ -20,6 +20,10 @@ pub mod tokens;
 
 pub mod minting;
 
+pub mod fleet;
+
+pub mod metrics;
+
 pub mod service;
 
 pub mod publisher;

@@ -11,6 +11,7 @@ mod time;
 pub use time::{ClockAlarm, SigningClock};
 
 mod book;
+use book::Pile;
 pub use book::{Book, Forgettable, NetChange};
 
 pub mod proof;
@@ -49,8 +50,8 @@ use revocast_core::limits::{CHUNK_BYTES_DEFAULT, LADDER_PIECES_MAX, RECENT_ENTRI
 use revocast_core::update::{Artifact, Layer, Piece, Question};
 use revocast_core::wire::{self, WireError};
 use revocast_core::{
-    Address, Delta, Digest, Epoch, FilterBuf, GeometryError, Index, Kind, Manifest, Now, Position, Refusal, Salt,
-    Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, rice, sealed_bytes,
+    Address, Delta, Digest, Epoch, FilterBuf, GeometryError, Index, Kind, LINE_BYTES, Manifest, Now, Position, Refusal,
+    Salt, Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, rice, sealed_bytes,
 };
 use thiserror::Error;
 
@@ -282,6 +283,46 @@ pub struct Publisher {
     stale: bool,
 }
 
+/// A publisher that is being loaded: it reads the entries that the ledger still holds, in order.
+#[derive(Debug)]
+pub struct Loading {
+    publisher: Publisher,
+    /// Entries that were published before.
+    pile: Pile,
+    now: Now,
+    /// An entry came that was not.
+    caught_up: bool,
+}
+
+impl Loading {
+    /// Takes in the next entry.
+    pub fn read(&mut self, entry: &Entry) -> Result<(), PublishError> {
+        if !self.caught_up && entry.sequence <= self.publisher.cut_to {
+            self.publisher.book.pile(entry, &mut self.pile);
+            return Ok(());
+        }
+        self.catch_up();
+        self.publisher.take(entry)
+    }
+
+    /// The publisher, once all entries are read.
+    #[must_use]
+    pub fn finish(mut self) -> Publisher {
+        self.catch_up();
+        self.publisher.mark_superseded(self.now);
+        self.publisher
+    }
+
+    fn catch_up(&mut self) {
+        if !self.caught_up {
+            self.caught_up = true;
+            self.publisher.book.absorb(std::mem::take(&mut self.pile));
+            // What was published up to here is not touched any more.
+            self.publisher.book.settle();
+        }
+    }
+}
+
 impl Publisher {
     /// Goes on from what was stored: objects with the ledger, and the ledger itself.
     ///
@@ -292,10 +333,26 @@ impl Publisher {
         settings: Settings,
         signer: Signer,
         now: Now,
-        (term, head): (Term, Sequence),
+        head: (Term, Sequence),
         objects: Vec<Object>,
         entries: impl IntoIterator<Item = Entry>,
     ) -> Result<Self, PublishError> {
+        let mut loading = Self::begin(realm, settings, signer, now, head, objects)?;
+        for entry in entries {
+            loading.read(&entry)?;
+        }
+        Ok(loading.finish())
+    }
+
+    /// The same for a history too long to be held at once: its entries follow.
+    pub fn begin(
+        realm: Realm,
+        settings: Settings,
+        signer: Signer,
+        now: Now,
+        (term, head): (Term, Sequence),
+        objects: Vec<Object>,
+    ) -> Result<Loading, PublishError> {
         let mut publisher = Self {
             clock: SigningClock::new(None, settings.restart_jump_max),
             book: Book::new(realm.fingerprinter, term),
@@ -328,27 +385,7 @@ impl Publisher {
         if publisher.cut_to > head {
             return Err(PublishError::LedgerBehind { realm: publisher.realm.id, head, published: publisher.cut_to });
         }
-        let (mut known, mut fresh) = (true, Vec::new());
-        for entry in entries {
-            if known && entry.sequence > publisher.cut_to {
-                known = false;
-                // What was published up to here is not touched any more.
-                publisher.book.settle();
-            }
-            if known {
-                publisher.book.apply(&entry);
-            } else {
-                fresh.push(entry);
-            }
-        }
-        if known {
-            publisher.book.settle();
-        }
-        for entry in &fresh {
-            publisher.take(entry)?;
-        }
-        publisher.mark_superseded(now);
-        Ok(publisher)
+        Ok(Loading { publisher, pile: Pile::default(), now, caught_up: false })
     }
 
     /// Lets the present version of the keys stand under its number, too: for devices that come back
@@ -800,6 +837,18 @@ impl Publisher {
         self.generations.iter().map(|generation| Arc::clone(&generation.filter)).collect()
     }
 
+    /// How good the filter of the newest epoch is; `None` before the first. Reads the whole filter.
+    #[must_use]
+    pub fn filter_health(&self) -> Option<FilterHealth> {
+        let filter = &self.generations.last()?.filter;
+        let bits = (filter.lines().count() * LINE_BYTES * 8) as f64;
+        Some(FilterHealth {
+            fill: filter.bits_set() as f64 / bits.max(1.0),
+            rate: filter.false_positive_rate(),
+            meant: self.choice().map(|choice| choice.rate),
+        })
+    }
+
     /// Why the newest epoch has the filter it has; `None` if it was built before the start.
     #[must_use]
     pub fn choice(&self) -> Option<Choice> {
@@ -1142,6 +1191,17 @@ pub struct Sizes {
     pub manifest: u64,
     /// The delta that was cut last.
     pub delta: u64,
+}
+
+/// How good a filter is, as it is and not as it was meant.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FilterHealth {
+    /// Share of its bits that are set.
+    pub fill: f64,
+    /// Rate of false positives that these bits give.
+    pub rate: f64,
+    /// The rate it was built for; `None` if it was built before the start.
+    pub meant: Option<f64>,
 }
 
 /// One delta that says what two adjacent ones say; where both speak of a key, the later one counts.

@@ -21,9 +21,11 @@ use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker 
 use crate::clock::Clock;
 use crate::config::{BrokerChoice, PublishingConfig, RemoteBroker, ServerConfig};
 use crate::credentials::{CredentialsFileError, Gate};
+use crate::fleet::{self, Fleet, Lookout};
 use crate::keys::{KeyError, Keys};
 use crate::leader::{self, Candidate, Office};
 use crate::ledger::{Health, Ledger, LedgerError, OpenError};
+use crate::metrics::Metrics;
 use crate::minting::LiveFilters;
 use crate::publisher::{HighWater, HighWaterError, Inquiries, Permit, Publishing, Settings, Signer};
 use crate::service::{LeaderView, PublishedRealms, Service};
@@ -45,6 +47,8 @@ pub struct Server {
     stop_leader: Option<oneshot::Sender<()>>,
     leader: JoinHandle<()>,
     health: watch::Receiver<Health>,
+    /// Hears the fleet.
+    hearing: JoinHandle<()>,
     broker: Option<BrokerTask>,
     #[cfg(feature = "embedded-broker")]
     embedded: Option<EmbeddedBroker>,
@@ -87,6 +91,9 @@ impl Server {
         let (stopping, stop) = watch::channel(false);
         let published = watch::Sender::new(PublishedRealms::new());
         let filters = Arc::new(LiveFilters::new());
+        let metrics = Arc::new(Metrics::new(clock.now().wall));
+        let fleet = Fleet::new(publishing.prefix.clone(), Vec::new());
+        let lookout = Arc::new(Lookout::new(fleet, Arc::clone(&clock)));
         let office = watch::Sender::new(Office::Seeking);
         let inquiries = Arc::new(Inquiries::default());
         let service = Arc::new(Service::new(
@@ -101,7 +108,10 @@ impl Server {
                 inquiries: Arc::clone(&inquiries),
                 heartbeat: publishing.heartbeat,
             },
+            Arc::clone(&lookout),
+            Arc::clone(&metrics),
         ));
+        let hearing = tokio::spawn(fleet::hear(lookout, broker.clone(), Arc::clone(&ledger), Arc::clone(&keys)));
         let router = api::router(Arc::clone(&service), Arc::clone(&gate), issuers);
         let api = tokio::spawn(api::serve(listener, api_tls.clone(), router, stop));
         let settings = settings_of(&publishing);
@@ -132,6 +142,7 @@ impl Server {
             prefix: prefix.clone(),
             filters: Arc::clone(&filters),
             published: published.clone(),
+            metrics: Arc::clone(&metrics),
             resume,
             permit: permit.clone(),
             mark: Some(Arc::clone(&mark)),
@@ -150,6 +161,7 @@ impl Server {
             stop_leader: Some(stop_leader),
             leader: leading,
             health,
+            hearing,
             broker: Some(broker_task),
             #[cfg(feature = "embedded-broker")]
             embedded,
@@ -206,6 +218,9 @@ impl Server {
         if timeout(STOP_TIMEOUT, &mut self.leader).await.is_err() {
             tracing::warn!("the publisher did not end in time");
         }
+        // Awaited, since it holds the ledger.
+        self.hearing.abort();
+        let _ = (&mut self.hearing).await;
         if let Some(broker) = self.broker.take() {
             broker.stop().await;
         }
@@ -221,6 +236,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.api.abort();
         self.leader.abort();
+        self.hearing.abort();
     }
 }
 

@@ -15,12 +15,14 @@ use tokio::sync::watch;
 
 use crate::broker::LinkState;
 use crate::clock::Clock;
+use crate::fleet::{Lookout, Reached, View, Wait};
 use crate::keys::{KeyError, Keys};
 use crate::leader::Office;
 use crate::ledger::{
     Action, Coverage, Entry, Expiry, Founding, Issued, LEEWAY_DEFAULT, Ledger, LedgerError, MAX_TOKEN_LIFETIME_DEFAULT,
     Object, Realm, Receipt, Registration, Request, Scope, Statement,
 };
+use crate::metrics::{EntryKind, Metrics};
 use crate::minting::LiveFilters;
 use crate::publisher::{Forecast, Inquiries, PublishError};
 
@@ -103,6 +105,8 @@ pub struct Published {
     pub revocations: u64,
     /// Bytes of what stands at the broker.
     pub sizes: crate::publisher::Sizes,
+    /// How good the filter of the newest epoch is.
+    pub filter: Option<crate::publisher::FilterHealth>,
     /// Why the newest epoch has the filter it has; `None` if it was built before the start.
     pub choice: Option<crate::publisher::Choice>,
     /// What keeps the publisher from going on, if anything.
@@ -183,6 +187,8 @@ pub struct Service {
     office: watch::Receiver<Office>,
     inquiries: Arc<Inquiries>,
     heartbeat: Duration,
+    lookout: Arc<Lookout>,
+    metrics: Arc<Metrics>,
     // Parameters of a realm never change, so what was read once holds.
     known: RwLock<BTreeMap<RealmId, Realm>>,
 }
@@ -190,6 +196,10 @@ pub struct Service {
 impl Service {
     /// Puts the parts together.
     #[must_use]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part of its own, and only a server and tests put them together"
+    )]
     pub fn new(
         ledger: Arc<dyn Ledger>,
         keys: Arc<Keys>,
@@ -198,9 +208,24 @@ impl Service {
         published: watch::Receiver<PublishedRealms>,
         filters: Arc<LiveFilters>,
         leader: LeaderView,
+        lookout: Arc<Lookout>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let LeaderView { office, inquiries, heartbeat } = leader;
-        Self { ledger, keys, clock, broker, published, filters, office, inquiries, heartbeat, known: RwLock::default() }
+        Self {
+            ledger,
+            keys,
+            clock,
+            broker,
+            published,
+            filters,
+            office,
+            inquiries,
+            heartbeat,
+            lookout,
+            metrics,
+            known: RwLock::default(),
+        }
     }
 
     /// What this server is among those on the ledger.
@@ -310,7 +335,7 @@ impl Service {
                 actor: actor.to_owned(),
             })
             .collect();
-        Ok(self.ledger.append(realm, now, requests).await?)
+        self.record(realm, now, requests, actor).await
     }
 
     /// Undoes a revoke; durable when this returns.
@@ -429,9 +454,61 @@ impl Service {
     }
 
     async fn append_one(&self, realm: RealmId, now: UnixTime, request: Request) -> Result<Receipt, ServiceError> {
-        let receipts = self.ledger.append(realm, now, vec![request]).await?;
+        let actor = request.actor.clone();
+        let receipts = self.record(realm, now, vec![request], &actor).await?;
         // One request, one receipt.
         receipts.first().copied().ok_or(ServiceError::Ledger(LedgerError::Closed))
+    }
+
+    /// The one way into the ledger: recorded, counted, logged, and followed on its way to the devices.
+    async fn record(
+        &self,
+        realm: RealmId,
+        now: UnixTime,
+        requests: Vec<Request>,
+        actor: &str,
+    ) -> Result<Vec<Receipt>, ServiceError> {
+        let kinds: Vec<EntryKind> = requests.iter().map(|request| EntryKind::from(&request.action)).collect();
+        let began = self.clock.now().uptime;
+        let receipts = self.ledger.append(realm, now, requests).await?;
+        let took = self.clock.now().uptime.saturating_sub(began);
+        let recorded = || receipts.iter().zip(&kinds).filter(|(receipt, _)| receipt.recorded);
+        self.metrics.appended(realm, recorded().map(|(_, kind)| *kind), took);
+        if let Some((last, kind)) = recorded().max_by_key(|(receipt, _)| receipt.sequence) {
+            let (sequence, entries, kind) = (last.sequence.0, recorded().count(), kind.name());
+            tracing::info!(%realm, actor, kind, entries, sequence, "recorded");
+            self.lookout.recorded(&self.realm(realm).await?, last.sequence);
+        }
+        Ok(receipts)
+    }
+
+    /// Waits until an entry has come so far, or time is up; says how far it has come.
+    pub async fn wait(&self, realm: RealmId, sequence: Sequence, wait: Wait, patience: Duration) -> Reached {
+        self.lookout.wait(realm, sequence, wait, patience).await
+    }
+
+    /// The ledger's head, how the devices of a realm are, and how many of them stand at or above a sequence, by default
+    /// the head.
+    pub async fn fleet(&self, realm: RealmId, at_least: Option<Sequence>) -> Result<(Sequence, View), ServiceError> {
+        let parameters = self.realm(realm).await?;
+        let (_, head) = self.ledger.head(realm).await?;
+        let view = self.lookout.view(&parameters, head, at_least.unwrap_or(head));
+        Ok((head, view.ok_or(LedgerError::RealmUnknown { realm })?))
+    }
+
+    /// Everything that is counted and measured, as text.
+    pub async fn metrics(&self) -> Result<String, ServiceError> {
+        let status = self.status().await?;
+        let view =
+            |realm: &RealmStatus| Some((realm.realm.id, self.lookout.view(&realm.realm, realm.head, realm.head)?));
+        let views = status.realms.iter().filter_map(view).collect();
+        self.metrics.encode(status, views, self.clock.now().wall).map_err(|_| ServiceError::Metrics)
+    }
+
+    /// Where requests are counted.
+    #[must_use]
+    pub fn counters(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Registers issued tokens, all of them or none; durable when this returns.
@@ -460,6 +537,12 @@ impl Service {
     #[must_use]
     pub fn now(&self) -> UnixTime {
         self.clock.unix_time()
+    }
+
+    /// The server's time, exactly.
+    #[must_use]
+    pub fn now_millis(&self) -> UnixMillis {
+        self.clock.now().wall
     }
 
     /// How the server is.
@@ -638,6 +721,9 @@ pub enum ServiceError {
     /// The operating system gave no random bytes.
     #[error("the operating system gave no random bytes")]
     Random(#[source] getrandom::Error),
+    /// Our own mistake: a name that no metric can have.
+    #[error("the metrics cannot be written down")]
+    Metrics,
     /// Our own mistake: the object cannot be written down.
     #[error("the keys object cannot be encoded")]
     Encode(#[source] WireError),

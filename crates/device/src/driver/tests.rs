@@ -233,7 +233,7 @@ impl Publisher {
     fn config(&self) -> DeviceConfig {
         let mut replica = Config::exact(1);
         replica.persist_every = Duration::ZERO;
-        replica.report_every = Duration::ZERO;
+        replica.report_spread = Duration::ZERO;
         replica.retry_after = Duration::from_millis(100);
         let broker: BrokerUrl = "mqtt://nowhere.invalid".parse().unwrap();
         DeviceConfig::new(broker, ClientId::new("device").unwrap(), self.realm, self.trust(), replica)

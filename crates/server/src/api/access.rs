@@ -17,7 +17,7 @@ use revocast_core::{RealmId, UnixTime};
 use serde_json::{Map, Value, json};
 
 use super::problem::Problem;
-use crate::credentials::{Approval, Credential, Gate, Offer, Overrun, Role};
+use crate::credentials::{Approval, Credential, Gate, Offer, Overrun, Realms, Role};
 
 /// Name of the security scheme in the document.
 pub(super) const BEARER: &str = "bearer";
@@ -83,6 +83,11 @@ impl Caller {
     /// Whether the caller may speak of this realm.
     pub(super) fn may_enter(&self, realm: RealmId) -> bool {
         self.credential.realms.contain(realm)
+    }
+
+    /// Whether the caller may speak of every realm, also those yet to be founded.
+    pub(super) fn is_for_all_realms(&self) -> bool {
+        self.credential.realms == Realms::All
     }
 
     /// The same, as a refusal: for operations whose path names no realm.

@@ -180,9 +180,11 @@ impl From<ServiceError> for Problem {
                 let title = "the publisher's key is not on this server";
                 Self::new(StatusCode::CONFLICT, "publisher-key-absent", title)
             }
-            ServiceError::Key(_) | ServiceError::Random(_) | ServiceError::Encode(_) | ServiceError::Plan(_) => {
-                internal()
-            }
+            ServiceError::Key(_)
+            | ServiceError::Random(_)
+            | ServiceError::Metrics
+            | ServiceError::Encode(_)
+            | ServiceError::Plan(_) => internal(),
         };
         if problem.status.is_server_error() {
             tracing::error!(error = %told(&error), "a request failed");

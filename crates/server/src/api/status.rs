@@ -16,6 +16,7 @@ use super::problem::Problem;
 use super::realms::RealmBody;
 use crate::broker::LinkState;
 use crate::leader::Office;
+use crate::publisher::FilterHealth;
 use crate::service::{Published, RealmStatus, Service};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
@@ -25,6 +26,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 #[derive(Serialize, ToSchema)]
 struct StatusBody {
     version: &'static str,
+    /// The server's time, milliseconds since 1970: what ages are told against.
+    now_ms: u64,
     leader: LeaderBody,
     ledger: LedgerBody,
     broker: BrokerBody,
@@ -100,6 +103,11 @@ struct PublishedBody {
     delta_bytes: u64,
     questions_answered: u64,
     questions_dropped: u64,
+    /// Bytes of the snapshot, in bits, for each live revocation; absent without any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bits_per_revocation: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filter_health: Option<FilterHealthBody>,
     /// Why the newest epoch has the filter it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     filter: Option<String>,
@@ -107,26 +115,46 @@ struct PublishedBody {
     trouble: Option<String>,
 }
 
+/// How good the filter of the newest epoch is, as its bits are and not as it was meant.
+#[derive(Serialize, ToSchema)]
+struct FilterHealthBody {
+    /// Share of the bits that are set.
+    fill: f64,
+    /// Rate of false positives that these bits give.
+    rate: f64,
+    /// The rate it was built for; absent if it was built before the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    meant: Option<f64>,
+}
+
 impl RealmStatusBody {
     fn new(status: RealmStatus, now: UnixMillis) -> Self {
         let published = status.published.map(
-            |Published { term, position, at, objects, revocations, sizes, choice, trouble, questions }| PublishedBody {
-                term: term.0,
-                epoch: position.epoch.0,
-                sequence: position.sequence.0,
-                issued_at_ms: at.millis(),
-                heartbeat_age_ms: now.since(at).as_millis() as u64,
-                objects,
-                revocations,
-                snapshot_bytes: sizes.snapshot,
-                filter_bytes: sizes.filter,
-                ladder_bytes: sizes.ladder,
-                exceptions_bytes: sizes.exceptions,
-                delta_bytes: sizes.delta,
-                questions_answered: questions.answered,
-                questions_dropped: questions.dropped,
-                filter: choice.map(|choice| choice.to_string()),
-                trouble,
+            |Published { term, position, at, objects, revocations, sizes, filter, choice, trouble, questions }| {
+                PublishedBody {
+                    term: term.0,
+                    epoch: position.epoch.0,
+                    sequence: position.sequence.0,
+                    issued_at_ms: at.millis(),
+                    heartbeat_age_ms: now.since(at).as_millis() as u64,
+                    objects,
+                    revocations,
+                    snapshot_bytes: sizes.snapshot,
+                    filter_bytes: sizes.filter,
+                    ladder_bytes: sizes.ladder,
+                    exceptions_bytes: sizes.exceptions,
+                    delta_bytes: sizes.delta,
+                    questions_answered: questions.answered,
+                    questions_dropped: questions.dropped,
+                    bits_per_revocation: (revocations > 0).then(|| sizes.snapshot as f64 * 8.0 / revocations as f64),
+                    filter_health: filter.map(|FilterHealth { fill, rate, meant }| FilterHealthBody {
+                        fill,
+                        rate,
+                        meant,
+                    }),
+                    filter: choice.map(|choice| choice.to_string()),
+                    trouble,
+                }
             },
         );
         let (term, head, coverage) = (status.term.0, status.head.0, status.coverage.into());
@@ -149,6 +177,7 @@ async fn status(State(service): State<Arc<Service>>, caller: Caller) -> Result<J
     let seen = status.realms.into_iter().filter(|status| caller.may_enter(status.realm.id));
     Ok(Json(StatusBody {
         version: env!("CARGO_PKG_VERSION"),
+        now_ms: status.at.millis(),
         leader: status.office.into(),
         ledger: LedgerBody { writable: status.ledger_writable },
         broker,

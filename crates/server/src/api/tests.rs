@@ -19,9 +19,11 @@ use crate::broker::LinkState;
 use crate::clock::Clock;
 use crate::config::ApiLimits;
 use crate::credentials::{Credential, CredentialsFile, Realms, Role, SecretHash};
+use crate::fleet::{Fleet, Lookout};
 use crate::keys::Keys;
 use crate::leader::Office;
 use crate::ledger::{Ledger, MemoryLedger, Statement};
+use crate::metrics::Metrics;
 use crate::minting::LiveFilters;
 use crate::service::{LeaderView, PublishedRealms};
 
@@ -45,7 +47,10 @@ struct Site {
     token: String,
     clock: Arc<SetClock>,
     link: tokio::sync::watch::Sender<LinkState>,
+    published: tokio::sync::watch::Sender<PublishedRealms>,
     filters: Arc<LiveFilters>,
+    lookout: Arc<Lookout>,
+    metrics: Arc<Metrics>,
     keys: tempfile::TempDir,
 }
 
@@ -106,19 +111,31 @@ impl Site {
         let published = tokio::sync::watch::Sender::new(PublishedRealms::new());
         let token = keys.admin().as_str().to_owned();
         let filters = Arc::new(LiveFilters::new());
+        let link_state = link.subscribe();
+        let fleet = Fleet::new("revocast", vec![keys.publisher().unwrap().public()]);
+        let lookout = Arc::new(Lookout::new(fleet, clock.clone()));
+        let metrics = Arc::new(Metrics::new(clock.now().wall));
         let issuers = Arc::new(Issuers::new(&path, keys.issuer()));
-        let (link_state, published) = (link.subscribe(), published.subscribe());
         let leader = LeaderView {
             office: tokio::sync::watch::channel(Office::Leading).1,
             inquiries: Arc::default(),
             heartbeat: Duration::from_secs(30),
         };
-        let filters_of = Arc::clone(&filters);
-        let service = Service::new(ledger.clone(), keys, clock.clone(), link_state, published, filters_of, leader);
+        let service = Service::new(
+            ledger.clone(),
+            keys,
+            clock.clone(),
+            link_state,
+            published.subscribe(),
+            Arc::clone(&filters),
+            leader,
+            Arc::clone(&lookout),
+            Arc::clone(&metrics),
+        );
         let admin = crate::keys::AdminToken::new(&token).unwrap();
         let gate = Arc::new(Gate::open(&path, &admin, limits, approve, Arc::clone(&clock) as Arc<dyn Clock>).unwrap());
         let router = router(Arc::new(service), Arc::clone(&gate), issuers);
-        Self { router, gate, ledger, token, clock, link, filters, keys: folder }
+        Self { router, gate, ledger, token, clock, link, published, filters, lookout, metrics, keys: folder }
     }
 
     /// The same site, asked with another secret.
@@ -474,7 +491,7 @@ async fn the_document_names_every_operation_and_what_it_answers() {
 #[tokio::test]
 async fn unknown_places_and_methods_are_problems_too() {
     let site = Site::new().await;
-    site.get("/").await.problem(404, "path-unknown");
+    site.get("/nowhere").await.problem(404, "path-unknown");
     site.get("/v1/realms/fleet").await.problem(404, "path-unknown");
     let body = json!({"jti": "t", "exp": LATER});
     let unknown = site.post("/v1/realms/nowhere/revocations", &body).await;
@@ -901,5 +918,150 @@ impl axum::body::HttpBody for Never {
         _: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
         std::task::Poll::Pending
+    }
+}
+
+/// Takes in a report as if a device had sent it.
+fn reports(site: &Site, device: &str, sequence: u64, refusals: u64) {
+    let realm = RealmId::new("fleet").unwrap();
+    let report = revocast_core::update::Report {
+        term: revocast_core::Term(1),
+        position: revocast_core::Position { epoch: revocast_core::Epoch(1), sequence: Sequence(sequence) },
+        age: Some(Duration::from_secs(1)),
+        profile: revocast_core::Profile::Exact as u8,
+        memory_bytes: 4_096,
+        refusals,
+        last_refusal: (refusals > 0).then_some(9),
+    };
+    let body = revocast_core::wire::encode_report(&report).unwrap();
+    let sealed = revocast_core::seal(revocast_core::Kind::Report, &realm, &body, &[]);
+    site.lookout.take(&format!("revocast/fleet/devices/{device}/report"), &sealed);
+}
+
+impl Site {
+    async fn text(&self, path: &str) -> (axum::http::response::Parts, String) {
+        let request = self.request(Method::GET, path).body(HttpBody::empty()).unwrap();
+        let (head, body) = self.router.clone().oneshot(request).await.unwrap().into_parts();
+        let bytes = axum::body::to_bytes(body, 16 << 20).await.unwrap();
+        (head, String::from_utf8(bytes.to_vec()).unwrap())
+    }
+}
+
+#[tokio::test]
+async fn the_fleet_is_what_devices_report() {
+    let site = Site::new().await;
+    let empty = site.get("/v1/realms/fleet/fleet").await;
+    assert_eq!((empty.status, &empty.body["known"], &empty.body["head"]), (200, &json!(0), &json!(0)));
+    assert_eq!(empty.body["current_share"], Value::Null, "of none there is no share");
+    for jti in ["a", "b"] {
+        let revoked = site.post("/v1/realms/fleet/revocations", &json!({"jti": jti, "exp": LATER})).await;
+        assert_eq!(revoked.status, 201);
+    }
+    for (device, sequence) in [("one", 2), ("two", 2), ("three", 1)] {
+        reports(&site, device, sequence, 0);
+    }
+    reports(&site, "three", 1, 5);
+    let fleet = site.get("/v1/realms/fleet/fleet?at_least=1").await.body;
+    assert_eq!((&fleet["online"], &fleet["current"], &fleet["reached"]), (&json!(3), &json!(2), &json!(3)));
+    assert_eq!(
+        fleet["refusing"],
+        json!([{
+            "device": "three", "silent_seconds": 0, "term": 1, "epoch": 1, "sequence": 1, "age_seconds": 1,
+            "refusals": 5, "rise": 5, "repeated": false, "refusal": "rollback",
+        }])
+    );
+    assert_eq!(fleet["heard"]["reports"], 4);
+    assert_eq!(site.get("/v1/realms/fleet/fleet").await.body["reached"], 2, "the head is meant");
+    assert_eq!(site.get("/v1/realms/other/fleet").await.status, 404);
+    for query in ["at_least=x", "at_least=-1", "share=1"] {
+        assert_eq!(site.get(&format!("/v1/realms/fleet/fleet?{query}")).await.status, 422, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn the_documented_metrics_are_those_that_are_served() {
+    let site = Site::new().await;
+    let revoked = site.post("/v1/realms/fleet/revocations", &json!({"jti": "a", "exp": LATER})).await;
+    assert_eq!(revoked.status, 201);
+    reports(&site, "one", 0, 0);
+    reports(&site, "one", 1, 3);
+    let realm = RealmId::new("fleet").unwrap();
+    site.published.send_modify(|realms| {
+        let filter = crate::publisher::FilterHealth { fill: 0.5, rate: 0.011, meant: Some(0.01) };
+        let published = crate::service::Published { revocations: 1, filter: Some(filter), ..Default::default() };
+        realms.insert(realm, published);
+    });
+    site.metrics.published(realm, crate::metrics::StepKind::retain, 10);
+    site.metrics.publication_failed(realm);
+    let (head, text) = site.text("/metrics").await;
+    assert_eq!(head.status, 200);
+    assert!(head.headers[header::CONTENT_TYPE].to_str().unwrap().starts_with("application/openmetrics-text"));
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let mut served = std::collections::BTreeMap::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            let name = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+            assert!(served.insert(name, kind.to_owned()).is_none(), "{line}: twice");
+        } else if !line.starts_with('#') {
+            // name{labels} value
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+            let name = name.split('{').next().unwrap();
+            let known = served.keys().any(|known| {
+                name.strip_prefix(known.as_str()).is_some_and(|rest| ["", "_bucket", "_sum", "_count"].contains(&rest))
+            });
+            assert!(known, "{line}");
+        }
+    }
+    let documented = include_str!("../../../../docs/metrics.md").lines().filter_map(|line| {
+        let mut cells = line.strip_prefix("| `")?.split(" | ");
+        Some((cells.next()?.trim_end_matches('`').to_owned(), cells.next()?.trim().to_owned()))
+    });
+    assert_eq!(served, documented.collect());
+    for sample in [
+        "revocast_entries_total{realm=\"fleet\",kind=\"revoke\"} 1",
+        "revocast_device_apply_seconds_count{realm=\"fleet\"} 1",
+        "revocast_device_refusals_total{realm=\"fleet\",refusal=\"rollback\"} 3",
+        "revocast_devices_current{realm=\"fleet\"} 1.0",
+        "revocast_http_requests_total{method=\"POST\",route=\"/v1/realms/{realm}/revocations\",status=\"201\"} 1",
+    ] {
+        assert!(text.contains(sample), "{sample} is not in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn refused_credentials_are_counted_and_metrics_need_some() {
+    let mut site = Site::new().await;
+    let good = std::mem::replace(&mut site.token, "wrong".to_owned());
+    assert_eq!(site.get("/metrics").await.status, 401);
+    assert_eq!(site.get("/v1/status").await.status, 401);
+    site.token = good;
+    assert!(site.text("/metrics").await.1.contains("revocast_credentials_refused_total 2\n"));
+}
+
+#[tokio::test]
+async fn the_page_comes_from_here_alone_and_loads_nothing_from_elsewhere() {
+    let site = Site::empty();
+    for (path, kind) in [
+        ("/", "text/html; charset=utf-8"),
+        ("/ui/style.css", "text/css; charset=utf-8"),
+        ("/ui/page.js", "text/javascript; charset=utf-8"),
+        ("/ui/icon.svg", "image/svg+xml"),
+    ] {
+        let (head, text) = site.text(path).await;
+        assert_eq!((head.status.as_u16(), head.headers[header::CONTENT_TYPE].to_str().unwrap()), (200, kind));
+        let policy = head.headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
+        for part in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "form-action 'none'"] {
+            assert!(policy.contains(part), "{policy}");
+        }
+        assert!(!policy.contains("unsafe"), "{policy}");
+        assert_eq!(head.headers[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
+        let elsewhere = text.replace("http://www.w3.org/", "");
+        assert!(!elsewhere.contains("://"), "{path} names another host");
+        for sign in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", " style=", " onclick="]
+        {
+            assert!(!text.contains(sign), "{path} has {sign}");
+        }
     }
 }

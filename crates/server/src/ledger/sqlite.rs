@@ -21,6 +21,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use revocast_core::{FingerprintFunction, Fingerprinter, RealmId, RealmKey, Sequence, Term, UnixTime, Width};
+use rusqlite::config::DbConfig;
+use rusqlite::hooks::Wal;
 use rusqlite::types::FromSql;
 use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, Transaction, params};
 use thiserror::Error;
@@ -54,6 +56,10 @@ const QUEUE_CALLS_MAX: usize = 4_096;
 /// Entries forgotten in one transaction, so that appends get their turn in between: at 16 µs each
 /// (three trees change, two of them in random places) an append waits some 30 ms at most.
 const EXPIRE_PIECE: usize = 2_000;
+
+/// The log is moved into the file once it has so many pages (4 KiB each): what a crash leaves to be read at the next
+/// start stays small.
+const LOG_PAGES_MAX: i32 = 1_000;
 
 /// Pages that the writing thread holds, in KiB; taken only as they are needed.
 const WRITER_CACHE_KIB: i32 = 32 * 1024;
@@ -137,14 +143,25 @@ impl SqliteLedger {
         if !path.try_exists().map_err(|source| OpenError::Io { path: path.clone(), source })? {
             found(folder, &path)?;
         }
-        let writing = open_writer(&path)?;
+        let mut writing = open_writer(&path)?;
+        let log_is_long = Arc::new(AtomicBool::new(false));
+        let is_long = Arc::clone(&log_is_long);
+        let watch = move |_: &mut Wal, pages| {
+            is_long.store(pages >= LOG_PAGES_MAX, Ordering::Relaxed);
+            Ok(())
+        };
+        writing.wal_hook(Some(watch)).map_err(|error| open_error(&path, error))?;
         let reading = open_reader(&path)?;
+        // The log has just come into being. `SQLite` asks for its name to be durable, and ignores the answer.
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|source| OpenError::Io { path: folder.to_owned(), source })?;
 
         let commits = watch::Sender::new(0);
         let health = watch::Sender::new(Health::Good);
         let (writes, write_queue) = sync_channel(QUEUE_CALLS_MAX);
         let (reads, read_queue) = sync_channel(QUEUE_CALLS_MAX);
-        let mut state = Writer { connection: writing, health: health.clone(), commits: commits.clone() };
+        let mut state = Writer { connection: writing, health: health.clone(), commits: commits.clone(), log_is_long };
         let threads = vec![
             spawn("ledger-writer", move || state.run(&write_queue))?,
             spawn("ledger-reader", move || read_all(&reading, &read_queue))?,
@@ -584,6 +601,8 @@ struct Writer {
     /// Stopped after a failure that memory and disk may have survived differently; never good again.
     health: watch::Sender<Health>,
     commits: watch::Sender<u64>,
+    /// The log has as many pages as it should.
+    log_is_long: Arc<AtomicBool>,
 }
 
 impl Writer {
@@ -595,8 +614,39 @@ impl Writer {
                     Write::Alone(work) => work(self),
                     Write::Append(append) => next = self.group(append, queue),
                 }
+                self.shorten_log();
             }
         }
+    }
+
+    /// Moves a long log into the file, once everybody is answered.
+    ///
+    /// `SQLite` would do so within the commit, and say nothing when it fails. After a failed fsync here the file may
+    /// lack what the log would then no longer hold.
+    fn shorten_log(&mut self) {
+        if !self.log_is_long.swap(false, Ordering::Relaxed) || *self.health.borrow() != Health::Good {
+            return;
+        }
+        match self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+            Ok(()) => {}
+            // The log holds it all; the next commit tries again.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
+                tracing::error!(error = %error, "the disk of the ledger is full; its log stays long");
+            }
+            Err(error) => {
+                tracing::error!(error = %error, "the ledger's log cannot be moved into its file; it stops writing");
+                self.stop(error.to_string());
+            }
+        }
+    }
+
+    /// Writes nothing any more, not even the log into the file when it is closed: the next start reads what the disk
+    /// really holds.
+    fn stop(&mut self, cause: String) {
+        if let Err(error) = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true) {
+            tracing::warn!(%error, "the ledger's log will be moved into its file all the same");
+        }
+        self.health.send_replace(Health::Stopped { cause });
     }
 
     /// Appends what has queued up, in one transaction; returns what ended the group, if anything.
@@ -667,7 +717,7 @@ impl Writer {
             }
             Err(Halt::Storage(error)) => {
                 tracing::error!(error = %error, "the ledger's storage failed; it stops writing");
-                self.health.send_replace(Health::Stopped { cause: error.to_string() });
+                self.stop(error.to_string());
                 Err(LedgerError::Storage(Arc::new(error)))
             }
         }
@@ -678,7 +728,7 @@ impl Writer {
         if self.connection.is_autocommit() {
             error
         } else {
-            self.health.send_replace(Health::Stopped { cause: format!("no rollback was possible after: {error}") });
+            self.stop(format!("no rollback was possible after: {error}"));
             LedgerError::Poisoned
         }
     }

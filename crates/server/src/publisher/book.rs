@@ -4,23 +4,19 @@
 //! keeps the last statement about every `jti`, and counts how many live ones share a fingerprint, so
 //! that a reinstate is published only when none is left (design rule 5).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod tokens;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher as _, RandomState};
 
 use revocast_core::limits::CUTOFFS_MAX;
-use revocast_core::{Cutoff, Digest, Fingerprint, Fingerprinter, Jti, Scope, ScopeKind, Sequence, Term, UnixTime};
+use revocast_core::{Cutoff, Fingerprint, Fingerprinter, Jti, Scope, ScopeKind, Sequence, Term, UnixTime};
 
+use self::tokens::{Key, State, Tokens};
 use crate::ledger::{self, Entry, Statement};
 
-/// Names a `jti` in 16 bytes instead of up to 256; two that collide cannot be found.
-type Name = [u8; 16];
-
-/// The last statement about one `jti`.
-#[derive(Clone, Copy, Debug)]
-struct Token {
-    fingerprint: Fingerprint,
-    exp: UnixTime,
-    revoked: bool,
-}
+/// Statements that are sorted and merged at a time while a history is read.
+const PILE_MAX: usize = 1 << 20;
 
 /// One realm's state as of a sequence.
 #[derive(Clone, Debug)]
@@ -28,13 +24,18 @@ pub struct Book {
     fingerprinter: Fingerprinter,
     sequence: Sequence,
     term: Term,
-    tokens: HashMap<Name, Token>,
-    /// How many live `jti`s share a fingerprint. Sorted, so that a base needs no sorting.
-    live: BTreeMap<Fingerprint, u32>,
+    tokens: Tokens,
+    /// Names `jti`s in 8 bytes instead of up to 256, under a key that is drawn anew each time and never leaves the
+    /// process. Two tokens are taken for one only if fingerprint and name are both the same, which nobody can bring about.
+    names: RandomState,
     cutoffs: BTreeMap<Scope, UnixTime>,
     touched: BTreeSet<Fingerprint>,
     touched_scopes: BTreeSet<Scope>,
 }
+
+/// Statements about tokens that are taken in together.
+#[derive(Debug, Default)]
+pub(super) struct Pile(Vec<(Key, State)>);
 
 /// What was touched since the last delta, with its state now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,8 +67,8 @@ impl Book {
             fingerprinter,
             sequence: Sequence(0),
             term,
-            tokens: HashMap::new(),
-            live: BTreeMap::new(),
+            tokens: Tokens::default(),
+            names: RandomState::new(),
             cutoffs: BTreeMap::new(),
             touched: BTreeSet::new(),
             touched_scopes: BTreeSet::new(),
@@ -98,25 +99,41 @@ impl Book {
     }
 
     fn set_token(&mut self, jti: &str, exp: UnixTime, revoked: bool) {
-        // The ledger admits valid jtis only; one that is not names no token anybody accepts.
-        let Ok(valid) = Jti::new(jti) else { return };
-        let fingerprint = self.fingerprinter.fingerprint(valid);
-        let before = self.tokens.insert(name(jti), Token { fingerprint, exp, revoked }).is_some_and(|t| t.revoked);
-        match (before, revoked) {
-            (false, true) => *self.live.entry(fingerprint).or_default() += 1,
-            (true, false) => self.release(fingerprint),
-            (true, true) | (false, false) => {}
-        }
-        self.touched.insert(fingerprint);
+        let Some(key) = self.key(jti) else { return };
+        self.tokens.set(key, State::new(exp, revoked));
+        self.touched.insert(key.fingerprint);
     }
 
-    fn release(&mut self, fingerprint: Fingerprint) {
-        if let Some(count) = self.live.get_mut(&fingerprint) {
-            *count -= 1;
-            if *count == 0 {
-                self.live.remove(&fingerprint);
-            }
+    /// `None` for what is no `jti`: the ledger admits none, and nobody accepts such a token.
+    fn key(&self, jti: &str) -> Option<Key> {
+        let valid = Jti::new(jti).ok()?;
+        Some(Key { fingerprint: self.fingerprinter.fingerprint(valid), name: self.names.hash_one(jti) })
+    }
+
+    /// Puts the next entry of a history that was published before on a pile, and takes the pile in when it is large.
+    ///
+    /// Until [`Book::absorb`] has taken in the rest, the book does not know what lies on the pile.
+    pub(super) fn pile(&mut self, entry: &Entry, pile: &mut Pile) {
+        let (jti, exp, revoked) = match &entry.statement {
+            Statement::Revoke { jti, exp } => (jti, *exp, true),
+            Statement::Reinstate { jti, exp } => (jti, *exp, false),
+            Statement::Cutoff { .. } | Statement::Lift { .. } | Statement::Resume { .. } => return self.apply(entry),
+        };
+        if entry.sequence <= self.sequence {
+            return;
         }
+        self.sequence = entry.sequence;
+        if let Some(key) = self.key(jti) {
+            pile.0.push((key, State::new(exp, revoked)));
+        }
+        if pile.0.len() >= PILE_MAX {
+            self.absorb(std::mem::take(pile));
+        }
+    }
+
+    /// Takes in what lies on a pile. Nothing is touched by it.
+    pub(super) fn absorb(&mut self, pile: Pile) {
+        self.tokens.absorb(pile.0);
     }
 
     /// Forgets tokens with `exp` up to `horizon`; returns how many revocations that ended.
@@ -125,18 +142,7 @@ impl Book {
     ///
     /// Linear in the number of tokens: done when an epoch is built.
     pub fn forget(&mut self, horizon: UnixTime) -> usize {
-        let mut ended = Vec::new();
-        self.tokens.retain(|_, token| {
-            let keep = token.exp > horizon;
-            if !keep && token.revoked {
-                ended.push(token.fingerprint);
-            }
-            keep
-        });
-        for fingerprint in &ended {
-            self.release(*fingerprint);
-        }
-        ended.len()
+        self.tokens.forget(horizon)
     }
 
     /// How many tokens could be forgotten at `horizon`.
@@ -146,11 +152,12 @@ impl Book {
     /// Linear in the number of tokens.
     #[must_use]
     pub fn forgettable(&self, horizon: UnixTime) -> Forgettable {
-        let expired = self.tokens.values().filter(|token| token.exp <= horizon);
-        expired.fold(Forgettable::default(), |Forgettable { tokens, revoked }, token| Forgettable {
-            tokens: tokens + 1,
-            revoked: revoked + usize::from(token.revoked),
-        })
+        let mut forgettable = Forgettable::default();
+        for state in self.tokens.forgettable(horizon) {
+            forgettable.tokens += 1;
+            forgettable.revoked += usize::from(state.is_revoked());
+        }
+        forgettable
     }
 
     /// What was touched since [`Book::settle`], with its state as of [`Book::sequence`].
@@ -197,7 +204,7 @@ impl Book {
     /// Whether any live `jti` has this fingerprint.
     #[must_use]
     pub fn is_revoked(&self, fingerprint: Fingerprint) -> bool {
-        self.live.contains_key(&fingerprint)
+        self.tokens.is_revoked(fingerprint)
     }
 
     /// The cutoff in force in one scope.
@@ -209,13 +216,13 @@ impl Book {
     /// The fingerprints of all live revocations, sorted.
     #[must_use]
     pub fn revoked(&self) -> Vec<Fingerprint> {
-        self.live.keys().copied().collect()
+        self.tokens.revoked()
     }
 
     /// How many there are.
     #[must_use]
-    pub fn revoked_len(&self) -> usize {
-        self.live.len()
+    pub const fn revoked_len(&self) -> usize {
+        self.tokens.live()
     }
 
     /// The cutoffs in force, sorted by scope; the ledger keeps them within the limit.
@@ -233,12 +240,4 @@ impl Book {
         };
         Scope::new(&self.fingerprinter, kind, scope.text())
     }
-}
-
-fn name(jti: &str) -> Name {
-    let mut name = Name::default();
-    for (to, from) in name.iter_mut().zip(Digest::of(jti.as_bytes()).0) {
-        *to = from;
-    }
-    name
 }

@@ -25,9 +25,10 @@ use super::forecast::Inquirer;
 use super::{
     Built, Draft, Filtered, HighWater, Inquiries, Permit, Plan, PublishError, Publisher, Settings, Signer, Step,
 };
-use crate::broker::{Broker, BrokerError, Incoming, LinkState, Listener};
+use crate::broker::{Broker, BrokerError, Hearing, Incoming, LinkState, Listener};
 use crate::clock::Clock;
 use crate::ledger::{Coverage, Ledger, LedgerError, Object, Realm, Statement, Visitor};
+use crate::metrics::{Metrics, StepKind};
 use crate::minting::LiveFilters;
 use crate::service::{Published, PublishedRealms};
 
@@ -58,6 +59,12 @@ const SCAN_LIMIT: usize = 10_000;
 /// is dropped and counted.
 const QUESTIONS_MAX: usize = 64;
 
+/// Questions that wait to be handed on. What comes beyond is dropped and counted: devices ask again.
+const QUESTIONS_WAITING_MAX: usize = 256;
+
+/// Bytes of a question that is looked at: four times the longest.
+const QUESTION_BYTES_MAX: usize = 1024;
+
 /// Pauses after a failure: the first, and the longest.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -81,6 +88,8 @@ pub struct Publishing {
     pub filters: Arc<LiveFilters>,
     /// Where progress is told.
     pub published: watch::Sender<PublishedRealms>,
+    /// Where it is counted.
+    pub metrics: Arc<Metrics>,
     /// The operator confirmed that a ledger which ends before what was published shall go on, in a
     /// new term.
     pub resume: bool,
@@ -163,7 +172,13 @@ async fn tend(publishing: &Publishing, tasks: &mut JoinSet<()>, stopping: &watch
     let mut known: HashMap<RealmId, mpsc::Sender<Incoming>> = HashMap::new();
     let mut wakes = publishing.ledger.subscribe();
     let mut dropped = 0;
-    let mut listener = publishing.broker.listen(format!("{}/+/devices/+/ask", publishing.prefix));
+    let mut listener = publishing.broker.listen(Hearing {
+        name: "q",
+        filters: vec![format!("{}/+/devices/+/ask", publishing.prefix)],
+        payload_bytes_max: QUESTION_BYTES_MAX,
+        waiting_max: QUESTIONS_WAITING_MAX,
+        acknowledged: true,
+    });
     loop {
         wakes.mark_unchanged();
         match publishing.ledger.realms().await {
@@ -211,6 +226,7 @@ async fn keep_publishing(publishing: Publishing, realm: RealmId, mut desk: Desk,
             Err(error) => error,
         };
         tracing::error!(%realm, error = %chain(&error), "publishing stopped; beginning anew");
+        publishing.metrics.publication_failed(realm);
         publishing.tell(realm, |published| published.trouble = Some(chain(&error)));
         if let RunError::Publish(PublishError::LedgerBehind { published, .. }) = error
             && publishing.resume
@@ -605,27 +621,31 @@ impl Publishing {
         let realm = self.ledger.realm(id).await?;
         let head = self.ledger.head(id).await?;
         let objects = self.ledger.objects(id).await?;
-        let mut entries = Vec::new();
-        let mut after = Sequence(0);
-        loop {
-            let page = self.ledger.scan(id, after, SCAN_LIMIT).await?;
-            let full = page.len() == SCAN_LIMIT;
-            after = page.last().map_or(after, |entry| entry.sequence);
-            entries.extend(page);
-            if !full {
-                break;
-            }
-        }
-        // The term counts only if nobody can have taken over since it was read, nor entries of a later one have slipped in.
-        self.permitted()?;
-        if entries.iter().any(|entry| matches!(entry.statement, Statement::Resume { term } if term > head.0)) {
-            return Err(RunError::Deposed);
-        }
         if let Some(published) = self.mark.as_ref().and_then(|mark| mark.beyond(id, head)) {
             return Err(PublishError::LedgerBehind { realm: id, head: head.1, published }.into());
         }
         let now = self.clock.now();
-        Ok(Publisher::load(realm, self.settings.clone(), self.signer.clone(), now, head, objects, entries)?)
+        let mut loading = Publisher::begin(realm, self.settings.clone(), self.signer.clone(), now, head, objects)?;
+        let mut page = self.ledger.scan(id, Sequence(0), SCAN_LIMIT).await?;
+        loop {
+            // Asked for at once, so that the ledger reads the next page while this one is taken in.
+            let last = page.last().filter(|_| page.len() == SCAN_LIMIT).map(|entry| entry.sequence);
+            let next = last.map(|last| self.ledger.scan(id, last, SCAN_LIMIT));
+            for entry in &page {
+                // An entry of a later term than was read has slipped in: somebody else has taken over.
+                if matches!(entry.statement, Statement::Resume { term } if term > head.0) {
+                    return Err(RunError::Deposed);
+                }
+                loading.read(entry)?;
+            }
+            match next {
+                Some(next) => page = next.await?,
+                None => break,
+            }
+        }
+        // The term counts only if nobody can have taken over since it was read.
+        self.permitted()?;
+        Ok(loading.finish())
     }
 
     /// Whether this process may still publish.
@@ -700,6 +720,7 @@ impl Publishing {
             _ => return Err(error),
         }
         tracing::warn!(%realm, error = %chain(&error), "not everything was published; trying again");
+        self.metrics.publication_failed(realm);
         self.tell(realm, |published| published.trouble = Some(chain(&error)));
         Ok(())
     }
@@ -721,6 +742,10 @@ impl Publishing {
                     return;
                 }
                 question = listener.next() => {
+                    // A question is never retained: whoever left one there wants it asked for ever.
+                    if question.retained {
+                        continue;
+                    }
                     let Some((realm, _)) = DeviceTopic::Ask.parse(&self.prefix, &question.topic) else { continue };
                     let Some(asked) = known.get(&realm) else { continue };
                     if asked.try_send(question).is_err() {
@@ -855,23 +880,33 @@ impl Publishing {
                 Step::Live { bytes } => {
                     let topic = Address::Live.topic(&self.prefix, &realm);
                     self.broker.publish(&topic, bytes.clone(), false).await?;
+                    self.metrics.published(realm, StepKind::live, bytes.len());
                 }
                 Step::Retain { address: Address::Manifest, bytes } => {
                     // The commit point: everything before it is acknowledged.
                     settle(&mut sending).await?;
                     self.broker.publish(&Address::Manifest.topic(&self.prefix, &realm), bytes.clone(), true).await?;
+                    self.metrics.published(realm, StepKind::retain, bytes.len());
                 }
                 Step::Retain { address, bytes } => {
                     let (broker, topic, bytes) =
                         (self.broker.clone(), address.topic(&self.prefix, &realm), bytes.clone());
-                    sending.spawn(async move { broker.publish(&topic, bytes, true).await });
+                    let metrics = Arc::clone(&self.metrics);
+                    sending.spawn(async move {
+                        let size = bytes.len();
+                        broker.publish(&topic, bytes, true).await?;
+                        metrics.published(realm, StepKind::retain, size);
+                        Ok(())
+                    });
                 }
                 Step::ReadBack { objects } => {
                     settle(&mut sending).await?;
                     self.read_back(realm, objects).await?;
+                    self.metrics.published(realm, StepKind::read_back, 0);
                 }
                 Step::Clear { address } => {
                     self.broker.publish(&address.topic(&self.prefix, &realm), Vec::new(), true).await?;
+                    self.metrics.published(realm, StepKind::clear, 0);
                 }
             }
         }
@@ -911,6 +946,7 @@ impl Publishing {
                 objects: publisher.standing().len(),
                 revocations: publisher.book().revoked_len() as u64,
                 sizes,
+                filter: publisher.filter_health(),
                 choice,
                 trouble,
                 questions: published.questions,
