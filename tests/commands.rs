@@ -25,6 +25,7 @@ fn help_is_there_for_every_command() {
         "cutoff",
         "lift",
         "issued",
+        "ledger",
         "jti",
         "status",
         "agent",

@@ -232,6 +232,46 @@ fn threshold() {
     goes_on(&forge, &mut device);
 }
 
+/// `tuf:test_invalid_sig_in_valid_metadata`, `tuf:test_duplicate_keys`: what is too much does no harm, and does not count.
+#[test]
+fn row_03_what_is_signed_too_often_counts_once_and_invalid_signatures_do_no_harm() {
+    let (forge, _, mut device) = scene();
+    let second = SigningKey::from_seed([66; 32]);
+    let two = |version| {
+        let mut keys = forge.keys_meant(version);
+        keys.roots.push(second.public());
+        keys.roots.sort_unstable();
+        keys.threshold = 2;
+        keys
+    };
+    let sealed = |keys: &revocast_core::Keys, signed_by: &[&SigningKey]| {
+        seal(Kind::Keys, &forge.realm, &wire::encode_keys(keys).unwrap(), signed_by)
+    };
+    assert!(device.give(Address::Keys, &sealed(&two(2), &[&forge.root, &second])).is_empty());
+    // The signature of a third, and one more of a key that has signed: both spoiled.
+    let spoil = |mut offer: Vec<u8>, pairs_from_end: usize| {
+        let at = offer.len() - 1 - 72 * pairs_from_end + 8;
+        offer[at] ^= 1;
+        offer
+    };
+    let stranger = SigningKey::from_seed([67; 32]);
+    for (version, offer) in [
+        (3, spoil(sealed(&two(3), &[&forge.root, &second, &stranger]), 1)),
+        (4, spoil(sealed(&two(4), &[&forge.root, &second, &forge.root]), 1)),
+        (5, spoil(sealed(&two(5), &[&forge.root, &forge.root, &second]), 3)),
+    ] {
+        assert!(device.give(Address::Keys, &offer).is_empty(), "version {version}");
+    }
+    // A spoiled one does not count.
+    let offer = spoil(sealed(&two(6), &[&forge.root, &second]), 1);
+    refuses(&mut device, "threshold", |device| device.give(Address::Keys, &offer));
+    // One root that stands there twice would be two: such keys cannot even be written down.
+    let mut doubled = two(6);
+    doubled.roots = vec![second.public(), second.public()];
+    assert!(wire::encode_keys(&doubled).is_err());
+    goes_on(&forge, &mut device);
+}
+
 #[test]
 fn keys_expired() {
     let (forge, _, mut device) = scene();

@@ -151,9 +151,9 @@ fn device_config(arguments: &Agent) -> Result<DeviceConfig, Failure> {
     let mut config = DeviceConfig::new(broker, client_id, realm, trust, replica).with_prefix(prefix);
     if let Some(path) = &arguments.broker_ca {
         let mut tls = TlsRoots::from_pem_file(path).map_err(|error| bad("--broker-ca", &error))?;
-        if let (Some(certificate), Some(key)) = (&arguments.broker_client_certificate, &arguments.broker_client_key) {
+        if let (Some(certificate), Some(key)) = (&arguments.broker_certificate, &arguments.broker_key) {
             let ours = tls.with_identity_files(certificate, key);
-            tls = ours.map_err(|error| bad("--broker-client-certificate", &error))?;
+            tls = ours.map_err(|error| bad("--broker-certificate", &error))?;
         }
         config = config.with_tls(tls);
     }

@@ -115,6 +115,12 @@ pub enum Command {
     ///
     /// May be repeated: what is revoked already changes nothing.
     Import(Import),
+    /// Looks at a ledger, moves it, tidies it; the server of an embedded one must not run.
+    Ledger {
+        /// What to do.
+        #[command(subcommand)]
+        command: LedgerCommand,
+    },
     /// Draws `jti`s for new tokens that no filter of the devices flags.
     Jti {
         /// The realm of the tokens.
@@ -501,6 +507,57 @@ pub enum KeyValue {
     Exp,
 }
 
+/// `ledger`
+#[derive(Clone, Debug, Subcommand)]
+pub enum LedgerCommand {
+    /// Reads everything and checks it: checksums, numbers, counts, signatures. Exit code 1 if something is wrong.
+    Verify {
+        /// Which ledger.
+        #[command(flatten)]
+        place: LedgerPlace,
+    },
+    /// Writes everything to a file, one JSON object a line. It holds the fingerprint keys of the realms, and only its
+    /// owner may read it.
+    Export {
+        /// The file; must not be there yet.
+        file: PathBuf,
+        /// Which ledger.
+        #[command(flatten)]
+        place: LedgerPlace,
+    },
+    /// Reads an export into an empty ledger of any kind: all of it, or nothing.
+    Import {
+        /// The file.
+        file: PathBuf,
+        /// Which ledger.
+        #[command(flatten)]
+        place: LedgerPlace,
+    },
+    /// Gives back the room of what was forgotten.
+    Compact {
+        /// Which ledger.
+        #[command(flatten)]
+        place: LedgerPlace,
+    },
+}
+
+/// Where a ledger is.
+#[derive(Clone, Debug, Args)]
+pub struct LedgerPlace {
+    /// Data folder of an embedded ledger.
+    #[arg(long, value_name = "DIR", required_unless_present = "ledger", conflicts_with = "ledger")]
+    pub data: Option<PathBuf>,
+    /// Ledger in a database: postgres://user@host:5432/name.
+    #[arg(long, value_name = "URL")]
+    pub ledger: Option<String>,
+    /// File with the password of that user.
+    #[arg(long, value_name = "FILE", requires = "ledger", env = "REVOCAST_LEDGER_PASSWORD_FILE")]
+    pub ledger_password_file: Option<PathBuf>,
+    /// Certificates that vouch for the database, PEM; with them, TLS is required.
+    #[arg(long, value_name = "FILE", requires = "ledger")]
+    pub ledger_ca: Option<PathBuf>,
+}
+
 /// `agent`
 #[derive(Clone, Debug, Args)]
 pub struct Agent {
@@ -511,11 +568,11 @@ pub struct Agent {
     #[arg(long, value_name = "FILE")]
     pub broker_ca: Option<PathBuf>,
     /// Certificate by which the broker knows this device, PEM.
-    #[arg(long, value_name = "FILE", requires_all = ["broker_ca", "broker_client_key"])]
-    pub broker_client_certificate: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", requires_all = ["broker_ca", "broker_key"])]
+    pub broker_certificate: Option<PathBuf>,
     /// Private key of that certificate, PEM.
-    #[arg(long, value_name = "FILE", requires = "broker_client_certificate")]
-    pub broker_client_key: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", requires = "broker_certificate")]
+    pub broker_key: Option<PathBuf>,
     /// User name at the broker.
     #[arg(long, value_name = "NAME", requires = "broker_password_file")]
     pub broker_user: Option<String>,

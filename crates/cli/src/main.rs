@@ -17,6 +17,7 @@ mod import;
 mod inspect;
 mod issued;
 mod keygen;
+mod ledger;
 mod output;
 mod plan;
 mod serve;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Command::Lift { scope, server } => admin::lift(output, &server, scope),
         Command::Issued { command, server } => issued::run(output, &server, command),
         Command::Import(import) => import::run(output, &import),
+        Command::Ledger { command } => ledger::run(output, command),
         Command::Jti { realm, count, server } => admin::jti(output, &server, &realm, count),
         Command::Publish { dry_run: _, realm, server } => plan::run(output, &server, realm),
         Command::Status { server } => admin::status(output, &server),

@@ -50,6 +50,8 @@ mod status;
 
 mod realms;
 
+mod wait;
+
 mod revocations;
 
 mod cutoffs;

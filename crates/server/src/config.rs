@@ -103,6 +103,12 @@ pub enum LedgerChoice {
 }
 
 impl LedgerChoice {
+    /// A database: its URL, the password if it wants one, the certificates that vouch for it.
+    #[must_use]
+    pub fn in_database(url: String, password: Option<String>, ca: Option<PathBuf>) -> Self {
+        Self::Postgres { url, password: password.map(Secret), ca }
+    }
+
     /// Opens the ledger, with `data` as the folder of an embedded one; founds it if there is none.
     pub async fn open(&self, data: &Path) -> Result<Arc<dyn Ledger>, OpenError> {
         match self {

@@ -135,3 +135,145 @@ pub enum TlsError {
         source: rustls::Error,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use axum::Router;
+    use axum::routing::get;
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rustls::ClientConfig;
+    use rustls::pki_types::ServerName;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::watch;
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+
+    struct Authority {
+        pem: String,
+        issuer: Issuer<'static, KeyPair>,
+    }
+
+    impl Authority {
+        fn new() -> Self {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::new(Vec::new()).unwrap();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            Self { pem: params.self_signed(&key).unwrap().pem(), issuer: Issuer::new(params, key) }
+        }
+
+        /// Writes a certificate for a name, and its key.
+        fn sign(&self, name: &str, certificate: &Path, key: &Path) {
+            let pair = KeyPair::generate().unwrap();
+            let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+            std::fs::write(certificate, params.signed_by(&pair, &self.issuer).unwrap().pem()).unwrap();
+            std::fs::write(key, pair.serialize_pem()).unwrap();
+        }
+    }
+
+    /// Asks over TLS, as `name`, trusting `authority`; nothing if the handshake or the request fails.
+    async fn ask(
+        address: SocketAddr,
+        name: &'static str,
+        authority: &Authority,
+        ours: Option<(&Path, &Path)>,
+    ) -> Option<String> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
+        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match ours {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let (chain, key) = identity(certificate, key).unwrap();
+                builder.with_client_auth_cert(chain, key).unwrap()
+            }
+        };
+        let socket = TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from(name).unwrap();
+        let mut stream = TlsConnector::from(Arc::new(config)).connect(name, socket).await.ok()?;
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        Some(answer)
+    }
+
+    async fn served(tls: &Arc<ServerTls>) -> (SocketAddr, watch::Sender<bool>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopping) = watch::channel(false);
+        let router = Router::new().route("/", get(async || "here"));
+        tokio::spawn(crate::api::serve(listener, Some(Arc::clone(tls)), router, stopping));
+        (address, stop)
+    }
+
+    fn files(folder: &Path, client_ca: Option<&str>) -> TlsFiles {
+        let client_ca = client_ca.map(|name| folder.join(name));
+        TlsFiles { certificate: folder.join("server.crt"), key: folder.join("server.key"), client_ca }
+    }
+
+    #[tokio::test]
+    async fn a_new_certificate_serves_the_next_connection() {
+        let (folder, old, new) = (tempfile::tempdir().unwrap(), Authority::new(), Authority::new());
+        let files = files(folder.path(), None);
+        old.sign("one.example", &files.certificate, &files.key);
+        let tls = Arc::new(ServerTls::load(files.clone()).unwrap());
+        let (address, _stop) = served(&tls).await;
+        assert!(ask(address, "one.example", &old, None).await.unwrap().ends_with("here"));
+        assert!(ask(address, "one.example", &new, None).await.is_none(), "an authority that nobody trusts");
+        assert!(ask(address, "two.example", &old, None).await.is_none(), "another name");
+
+        // One that cannot be used changes nothing.
+        std::fs::write(&files.key, "no key").unwrap();
+        assert!(matches!(tls.reload(), Err(TlsError::Pem { .. })));
+        assert!(ask(address, "one.example", &old, None).await.is_some());
+        new.sign("two.example", &files.certificate, &files.key);
+        tls.reload().unwrap();
+        assert!(ask(address, "two.example", &new, None).await.unwrap().ends_with("here"));
+        assert!(ask(address, "one.example", &old, None).await.is_none());
+        // Who speaks without TLS is not answered, and takes nothing away.
+        let mut plain = TcpStream::connect(address).await.unwrap();
+        plain.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        let _ = plain.read_to_end(&mut answer).await;
+        assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+        assert!(ask(address, "two.example", &new, None).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_client_needs_a_certificate_where_that_is_asked() {
+        let (folder, ca, other) = (tempfile::tempdir().unwrap(), Authority::new(), Authority::new());
+        let files = files(folder.path(), Some("clients.pem"));
+        std::fs::write(folder.path().join("clients.pem"), &ca.pem).unwrap();
+        ca.sign("one.example", &files.certificate, &files.key);
+        let tls = Arc::new(ServerTls::load(files).unwrap());
+        let (address, _stop) = served(&tls).await;
+        let (certificate, key) = (folder.path().join("client.crt"), folder.path().join("client.key"));
+        ca.sign("client", &certificate, &key);
+        assert!(ask(address, "one.example", &ca, Some((&certificate, &key))).await.unwrap().ends_with("here"));
+        assert!(ask(address, "one.example", &ca, None).await.is_none());
+        other.sign("client", &certificate, &key);
+        assert!(ask(address, "one.example", &ca, Some((&certificate, &key))).await.is_none());
+    }
+
+    #[test]
+    fn files_that_do_not_fit_are_named() {
+        let (folder, ca) = (tempfile::tempdir().unwrap(), Authority::new());
+        let files = files(folder.path(), None);
+        assert!(matches!(ServerTls::load(files.clone()), Err(TlsError::Io { .. })));
+        ca.sign("one.example", &files.certificate, &files.key);
+        let spare = folder.path().join("spare.crt");
+        ca.sign("one.example", &spare, &files.key);
+        let error = ServerTls::load(files.clone()).unwrap_err();
+        assert!(matches!(error, TlsError::Unusable { ref path, .. } if *path == files.certificate), "{error}");
+        std::fs::write(&files.certificate, "").unwrap();
+        assert!(matches!(ServerTls::load(files.clone()), Err(TlsError::Empty { .. })));
+        std::fs::write(&files.certificate, "-----BEGIN CERTIFICATE-----\n!\n").unwrap();
+        assert!(matches!(ServerTls::load(files), Err(TlsError::Pem { .. })));
+    }
+}

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::RequestExt as _;
 use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
@@ -104,6 +105,11 @@ impl Caller {
         let entries = u32::try_from(entries).unwrap_or(u32::MAX);
         let counted = self.gate.count_entries(&self.credential, entries);
         counted.map_err(|overrun| Denied::Quota { name: self.name().to_owned(), overrun })
+    }
+
+    /// How long a request may take.
+    pub(super) fn request_timeout(&self) -> Duration {
+        self.gate.limits().request_timeout
     }
 
     /// Asks for a cutoff of a whole realm; nothing if this caller alone is enough for it.

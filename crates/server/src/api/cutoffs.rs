@@ -18,6 +18,7 @@ use utoipa_axum::routes;
 use super::access::Caller;
 use super::extract::{Body, RealmParameter, RealmPath, UNPROCESSABLE, created};
 use super::problem::{Problem, ProblemBody};
+use super::wait::{Stage, WaitQuery, Waiting};
 use crate::credentials::Approval;
 use crate::ledger::Scope;
 use crate::service::Service;
@@ -80,6 +81,9 @@ struct CutoffReceiptBody {
     not_before: u64,
     /// Whether the entry is new.
     recorded: bool,
+    /// How far it had come when this was answered; there if `wait` was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reached: Option<Stage>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -95,7 +99,7 @@ struct WaitingBody {
 /// Revokes every token in a scope issued before a time.
 #[utoipa::path(
     post, path = "/v1/realms/{realm}/cutoffs", tag = "cutoffs", security(("bearer" = ["revoker"])),
-    params(RealmParameter), request_body = CutoffBody,
+    params(RealmParameter, WaitQuery), request_body = CutoffBody,
     responses(
         (status = 201, body = CutoffReceiptBody, description = "Recorded, and durable."),
         (status = 200, body = CutoffReceiptBody, description = "One as late or later was in force."),
@@ -108,6 +112,7 @@ struct WaitingBody {
 async fn cut_off(
     State(service): State<Arc<Service>>,
     caller: Caller,
+    waiting: Waiting,
     RealmPath(realm): RealmPath,
     Body(body): Body<CutoffBody>,
 ) -> Result<Response, Problem> {
@@ -136,7 +141,9 @@ async fn cut_off(
         }
     }
     let receipt = service.cut_off(realm, scope, not_before, body.reason, &actor).await?;
+    let reached = waiting.reached(&service, realm, receipt.sequence).await;
     let body = CutoffReceiptBody {
+        reached,
         sequence: receipt.sequence.0,
         not_before: receipt.not_before.secs(),
         recorded: receipt.recorded,
@@ -160,12 +167,15 @@ struct LiftBody {
 struct LiftReceiptBody {
     sequence: u64,
     recorded: bool,
+    /// How far it had come when this was answered; there if `wait` was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reached: Option<Stage>,
 }
 
 /// Ends a cutoff.
 #[utoipa::path(
     post, path = "/v1/realms/{realm}/lifts", tag = "cutoffs", security(("bearer" = ["revoker"])),
-    params(RealmParameter), request_body = LiftBody,
+    params(RealmParameter, WaitQuery), request_body = LiftBody,
     responses(
         (status = 201, body = LiftReceiptBody, description = "Ended, and durable."),
         (status = 200, body = LiftReceiptBody, description = "None was in force."),
@@ -174,11 +184,13 @@ struct LiftReceiptBody {
 async fn lift(
     State(service): State<Arc<Service>>,
     caller: Caller,
+    waiting: Waiting,
     RealmPath(realm): RealmPath,
     Body(body): Body<LiftBody>,
 ) -> Result<(StatusCode, Json<LiftReceiptBody>), Problem> {
     caller.charge(1)?;
     let receipt = service.lift(realm, scope(body.scope, body.name)?, body.reason, caller.name()).await?;
-    let body = LiftReceiptBody { sequence: receipt.sequence.0, recorded: receipt.recorded };
+    let reached = waiting.reached(&service, realm, receipt.sequence).await;
+    let body = LiftReceiptBody { sequence: receipt.sequence.0, recorded: receipt.recorded, reached };
     Ok((created(receipt.recorded), Json(body)))
 }

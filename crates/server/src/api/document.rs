@@ -19,34 +19,36 @@ const DESCRIPTION: &str = "Makes \"this token is revoked\" true on every device 
      Every refusal is a problem document (RFC 9457). Every request may be repeated: what is recorded already is not \
      recorded again.";
 
+/// What every guarded operation may answer.
+const ALWAYS: [(&str, &str); 6] = [
+    ("401", "No credentials, or wrong ones."),
+    ("403", "The credential has not the role, and `needs` lists those that have; or it is not for this realm."),
+    ("408", "The request took too long; repeat it."),
+    ("429", "The credential asks too often, or for too much; come back after `Retry-After`."),
+    ("500", "A mistake of the server."),
+    ("503", "The server is overloaded or stopping; come back after `Retry-After`."),
+];
+
+/// What one may answer that takes a body.
+const WITH_BODY: [(&str, &str); 4] = [
+    ("400", "The body is not what its content type says, or ended early."),
+    ("413", "The body is too large."),
+    ("415", "The body is of another content type."),
+    ("507", "No room is left; nothing was recorded."),
+];
+
 /// Describes what the layers around guarded handlers answer, so that no handler has to.
 pub(super) fn complete(document: &mut OpenApi) {
     for (path, item) in &mut document.paths.paths {
-        let names_realm = path.contains("{realm}");
         for operation in operations(item) {
-            let mut may = |status: &str, description: &str| {
+            let (body, asked) = (operation.request_body.is_some(), operation.parameters.is_some());
+            let realm = path.contains("{realm}").then_some(("404", "No such realm, or nothing there."));
+            let meaning =
+                (body || asked).then_some(("422", "The request asks for what cannot be; the type says what."));
+            let with_body = WITH_BODY.into_iter().filter(|_| body);
+            for (status, description) in ALWAYS.into_iter().chain(with_body).chain(realm).chain(meaning) {
                 let responses = &mut operation.responses.responses;
                 responses.entry(status.to_owned()).or_insert_with(|| problem(description).into());
-            };
-            may("401", "No credentials, or wrong ones.");
-            may("403", "The credential has not the role, or is not for this realm; `needs` lists the roles that do.");
-            may("408", "The request took too long; repeat it.");
-            may("429", "The credential asks too often; come back after `Retry-After`.");
-            may("500", "A mistake of the server.");
-            may("503", "The server is overloaded or stopping; come back after `Retry-After`.");
-            if names_realm {
-                may("404", "No such realm.");
-            }
-            if operation.request_body.is_some() {
-                let mut may = |status: &str, description: &str| {
-                    let responses = &mut operation.responses.responses;
-                    responses.entry(status.to_owned()).or_insert_with(|| problem(description).into());
-                };
-                may("400", "The body is not what its content type says, or ended early.");
-                may("413", "The body is too large.");
-                may("415", "The body is of another content type.");
-                may("422", "The request asks for what cannot be; the type says what.");
-                may("507", "No room is left; nothing was recorded.");
             }
         }
     }
@@ -72,7 +74,24 @@ pub(super) fn finish(mut document: OpenApi) -> Value {
     let paths = std::mem::take(&mut document.paths.paths);
     document.paths.paths = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
     // Maps of texts always serialize; the default is never taken.
-    serde_json::to_value(&document).unwrap_or_default()
+    let mut document = serde_json::to_value(&document).unwrap_or_default();
+    unsign(&mut document);
+    document
+}
+
+/// Numbers from 0 on are those of 64 bits without a sign: the macros know one name for both.
+fn unsign(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            let unsigned = members.get("minimum") == Some(&Value::from(0));
+            if unsigned && members.get("format") == Some(&Value::from("int64")) {
+                members.insert("format".to_owned(), "uint64".into());
+            }
+            members.values_mut().for_each(unsign);
+        }
+        Value::Array(items) => items.iter_mut().for_each(unsign),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {

@@ -42,7 +42,6 @@ pub(super) fn routes(gate: &Arc<Gate>) -> OpenApiRouter<Arc<Service>> {
 #[expect(dead_code, reason = "only described; the form is read parameter by parameter")]
 struct TokenForm {
     /// The token itself.
-    #[schema(max_length = 16_384)]
     token: String,
     /// Passed over: a token is a JWT here.
     token_type_hint: Option<String>,

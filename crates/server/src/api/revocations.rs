@@ -14,6 +14,7 @@ use utoipa_axum::routes;
 use super::access::Caller;
 use super::extract::{Body, Object, RealmParameter, RealmPath, created};
 use super::problem::Problem;
+use super::wait::{Stage, WaitQuery, Waiting};
 use crate::ledger::Receipt;
 use crate::service::{Revocation, Service};
 
@@ -48,18 +49,26 @@ pub(super) struct ReceiptBody {
     exp: Option<u64>,
     /// Whether the entry is new.
     recorded: bool,
+    /// How far it had come when this was answered; there if `wait` was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reached: Option<Stage>,
 }
 
 impl From<Receipt> for ReceiptBody {
     fn from(receipt: Receipt) -> Self {
-        Self { sequence: receipt.sequence.0, exp: receipt.exp.map(UnixTime::secs), recorded: receipt.recorded }
+        Self {
+            sequence: receipt.sequence.0,
+            exp: receipt.exp.map(UnixTime::secs),
+            recorded: receipt.recorded,
+            reached: None,
+        }
     }
 }
 
 /// Revokes one token.
 #[utoipa::path(
     post, path = "/v1/realms/{realm}/revocations", tag = "revocations", security(("bearer" = ["revoker"])),
-    params(RealmParameter), request_body = RevocationBody,
+    params(RealmParameter, WaitQuery), request_body = RevocationBody,
     responses(
         (status = 201, body = ReceiptBody, description = "Recorded, and durable."),
         (status = 200, body = ReceiptBody, description = "It was recorded before."),
@@ -68,13 +77,15 @@ impl From<Receipt> for ReceiptBody {
 async fn revoke(
     State(service): State<Arc<Service>>,
     caller: Caller,
+    waiting: Waiting,
     RealmPath(realm): RealmPath,
     Body(body): Body<RevocationBody>,
 ) -> Result<(StatusCode, Json<ReceiptBody>), Problem> {
     caller.charge(1)?;
     let receipts = service.revoke(realm, vec![body.into()], caller.name()).await?;
     let receipt = receipts.first().copied().ok_or_else(Problem::no_receipt)?;
-    Ok((created(receipt.recorded), Json(receipt.into())))
+    let reached = waiting.reached(&service, realm, receipt.sequence).await;
+    Ok((created(receipt.recorded), Json(ReceiptBody { reached, ..receipt.into() })))
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -90,12 +101,15 @@ struct ReceiptsBody {
     /// How many entries are new.
     recorded: usize,
     receipts: Vec<ReceiptBody>,
+    /// How far the last of them had come when this was answered; there if `wait` was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reached: Option<Stage>,
 }
 
 /// Revokes many tokens, all or none.
 #[utoipa::path(
     post, path = "/v1/realms/{realm}/revocations/batch", tag = "revocations", security(("bearer" = ["revoker"])),
-    params(RealmParameter), request_body = BatchBody,
+    params(RealmParameter, WaitQuery), request_body = BatchBody,
     responses(
         (status = 201, body = ReceiptsBody, description = "Recorded, and durable: a receipt for each, in order."),
         (status = 200, body = ReceiptsBody, description = "All were recorded before."),
@@ -104,6 +118,7 @@ struct ReceiptsBody {
 async fn revoke_batch(
     State(service): State<Arc<Service>>,
     caller: Caller,
+    waiting: Waiting,
     RealmPath(realm): RealmPath,
     Body(body): Body<BatchBody>,
 ) -> Result<(StatusCode, Json<ReceiptsBody>), Problem> {
@@ -111,8 +126,10 @@ async fn revoke_batch(
     caller.charge(revocations.len())?;
     let receipts = service.revoke(realm, revocations, caller.name()).await?;
     let recorded = receipts.iter().filter(|receipt| receipt.recorded).count();
+    let last = receipts.iter().map(|receipt| receipt.sequence).max().unwrap_or_default();
+    let reached = waiting.reached(&service, realm, last).await;
     let receipts = receipts.into_iter().map(ReceiptBody::from).collect();
-    Ok((created(recorded > 0), Json(ReceiptsBody { recorded, receipts })))
+    Ok((created(recorded > 0), Json(ReceiptsBody { recorded, receipts, reached })))
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -129,7 +146,7 @@ struct ReinstatementBody {
 /// Undoes a revoke that was a mistake.
 #[utoipa::path(
     post, path = "/v1/realms/{realm}/reinstatements", tag = "revocations", security(("bearer" = ["revoker"])),
-    params(RealmParameter), request_body = ReinstatementBody,
+    params(RealmParameter, WaitQuery), request_body = ReinstatementBody,
     responses(
         (status = 201, body = ReceiptBody, description = "Undone, and durable."),
         (status = 200, body = ReceiptBody, description = "Nothing was there to undo, or it was undone before."),
@@ -138,10 +155,12 @@ struct ReinstatementBody {
 async fn reinstate(
     State(service): State<Arc<Service>>,
     caller: Caller,
+    waiting: Waiting,
     RealmPath(realm): RealmPath,
     Body(body): Body<ReinstatementBody>,
 ) -> Result<(StatusCode, Json<ReceiptBody>), Problem> {
     caller.charge(1)?;
     let receipt = service.reinstate(realm, body.jti, body.reason, caller.name()).await?;
-    Ok((created(receipt.recorded), Json(receipt.into())))
+    let reached = waiting.reached(&service, realm, receipt.sequence).await;
+    Ok((created(receipt.recorded), Json(ReceiptBody { reached, ..receipt.into() })))
 }

@@ -1001,6 +1001,206 @@ async fn the_lease_in_a_database_runs_by_its_clock() {
     .await;
 }
 
+/// Two servers on one database: numbers have no holes and none is given twice, each server hears of the other, and both
+/// read the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_servers_give_numbers_without_holes() {
+    const WRITERS: u64 = 16;
+    const EACH: u64 = 20;
+    let server = server::Postgres::start();
+    let url = server.database();
+    // Opened at once: neither disturbs the other where both make the tables.
+    let (one, other) = tokio::join!(reopened(&url), reopened(&url));
+    one.create_realm(realm("a"), vec![]).await.unwrap();
+    other.create_realm(realm("b"), vec![]).await.unwrap();
+    let ledgers = [Arc::new(one), Arc::new(other)];
+    let mut heard = ledgers[1].subscribe();
+    heard.mark_unchanged();
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|writer| {
+            let ledger = Arc::clone(&ledgers[writer as usize % 2]);
+            let realm = id(if writer % 4 < 2 { "a" } else { "b" });
+            tokio::spawn(async move {
+                let mut sequences = Vec::new();
+                for number in 0..EACH {
+                    let requests = vec![vouched(&format!("{writer}-{number}"), 1)];
+                    sequences.push(ledger.append(realm, NOW, requests).await.unwrap()[0].sequence.0);
+                }
+                assert!(sequences.is_sorted());
+                (realm, sequences)
+            })
+        })
+        .collect();
+    let mut all = std::collections::BTreeMap::<RealmId, Vec<u64>>::new();
+    for writer in writers {
+        let (realm, sequences) = writer.await.unwrap();
+        all.entry(realm).or_default().extend(sequences);
+    }
+    for (realm, mut sequences) in all {
+        sequences.sort_unstable();
+        assert!(sequences.iter().copied().eq(1..=WRITERS / 2 * EACH), "{realm}");
+        for ledger in &ledgers {
+            let scanned = ledger.scan(realm, Sequence(0), usize::MAX).await.unwrap();
+            assert!(scanned.iter().map(|entry| entry.sequence.0).eq(sequences.iter().copied()));
+        }
+    }
+    heard.mark_unchanged();
+    // Nothing of its own: what wakes it is what the other recorded.
+    one_in(&*ledgers[0], "news").await;
+    tokio::time::timeout(Duration::from_secs(20), heard.changed()).await.expect("it is heard of").unwrap();
+}
+
+async fn one_in(ledger: &dyn Ledger, jti: &str) -> Receipt {
+    ledger.append(id("a"), NOW, vec![vouched(jti, 1)]).await.unwrap()[0]
+}
+
+/// The database ends in the middle of writes, and comes back. What was acknowledged is there; what was not may be; the
+/// ledger tells how it is and goes on by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_goes_and_comes_loses_nothing_acknowledged() {
+    let mut server = server::Postgres::start();
+    let (ledger, _) = in_postgres(&server).await;
+    let ledger = Arc::new(ledger);
+    ledger.create_realm(realm("a"), vec![]).await.unwrap();
+    let mut acknowledged = Vec::new();
+    for round in 0..3 {
+        let writing = Arc::clone(&ledger);
+        let (told, mut begun) = tokio::sync::mpsc::unbounded_channel();
+        let writer = tokio::spawn(async move {
+            let mut done = Vec::new();
+            let mut number = 0;
+            loop {
+                let jti = format!("{round}-{number}");
+                match writing.append(id("a"), NOW, vec![vouched(&jti, 1)]).await {
+                    Ok(receipts) => done.push((receipts[0].sequence, jti)),
+                    Err(error) => return (done, error),
+                }
+                number += 1;
+                let _ = told.send(());
+            }
+        });
+        for _ in 0..5 {
+            begun.recv().await.unwrap();
+        }
+        server.crash();
+        let (done, error) = tokio::time::timeout(Duration::from_mins(1), writer).await.expect("it ends").unwrap();
+        // Either the connection broke before a commit, or during one.
+        assert!(matches!(error, LedgerError::Away(_) | LedgerError::Storage(_)), "{error}");
+        acknowledged.extend(done);
+        let away = tokio::time::timeout(Duration::from_mins(1), async {
+            let mut health = ledger.health();
+            health.wait_for(|health| matches!(health, Health::Away { .. })).await.unwrap().clone()
+        });
+        let Health::Away { cause } = away.await.expect("it is told") else { panic!("not away") };
+        assert!(!cause.contains(server::PASSWORD), "{cause}");
+        assert!(!ledger.is_writable());
+        // While it is away nobody waits long.
+        let asked = std::time::Instant::now();
+        assert!(matches!(ledger.head(id("a")).await, Err(LedgerError::Away(_))));
+        assert!(asked.elapsed() < Duration::from_secs(10));
+        server.restart();
+        let mut health = ledger.health();
+        let back = health.wait_for(|health| *health == Health::Good);
+        tokio::time::timeout(Duration::from_mins(1), back).await.expect("it comes back").unwrap();
+    }
+    let scanned = ledger.scan(id("a"), Sequence(0), usize::MAX).await.unwrap();
+    assert!(scanned.iter().map(|entry| entry.sequence.0).eq(1..=scanned.len() as u64), "no holes");
+    for (sequence, jti) in acknowledged {
+        let entry = &scanned[sequence.0 as usize - 1];
+        assert_eq!(entry.statement, Statement::Revoke { jti: jti.clone(), exp: NOW.plus(DAY) });
+        // To repeat it changes nothing.
+        assert_eq!(one_in(&*ledger, &jti).await, held(sequence.0, 1));
+    }
+}
+
+/// A database that hangs is not waited for without end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_hangs_is_told_as_away() {
+    let server = server::Postgres::start();
+    let (ledger, _) = in_postgres(&server).await;
+    ledger.create_realm(realm("a"), vec![]).await.unwrap();
+    server.freeze();
+    let answer = tokio::time::timeout(Duration::from_mins(1), ledger.append(id("a"), NOW, vec![vouched("t", 1)]));
+    let error = answer.await.expect("an answer").unwrap_err();
+    assert!(matches!(error, LedgerError::Away(_) | LedgerError::Storage(_)), "{error}");
+    server.thaw();
+    let mut health = ledger.health();
+    let back = health.wait_for(|health| *health == Health::Good);
+    tokio::time::timeout(Duration::from_mins(1), back).await.expect("it comes back").unwrap();
+    one_in(&ledger, "t").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_cannot_serve_is_refused() {
+    let server = server::Postgres::start();
+    let (ledger, url) = in_postgres(&server).await;
+    ledger.create_realm(realm("a"), vec![]).await.unwrap();
+    one_in(&ledger, "t").await;
+    // A row that somebody touched.
+    server.sql(&url, "UPDATE revocast_entries SET value = value + 1");
+    let damaged = ledger.scan(id("a"), Sequence(0), 10).await.unwrap_err().to_string();
+    assert!(damaged.contains("entry 1 of realm a does not match its checksum"), "{damaged}");
+    drop(ledger);
+
+    let open = async |url: &str| {
+        let config = PostgresConfig::new(url, Some(server::PASSWORD.into()), None).unwrap();
+        assert!(!format!("{config:?}").contains(server::PASSWORD), "{config:?}");
+        let error = PostgresLedger::open(config).await.unwrap_err();
+        let causes = std::iter::successors(Some(&error as &dyn Error), |error| (*error).source());
+        let told = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        assert!(!told.contains(server::PASSWORD), "{told}");
+        (error, told)
+    };
+    server.sql(&url, "UPDATE revocast_layout SET layout = 99");
+    assert!(matches!(open(&url).await.0, PostgresError::Newer { found: 99 }));
+    server.sql(&url, "UPDATE revocast_layout SET layout = -1");
+    assert!(matches!(open(&url).await.0, PostgresError::Ledger(LedgerError::Damaged { .. })));
+
+    let hasty = server.database();
+    let name = hasty.rsplit('/').next().unwrap();
+    server.sql(&url, &format!("ALTER DATABASE {name} SET synchronous_commit = off"));
+    let (_, told) = open(&hasty).await;
+    assert!(told.contains("synchronous_commit is off"), "{told}");
+    let readonly = server.database();
+    let name = readonly.rsplit('/').next().unwrap();
+    server.sql(&url, &format!("ALTER DATABASE {name} SET default_transaction_read_only = on"));
+    let (_, told) = open(&readonly).await;
+    assert!(told.contains("read-only"), "{told}");
+    let (_, told) = open(&format!("{url}-that-is-not-there")).await;
+    assert!(told.contains("does not exist"), "{told}");
+}
+
+/// How many single appends from 64 writers are acknowledged in a second: `cargo test -p revocast-server --lib --
+/// --ignored --nocapture appends_in_a_second`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures, and shows nothing"]
+async fn appends_in_a_second() {
+    async fn measured(name: &str, ledger: Arc<dyn Ledger>) {
+        ledger.create_realm(realm("a"), vec![]).await.unwrap();
+        let begun = std::time::Instant::now();
+        let writers = (0..64).map(|writer| {
+            let ledger = Arc::clone(&ledger);
+            tokio::spawn(async move {
+                let mut number = 0_u64;
+                while begun.elapsed() < Duration::from_secs(5) {
+                    ledger.append(id("a"), NOW, vec![vouched(&format!("{writer}-{number}"), 1)]).await.unwrap();
+                    number += 1;
+                }
+                number
+            })
+        });
+        let mut all = 0;
+        for writer in writers.collect::<Vec<_>>() {
+            all += writer.await.unwrap();
+        }
+        println!("{name}: {:.0} appends/s", all as f64 / begun.elapsed().as_secs_f64());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    measured("sqlite", Arc::new(SqliteLedger::open(folder.path()).unwrap())).await;
+    let server = server::Postgres::start();
+    measured("postgres", Arc::new(in_postgres(&server).await.0)).await;
+}
+
 #[tokio::test]
 async fn a_reopened_registry_goes_on() {
     let folder = tempfile::tempdir().unwrap();

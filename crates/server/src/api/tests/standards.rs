@@ -388,3 +388,47 @@ async fn the_mirror_serves_what_stands_on_the_broker() {
     answer.problem(404, "realm-unknown");
     site.get("/v1/mirror/No/manifest").await.problem(404, "realm-unknown");
 }
+
+#[tokio::test]
+async fn a_request_may_wait_and_is_told_how_far_its_entry_came() {
+    let site = Site::new().await;
+    let body = json!({"jti": "t", "exp": LATER});
+    for (query, reached) in
+        [("", Value::Null), ("?wait=durable", json!("durable")), ("?wait=durable&timeout=1ms", json!("durable"))]
+    {
+        let answer = site.post(&format!("{REVOCATIONS}{query}"), &body).await;
+        assert!(matches!(answer.status, 200 | 201), "{query}: {}", answer.body);
+        assert_eq!((&answer.body["sequence"], &answer.body["reached"]), (&json!(1), &reached), "{query}");
+    }
+    for (path, body) in [
+        (BATCH, json!({"revocations": [body]})),
+        (REINSTATEMENTS, json!({"jti": "t"})),
+        (CUTOFFS, json!({"scope": "realm"})),
+        (LIFTS, json!({"scope": "realm"})),
+    ] {
+        let answer = site.post(&format!("{path}?wait=durable"), &body).await;
+        assert_eq!(answer.body["reached"], "durable", "{path}: {}", answer.body);
+        for query in [
+            "wait=soon",
+            "wait=",
+            "wait=applied&share=0",
+            "wait=applied&share=1.5",
+            "wait=applied&share=NaN",
+            "wait=published&share=0.5",
+            "wait=published&timeout=5",
+            "wait=published&timeout=301s",
+            "timeout=5s",
+            "share=0.5",
+            "await=durable",
+        ] {
+            site.post(&format!("{path}?{query}"), &body).await.problem(422, "query-malformed");
+        }
+    }
+    // Nobody publishes here, and no device is there: what is durable is answered as such, in time.
+    for query in ["wait=published&timeout=20ms", "wait=applied&share=0.5&timeout=20ms"] {
+        let answer = site.post(&format!("{LIFTS}?{query}"), &json!({"scope": "realm"})).await;
+        assert_eq!((answer.status, &answer.body["reached"]), (200, &json!("durable")), "{query}");
+    }
+    // Refused before anything was recorded.
+    assert_eq!(site.head().await, 4);
+}

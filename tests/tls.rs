@@ -1,0 +1,96 @@
+//! Certificates on both ways to a broker: the publisher's and the device's.
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use revocast_tests::process::{Mosquitto, Process, Site, Via, now, until_true};
+
+/// An authority, and certificates that it signed, as files of a site.
+struct Authority {
+    file: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new(site: &Site, name: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let file = site.write(&format!("{name}.pem"), params.self_signed(&key).unwrap().pem());
+        Self { file, issuer: Issuer::new(params, key) }
+    }
+
+    /// Files of a certificate and its private key.
+    fn sign(&self, site: &Site, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["127.0.0.1".to_owned(), name.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let file = site.write(&format!("{name}.crt.pem"), certificate.pem());
+        (file, site.write(&format!("{name}.key.pem"), key.serialize_pem()))
+    }
+}
+
+#[test]
+fn a_broker_that_wants_certificates_is_given_them_by_publisher_and_device() {
+    let site = Site::new();
+    let ca = Authority::new(&site, "ca");
+    let (certificate, key) = ca.sign(&site, "broker");
+    let mosquitto = Mosquitto::start_with(&format!(
+        "cafile {}\ncertfile {certificate}\nkeyfile {key}\nrequire_certificate true\n",
+        ca.file
+    ));
+    let url = mosquitto.url().replacen("mqtt://", "mqtts://", 1);
+    let (certificate, key) = ca.sign(&site, "publisher");
+    let publisher = ["--broker-ca", &ca.file, "--broker-certificate", &certificate, "--broker-key", &key];
+    let server = site.found_with(Via::Broker(&url), &publisher);
+    let exp = now() + 3_600;
+    let sequence = server.revoke("t", exp);
+    server.wait_until_published();
+
+    let (certificate, key) = ca.sign(&site, "device");
+    let device = ["--broker-ca", &ca.file, "--broker-certificate", &certificate, "--broker-key", &key];
+    let agent = site.agent_with("device", &url, &device);
+    agent.wait_until_at(sequence);
+    agent.wait_until_says("revoked", "t", exp);
+    let later = server.revoke("u", exp);
+    agent.wait_until_at(later);
+
+    // One without a certificate, and one whose certificate somebody else signed: the broker lets neither in.
+    let stranger = Authority::new(&site, "stranger");
+    let (certificate, key) = stranger.sign(&site, "stranger-device");
+    let foreign = ["--broker-ca", &ca.file, "--broker-certificate", &certificate, "--broker-key", &key];
+    for (name, more) in [("bare", &["--broker-ca", &ca.file][..]), ("foreign", &foreign)] {
+        let mut outsider = site.agent_with(name, &url, more);
+        until_true("the broker's refusal", || outsider.process().log().contains("broker"));
+        let status = outsider.status();
+        assert!(!status.to_string().contains("\"connected\":true"), "{name}: {status}");
+        assert_eq!(outsider.verdict("t", exp), "unknown", "{name} knows nothing, and says so");
+    }
+    // And a broker that another authority vouches for is not believed.
+    let wrong = ["--broker-ca", &stranger.file];
+    let misled = site.agent_with("misled", &url, &wrong);
+    assert_eq!(misled.verdict("t", exp), "unknown");
+}
+
+#[test]
+fn certificates_that_do_not_fit_are_told_at_the_start() {
+    let site = Site::new();
+    let ca = Authority::new(&site, "ca");
+    let (certificate, _) = ca.sign(&site, "one");
+    let (_, other_key) = ca.sign(&site, "two");
+    let data = site.text("data");
+    for more in [
+        ["--tls-certificate", &certificate, "--tls-key", &other_key],
+        ["--tls-certificate", &certificate, "--tls-key", &certificate],
+    ] {
+        let mut command = revocast_tests::process::configured(&[]);
+        command
+            .args(["serve", "--data", &data, "--listen", "127.0.0.1:0", "--embedded-broker", "127.0.0.1:0"])
+            .args(more);
+        let mut server = Process::start("server", &mut command);
+        assert!(!server.wait().success());
+        assert!(
+            server.log().contains(".pem cannot be used") || server.log().contains("is not PEM"),
+            "{}",
+            server.log()
+        );
+    }
+}
