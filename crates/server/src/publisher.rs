@@ -1259,6 +1259,3 @@ fn decode<T>(
         .and_then(|sealed| decode(sealed.unverified_body()).map_err(Refusal::from))
         .map_err(|cause| PublishError::DamagedObject { address: address.to_string(), cause })
 }
-
-#[cfg(test)]
-mod tests;
