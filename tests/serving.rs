@@ -1,9 +1,15 @@
 //! How an operator runs a server: configuration from three places, reading it again, ending in order.
 
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use revocast_tests::process::{Process, Site, configured, revocast};
-use serde_json::Value;
+use revocast_tests::process::{Process, REALM, Site, Via, ask, configured, now, number, revocast, until_true};
+use serde_json::{Value, json};
 
 /// What `config print` says, as JSON.
 fn printed(variables: &[(&str, &str)], arguments: &[&str]) -> Value {
@@ -81,4 +87,197 @@ fn config_check_tells_all_mistakes_and_what_nothing_is_called_by() {
     let broker = ["--broker", "mqtt://b", "--broker-user", "u", "--broker-password-file", &none];
     revocast(["config", "check", "--data", &data].iter().copied().chain(broker))
         .fails(1, &["--broker-password-file: ", "cannot be read: No such file"]);
+}
+
+// ---- Reading the configuration again --------------------------------------------------------------
+
+/// A connection is open, requests go on, and the operator changes the file: what can change does, what cannot is named,
+/// and nobody notices otherwise.
+#[test]
+fn a_hangup_reloads_without_dropping_a_connection_or_losing_a_request() {
+    let site = Site::new();
+    let file = site.write("revocast.toml", "heartbeat_seconds = 600\nlog = 'info'\n");
+    let mut server = site.found_with(Via::Embedded, &["--config", &file]);
+    let first = server.wait_until_published();
+    let sealed = |server: &revocast_tests::process::Server| number(&server.wait_until_published(), "issued_at_ms");
+    let before = number(&first, "issued_at_ms");
+
+    let mut open = TcpStream::connect(server.url().trim_start_matches("http://")).unwrap();
+    let ask_on = |open: &mut TcpStream| {
+        open.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        let mut answer = [0; 4096];
+        let read = open.read(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer[..read]).into_owned()
+    };
+    assert!(ask_on(&mut open).starts_with("HTTP/1.1 200"));
+
+    let (done, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let (done, sent) = (&done, &sent);
+        let (url, token) = (format!("{}/v1/realms/{REALM}/revocations", server.url()), server.token().to_owned());
+        scope.spawn(move || {
+            let exp = now() + 1_000;
+            while !done.load(Ordering::Relaxed) {
+                let jti = format!("jti-{}", sent.load(Ordering::Relaxed));
+                let body = json!({ "jti": jti, "exp": exp }).to_string();
+                let (status, answer) = ask("POST", &url, Some(&token), body.as_bytes()).unwrap();
+                assert_eq!(status, 201, "{answer}");
+                sent.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for round in 0..5 {
+            let target = sent.load(Ordering::Relaxed) + 3;
+            until_true("requests go on", || sent.load(Ordering::Relaxed) >= target);
+            let _ = site.write("revocast.toml", format!("heartbeat_seconds = {}\nlog = 'debug'\n", 500 - round));
+            hang_up(server.process_id());
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(server.head(), sent.load(Ordering::Relaxed), "every request was answered, and recorded once");
+    assert!(ask_on(&mut open).starts_with("HTTP/1.1 200"), "the connection is still open");
+    until_true("the log tells it", || server.process().log().matches("configuration read again").count() >= 5);
+
+    // A heartbeat that was far away comes now.
+    server.wait_until_published();
+    let before = before.max(sealed(&server));
+    let _ = site.write("revocast.toml", "heartbeat_seconds = 1\nprefix = 'other'\n");
+    server.process().signal("HUP");
+    until_true("a heartbeat", || sealed(&server) > before);
+    until_true("what cannot change is named", || {
+        let log = server.process().log();
+        log.contains(r#""setting":"prefix""#) && log.contains("takes effect with the next start")
+    });
+
+    // A file that cannot be used changes nothing.
+    let _ = site.write("revocast.toml", "heartbeat_seconds = 0\nbrokr = 1\n");
+    server.process().signal("HUP");
+    until_true("both mistakes are told", || {
+        let log = server.process().log();
+        log.contains("the old one stays in force") && log.contains("heartbeat_seconds is 0") && log.contains("brokr")
+    });
+    let before = sealed(&server);
+    until_true("heartbeats go on as before", || sealed(&server) > before);
+    assert!(server.process().stop().success());
+}
+
+fn hang_up(id: u32) {
+    assert!(Command::new("kill").args(["-HUP", &id.to_string()]).status().is_ok_and(|status| status.success()));
+}
+
+// ---- Ending ---------------------------------------------------------------------------------------
+
+/// Asked to end under load: what was answered is there afterwards, and the exit code is 0.
+#[test]
+fn a_server_that_is_asked_to_end_under_load_loses_nothing() {
+    let site = Site::new();
+    let mut server = site.found(Via::Embedded);
+    let (url, token, exp) = (server.url(), server.token().to_owned(), now() + 1_000);
+    let answered = AtomicU64::new(0);
+    let id = server.process_id();
+    let kept: Vec<String> = thread::scope(|scope| {
+        let clients: Vec<_> = (0..8)
+            .map(|client| {
+                let (url, token, answered) = (&url, &token, &answered);
+                scope.spawn(move || {
+                    let mut kept = Vec::new();
+                    for number in 0.. {
+                        let jti = format!("{client}-{number}");
+                        let body = json!({ "jti": jti, "exp": exp }).to_string();
+                        let path = format!("{url}/v1/realms/{REALM}/revocations");
+                        match ask("POST", &path, Some(token), body.as_bytes()) {
+                            Ok((201, _)) => kept.push(jti),
+                            Ok(other) => panic!("{other:?}"),
+                            // The server is gone.
+                            Err(_) => break,
+                        }
+                        answered.fetch_add(1, Ordering::Relaxed);
+                    }
+                    kept
+                })
+            })
+            .collect();
+        until_true("the load is on", || answered.load(Ordering::Relaxed) > 50);
+        assert!(Command::new("kill").arg(id.to_string()).status().is_ok_and(|status| status.success()));
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+    });
+    let status = server.process().wait();
+    assert_eq!(status.code(), Some(0), "{}", server.process().log());
+    server.start();
+    assert!(server.head() >= kept.len() as u64);
+    for jti in kept {
+        let again = server.post(&format!("/v1/realms/{REALM}/revocations"), &json!({ "jti": jti, "exp": exp }));
+        assert_eq!(again.get("recorded"), Some(&json!(false)), "{jti}");
+    }
+}
+
+#[test]
+fn the_second_request_to_end_is_obeyed_at_once() {
+    let site = Site::new();
+    let mut server = site.found(Via::Embedded);
+    // A request that is under way, and takes its time: the server waits for it some seconds.
+    let mut slow = TcpStream::connect(server.url().trim_start_matches("http://")).unwrap();
+    let head = format!(
+        "POST /v1/realms/{REALM}/revocations HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\
+         content-type: application/json\r\ncontent-length: 1000\r\n\r\n{{",
+        server.token()
+    );
+    slow.write_all(head.as_bytes()).unwrap();
+    // Once another one is answered, the first is being read.
+    assert_eq!(server.get("/healthz").unwrap().0, 200);
+    server.process().signal("TERM");
+    until_true("it takes no more connections", || {
+        TcpStream::connect(server.url().trim_start_matches("http://")).is_err()
+    });
+    assert!(server.process().is_running(), "it waits for the request that is under way");
+    server.process().signal("TERM");
+    let status = server.process().wait();
+    assert_eq!(status.code(), Some(1), "{}", server.process().log());
+    assert!(server.process().log().contains("asked to end twice"), "{}", server.process().log());
+    server.start();
+    assert_eq!(server.head(), 0);
+}
+
+#[test]
+fn the_service_manager_hears_of_start_reload_and_end() {
+    let site = Site::new();
+    let path = site.text("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+    let heard = || {
+        let mut buffer = [0; 64];
+        let read = socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..read]).into_owned()
+    };
+    let mut command = configured(&[("NOTIFY_SOCKET", &path)]);
+    let free = "127.0.0.1:0";
+    command.args(["serve", "--data", &site.text("data"), "--embedded-broker", free, "--listen", free]);
+    let mut server = Process::start("server", &mut command);
+    assert!(server.line().is_some_and(|line| line.starts_with("api http://")), "{}", server.log());
+    assert_eq!(heard(), "READY=1");
+    server.signal("HUP");
+    assert_eq!((heard(), heard()), ("RELOADING=1".to_owned(), "READY=1".to_owned()));
+    server.signal("TERM");
+    assert_eq!(heard(), "STOPPING=1");
+    assert!(server.wait().success());
+
+    // Nobody listens there: told, and no reason to stop.
+    let nowhere = site.text("nowhere");
+    let mut command = configured(&[("NOTIFY_SOCKET", &nowhere)]);
+    command.args(["serve", "--data", &site.text("data"), "--embedded-broker", free, "--listen", free]);
+    let mut server = Process::start("server", &mut command);
+    assert!(server.line().is_some());
+    until_true("it is told", || server.log().contains("the service manager cannot be told"));
+    assert!(server.stop().success());
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let site = Site::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let data = site.text("data");
+    revocast(["serve", "--data", &data, "--embedded-broker", "127.0.0.1:0", "--listen", &address])
+        .fails(1, &[&address, "is in use", "--listen"]);
+    revocast(["serve", "--data", &data, "--embedded-broker", &address, "--listen", "127.0.0.1:0"])
+        .fails(1, &[&address, "in use"]);
 }

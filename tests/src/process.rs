@@ -885,6 +885,12 @@ impl Server {
         self.process.as_mut().expect("it runs")
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.process.as_ref().expect("it runs").id()
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.process().kill();

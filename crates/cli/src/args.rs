@@ -164,7 +164,7 @@ pub enum Command {
         server: ServerArguments,
     },
     /// Follows a realm as a device does, logs what happens, answers questions on loopback.
-    Agent(Agent),
+    Agent(Box<Agent>),
     /// Validates tokens from standard input, one a line; prints a JSON verdict a line.
     Verify(Verify),
     /// Says in words what a sealed object or a state file holds.

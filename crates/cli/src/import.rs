@@ -236,7 +236,7 @@ impl<'a> CsvList<'a> {
         };
         match time(exp) {
             Ok(exp) => {
-                Line { jti, exp, reason: Some(reason).filter(|text| !text.is_empty()).or(self.reason) }.put(part)
+                Line { jti, exp, reason: Some(reason).filter(|text| !text.is_empty()).or(self.reason) }.put(part);
             }
             Err(why) => part.refuse(why),
         }

@@ -18,6 +18,7 @@ mod inspect;
 mod issued;
 mod keygen;
 mod ledger;
+mod notify;
 mod output;
 mod plan;
 mod serve;

@@ -8,9 +8,9 @@ use std::process::ExitCode;
 use revocast_server::config::LogFormat;
 use serde_json::{Value, json};
 use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Registry, fmt, reload};
 
 /// Called with arguments that cannot be used.
 const USAGE: u8 = 2;
@@ -64,12 +64,13 @@ impl Output {
     /// Sends logs to standard error. `REVOCAST_LOG` is a level, or targets with levels.
     pub fn start_logging(self) -> Result<(), Failure> {
         let text = std::env::var("REVOCAST_LOG").ok().filter(|text| !text.is_empty());
-        self.start_logging_as(text.as_deref(), None)
+        self.start_logging_as(text.as_deref(), None).map(drop)
     }
 
     /// Sends logs to standard error: which of them, and in which form.
-    pub fn start_logging_as(self, filter: Option<&str>, format: Option<LogFormat>) -> Result<(), Failure> {
-        let registry = tracing_subscriber::registry().with(targets(filter)?);
+    pub fn start_logging_as(self, filter: Option<&str>, format: Option<LogFormat>) -> Result<LogFilter, Failure> {
+        let (filter, handle) = reload::Layer::new(targets(filter)?);
+        let registry = tracing_subscriber::registry().with(filter);
         if self.json || format == Some(LogFormat::Json) {
             registry.with(fmt::layer().json().with_writer(std::io::stderr)).init();
         } else {
@@ -77,7 +78,18 @@ impl Output {
             let colors = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
             registry.with(fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(colors)).init();
         }
-        Ok(())
+        Ok(LogFilter(handle))
+    }
+}
+
+/// What is logged, to be changed while the program runs.
+pub struct LogFilter(reload::Handle<Targets, Registry>);
+
+impl LogFilter {
+    /// Logs something else from now on.
+    pub fn set(&self, targets: Targets) {
+        // Fails only if the logs are gone, and then there is nowhere to say it.
+        let _ = self.0.reload(targets);
     }
 }
 
@@ -106,6 +118,12 @@ pub struct Failure {
     detail: String,
     help: Option<String>,
     code: u8,
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.detail)
+    }
 }
 
 impl Failure {

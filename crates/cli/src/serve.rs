@@ -5,17 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use revocast_server::clock::SystemClock;
+use revocast_server::config::{Choices, Effect};
 use revocast_server::server::{Server, StartError};
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Serve;
-use crate::output::{Failure, Output};
+use crate::notify::{self, State};
+use crate::output::{Failure, LogFilter, Output, targets};
 use crate::{asked_to_end, config, keygen, runtime};
 
 pub fn run(output: Output, arguments: &Serve) -> Result<ExitCode, Failure> {
     let chosen = config::read(arguments.config.as_deref(), &arguments.settings);
     let mut config = chosen.check().map_err(|mistakes| config::failure(&mistakes).usage())?;
-    output.start_logging_as(config.log.as_deref(), config.log_format)?;
+    let logs = output.start_logging_as(config.log.as_deref(), config.log_format)?;
     for name in chosen.strangers() {
         tracing::warn!(variable = name, "a variable that no setting is called by");
     }
@@ -23,26 +26,82 @@ pub fn run(output: Output, arguments: &Serve) -> Result<ExitCode, Failure> {
     if arguments.confirm_clock {
         config.publishing.restart_jump_max = Duration::MAX;
     }
+    let mut in_force = chosen.config().clone();
     runtime()?.block_on(async {
+        // From the first moment on: whoever asks a server that starts to read its configuration shall not end it.
+        let mut hangups = signal(SignalKind::hangup())
+            .map_err(|error| Failure::new("no-signals", "the process cannot be told to reload", &error))?;
         let server = Server::start(config, Arc::new(SystemClock::new())).await.map_err(|error| failure(&error))?;
-        let api = format!("http://{}", server.local_addr());
+        let scheme = if server.tls().is_some() { "https" } else { "http" };
+        let api = format!("{scheme}://{}", server.local_addr());
         let broker = server.broker_addr().map(|address| format!("mqtt://{address}"));
         let words = match &broker {
             Some(broker) => format!("api {api}\nbroker {broker}"),
             None => format!("api {api}"),
         };
         output.result(words, &json!({ "api": api, "broker": broker }));
-        let failed = tokio::select! {
-            () = asked_to_end() => None,
-            cause = server.failed() => Some(cause),
+        notify::tell(State::Ready);
+        let mut end = std::pin::pin!(asked_to_end());
+        let failed = loop {
+            tokio::select! {
+                () = &mut end => break None,
+                cause = server.failed() => break Some(cause),
+                _ = hangups.recv() => {
+                    notify::tell(State::Reloading);
+                    reload(&server, &logs, arguments, &mut in_force);
+                    notify::tell(State::Ready);
+                }
+            }
         };
-        server.stop().await;
+        notify::tell(State::Stopping);
+        tokio::select! {
+            () = server.stop() => {}
+            // What is acknowledged is durable; nothing else needs waiting for.
+            () = asked_to_end() => {
+                return Err(Failure::plain("ended-at-once", "asked to end twice: ended before everything was done"));
+            }
+        }
         match failed {
             None => Ok(ExitCode::SUCCESS),
             Some(cause) => Err(Failure::plain("ledger-stopped", format!("the ledger stopped writing: {cause}"))
                 .help("restart the server: what the disk then says is the truth")),
         }
     })
+}
+
+/// Reads the configuration again and takes over what takes effect without a restart. If anything of it cannot be
+/// used, all stays as it is.
+fn reload(server: &Server, logs: &LogFilter, arguments: &Serve, in_force: &mut Choices) {
+    let chosen = config::read(arguments.config.as_deref(), &arguments.settings);
+    let config = match chosen.check() {
+        Ok(config) => config,
+        Err(mistakes) => {
+            for mistake in mistakes.0 {
+                tracing::error!(%mistake, "the new configuration cannot be used; the old one stays in force");
+            }
+            return;
+        }
+    };
+    let targets = match targets(config.log.as_deref()) {
+        Ok(targets) => targets,
+        Err(failure) => {
+            tracing::error!(mistake = %failure, "the new configuration cannot be used; the old one stays in force");
+            return;
+        }
+    };
+    if let Err(error) = server.reload(&config) {
+        let mistake = Failure::new("reload", "what it names", &error);
+        tracing::error!(%mistake, "the new configuration cannot be used; the old one stays in force");
+        return;
+    }
+    logs.set(targets);
+    for setting in in_force.adopt(chosen.config()) {
+        match setting.effect {
+            Effect::Reload => tracing::info!(setting = setting.name, "changed"),
+            Effect::Restart => tracing::warn!(setting = setting.name, "changed; takes effect with the next start"),
+        }
+    }
+    tracing::info!("configuration read again");
 }
 
 fn failure(error: &StartError) -> Failure {

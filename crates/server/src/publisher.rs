@@ -324,6 +324,12 @@ impl Loading {
 }
 
 impl Publisher {
+    /// Takes over how often it seals and how long it keeps; the rest of the settings holds until the next start.
+    pub const fn keep_pace(&mut self, settings: &Settings) {
+        self.settings.heartbeat = settings.heartbeat;
+        self.settings.grace = settings.grace;
+    }
+
     /// Goes on from what was stored: objects with the ledger, and the ledger itself.
     ///
     /// `entries` are all that the ledger still holds, in order; `head` is its last sequence, which may
@@ -1259,3 +1265,6 @@ fn decode<T>(
         .and_then(|sealed| decode(sealed.unverified_body()).map_err(Refusal::from))
         .map_err(|cause| PublishError::DamagedObject { address: address.to_string(), cause })
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,6 +47,7 @@ pub struct Server {
     stop_leader: Option<oneshot::Sender<()>>,
     leader: JoinHandle<()>,
     health: watch::Receiver<Health>,
+    settings: watch::Sender<Settings>,
     /// Hears the fleet.
     hearing: JoinHandle<()>,
     broker: Option<BrokerTask>,
@@ -59,20 +60,20 @@ impl Server {
     ///
     /// Needs a tokio runtime with at least two threads: the publisher builds filters.
     pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        let ServerConfig { listen, data, keys: folder, broker, publishing, limits, resume, .. } = config;
-        let keys = Arc::new(Keys::load(&folder)?);
-        let gate = Arc::new(Gate::open(&folder, keys.admin(), limits, config.approve, Arc::clone(&clock))?);
-        let api_tls = config.tls.map(ServerTls::load).transpose()?.map(Arc::new);
-        let issuers = Arc::new(Issuers::new(&folder, keys.issuer()));
-        let ledger = config.ledger.open(&data).await?;
-        let mark = Arc::new(high_water(&data)?);
-        if !resume {
+        let keys = Arc::new(Keys::load(&config.keys)?);
+        let gate = Gate::open(&config.keys, keys.admin(), config.limits, config.approve, Arc::clone(&clock))?;
+        let gate = Arc::new(gate);
+        let tls = config.tls.map(ServerTls::load).transpose()?.map(Arc::new);
+        let issuers = Arc::new(Issuers::new(&config.keys, keys.issuer()));
+        let ledger = config.ledger.open(&config.data).await?;
+        let mark = Arc::new(high_water(&config.data)?);
+        if !config.resume {
             reaches(ledger.as_ref(), &mark).await?;
         }
-        let (listener, address) = bind(listen).await?;
+        let (listener, address) = bind(config.listen).await?;
 
         #[cfg(feature = "embedded-broker")]
-        let (remote, embedded, broker_address) = match broker {
+        let (remote, embedded, broker_address) = match config.broker {
             BrokerChoice::Remote(remote) => (remote, None, None),
             BrokerChoice::Embedded(listen) => {
                 let mut embedded = EmbeddedBroker::start(listen).await?;
@@ -81,21 +82,22 @@ impl Server {
             }
         };
         #[cfg(not(feature = "embedded-broker"))]
-        let (remote, broker_address) = match broker {
+        let (remote, broker_address) = match config.broker {
             BrokerChoice::Remote(remote) => (remote, None),
             BrokerChoice::Embedded(_) => return Err(StartError::NoEmbeddedBroker),
         };
         let name = Candidate::fresh_name();
-        let (broker, broker_task) = connect(remote, &name, &publishing.prefix)?;
+        let (broker, broker_task) = connect(remote, &name, &config.publishing.prefix)?;
 
         let (stopping, stop) = watch::channel(false);
         let published = watch::Sender::new(PublishedRealms::new());
         let filters = Arc::new(LiveFilters::new());
         let metrics = Arc::new(Metrics::new(clock.now().wall));
-        let fleet = Fleet::new(publishing.prefix.clone(), Vec::new());
+        let fleet = Fleet::new(config.publishing.prefix.clone(), Vec::new());
         let lookout = Arc::new(Lookout::new(fleet, Arc::clone(&clock)));
         let office = watch::Sender::new(Office::Seeking);
         let inquiries = Arc::new(Inquiries::default());
+        let settings = watch::Sender::new(settings_of(&config.publishing));
         let service = Arc::new(Service::new(
             Arc::clone(&ledger),
             Arc::clone(&keys),
@@ -106,18 +108,17 @@ impl Server {
             LeaderView {
                 office: office.subscribe(),
                 inquiries: Arc::clone(&inquiries),
-                heartbeat: publishing.heartbeat,
+                settings: settings.subscribe(),
             },
             Arc::clone(&lookout),
             Arc::clone(&metrics),
         ));
         let hearing = tokio::spawn(fleet::hear(lookout, broker.clone(), Arc::clone(&ledger), Arc::clone(&keys)));
         let router = api::router(Arc::clone(&service), Arc::clone(&gate), issuers);
-        let api = tokio::spawn(api::serve(listener, api_tls.clone(), router, stop));
-        let settings = settings_of(&publishing);
+        let api = tokio::spawn(api::serve(listener, tls.clone(), router, stop));
         let (stop_leader, leader_stop) = oneshot::channel();
         let health = ledger.health();
-        let scheme = if api_tls.is_some() { "https" } else { "http" };
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let candidate = Candidate {
             name: format!("{name}@{address}"),
             address: config
@@ -132,13 +133,13 @@ impl Server {
             permit: Permit::new(),
         };
         let permit = candidate.permit.clone();
-        let prefix = publishing.prefix;
+        let (prefix, pace, resume) = (config.publishing.prefix, settings.subscribe(), config.resume);
         let publish = move |signer: Signer| Publishing {
             ledger: Arc::clone(&ledger),
             broker: broker.clone(),
             clock: Arc::clone(&clock),
             signer,
-            settings: settings.clone(),
+            settings: pace.clone(),
             prefix: prefix.clone(),
             filters: Arc::clone(&filters),
             published: published.clone(),
@@ -155,12 +156,13 @@ impl Server {
             broker_address,
             service,
             gate,
-            tls: api_tls,
+            tls,
             stopping,
             api,
             stop_leader: Some(stop_leader),
             leader: leading,
             health,
+            settings,
             hearing,
             broker: Some(broker_task),
             #[cfg(feature = "embedded-broker")]
@@ -206,6 +208,24 @@ impl Server {
             Ok(Health::Stopped { cause }) => cause.clone(),
             Ok(Health::Good | Health::Away { .. }) | Err(_) => std::future::pending().await,
         }
+    }
+
+    /// Takes over what takes effect without a restart ([`Effect::Reload`](crate::config::Effect)), and reads
+    /// certificates and credentials again; no connection is dropped and no request lost. What cannot be used leaves
+    /// in force what was there.
+    pub fn reload(&self, config: &ServerConfig) -> Result<(), ReloadError> {
+        if let Some(tls) = &self.tls {
+            tls.reload()?;
+        }
+        self.gate.reload()?;
+        self.gate.set_limits(config.limits);
+        let settings = settings_of(&config.publishing);
+        self.settings.send_if_modified(|held| {
+            let changed = (held.heartbeat, held.grace) != (settings.heartbeat, settings.grace);
+            (held.heartbeat, held.grace) = (settings.heartbeat, settings.grace);
+            changed
+        });
+        Ok(())
     }
 
     /// Ends in order: requests under way, then the publisher, then the broker, then the ledger.
@@ -309,6 +329,17 @@ async fn reaches(ledger: &dyn Ledger, mark: &HighWater) -> Result<(), StartError
         }
     }
     Ok(())
+}
+
+/// Why something was not taken over while the server runs; the operator's to mend.
+#[derive(Debug, Error)]
+pub enum ReloadError {
+    /// The certificates of the API cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The credentials cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsFileError),
 }
 
 /// Why a server did not start.

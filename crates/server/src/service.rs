@@ -24,7 +24,7 @@ use crate::ledger::{
 };
 use crate::metrics::{EntryKind, Metrics};
 use crate::minting::LiveFilters;
-use crate::publisher::{Forecast, Inquiries, PublishError};
+use crate::publisher::{Forecast, Inquiries, PublishError, Settings};
 
 /// Largest leeway of a realm: clocks that differ by more than a day are not clocks.
 pub const LEEWAY_MAX: Duration = Duration::from_hours(24);
@@ -172,8 +172,8 @@ pub struct LeaderView {
     pub office: watch::Receiver<Office>,
     /// Where publishers tell what they would do.
     pub inquiries: Arc<Inquiries>,
-    /// How often a manifest is sealed again.
-    pub heartbeat: Duration,
+    /// How realms are published.
+    pub settings: watch::Receiver<Settings>,
 }
 
 /// Owns the ledger, the keys and the clock, and does what the API is asked for.
@@ -186,7 +186,7 @@ pub struct Service {
     filters: Arc<LiveFilters>,
     office: watch::Receiver<Office>,
     inquiries: Arc<Inquiries>,
-    heartbeat: Duration,
+    settings: watch::Receiver<Settings>,
     lookout: Arc<Lookout>,
     metrics: Arc<Metrics>,
     // Parameters of a realm never change, so what was read once holds.
@@ -211,7 +211,7 @@ impl Service {
         lookout: Arc<Lookout>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let LeaderView { office, inquiries, heartbeat } = leader;
+        let LeaderView { office, inquiries, settings } = leader;
         Self {
             ledger,
             keys,
@@ -221,7 +221,7 @@ impl Service {
             filters,
             office,
             inquiries,
-            heartbeat,
+            settings,
             lookout,
             metrics,
             known: RwLock::default(),
@@ -549,15 +549,16 @@ impl Service {
     pub async fn status(&self) -> Result<Status, ServiceError> {
         let mut published = self.published.borrow().clone();
         let (office, now) = (self.office(), self.clock.now().wall);
+        let heartbeat = self.settings.borrow().heartbeat;
         for realm in published.values_mut() {
             let age = realm.heartbeat_age(now);
             // A manifest lives for three heartbeats; half of that gives time to act.
-            if office.is_leading() && realm.at != UnixMillis::default() && age > self.heartbeat * 3 / 2 {
+            if office.is_leading() && realm.at != UnixMillis::default() && age > heartbeat * 3 / 2 {
                 realm.trouble.get_or_insert_with(|| {
                     format!(
                         "the last manifest is {} s old, and devices await one every {} s",
                         age.as_secs(),
-                        self.heartbeat.as_secs()
+                        heartbeat.as_secs()
                     )
                 });
             }

@@ -25,6 +25,7 @@ use crate::leader::Office;
 use crate::ledger::{Ledger, MemoryLedger, Statement};
 use crate::metrics::Metrics;
 use crate::minting::LiveFilters;
+use crate::publisher::Settings;
 use crate::service::{LeaderView, PublishedRealms};
 
 const NOW: u64 = 1_800_000_000;
@@ -119,7 +120,7 @@ impl Site {
         let leader = LeaderView {
             office: tokio::sync::watch::channel(Office::Leading).1,
             inquiries: Arc::default(),
-            heartbeat: Duration::from_secs(30),
+            settings: tokio::sync::watch::channel(Settings::default()).1,
         };
         let service = Service::new(
             ledger.clone(),

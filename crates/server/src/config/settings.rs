@@ -123,6 +123,19 @@ macro_rules! settings {
                 Ok(())
             }
 
+            /// Takes over what takes effect without a restart; gives everything that differs.
+            pub fn adopt(&mut self, new: &Self) -> Vec<&'static Setting> {
+                let mut differs = Vec::new();
+                $( if self.$name != new.$name {
+                    differs.extend(Setting::named(stringify!($name)));
+                    match Effect::$effect {
+                        Effect::Reload => self.$name.clone_from(&new.$name),
+                        Effect::Restart => {}
+                    }
+                } )+
+                differs
+            }
+
             /// The value of that name, if it was chosen.
             #[must_use]
             pub fn value(&self, name: &str) -> Option<toml::Value> {
@@ -153,15 +166,15 @@ settings! {
     /// URL under which clients reach the API of this server; told to them by the other servers
     advertise: String, "URL", Restart;
     /// Certificate chain of the API, PEM; with it, the API speaks TLS
-    tls_certificate: PathBuf, "FILE", Reload;
+    tls_certificate: PathBuf, "FILE", Restart;
     /// Private key of that certificate, PEM
-    tls_key: PathBuf, "FILE", Reload;
+    tls_key: PathBuf, "FILE", Restart;
     /// Certificates that vouch for clients of the API, PEM; with them, a client needs a certificate
-    tls_client_ca: PathBuf, "FILE", Reload;
+    tls_client_ca: PathBuf, "FILE", Restart;
 
     /// Broker to publish to: mqtt://host:1883 or mqtts://host:8883
     broker: String, "URL", Restart;
-    /// Name of this server at the broker; made from the publisher's key unless given
+    /// Name of this server at the broker; a new one for each start unless given. Of servers on one ledger each has its own
     broker_client_id: String, "ID", Restart;
     /// User name at the broker
     broker_user: String, "NAME", Restart;

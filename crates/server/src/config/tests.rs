@@ -115,6 +115,25 @@ fn what_is_printed_gives_the_same_configuration_again() {
 }
 
 #[test]
+fn what_takes_effect_without_a_restart_is_taken_over_and_all_that_differs_is_told() {
+    let choices = |lines: &str| Desk::new().read(lines).config().clone();
+    let mut old = choices("data = 'd'\nheartbeat_seconds = 3\nlog = 'debug'");
+    let new = choices("data = 'e'\nheartbeat_seconds = 4\nconcurrent_requests = 9");
+    let differs: Vec<(&str, Effect)> =
+        old.adopt(&new).into_iter().map(|setting| (setting.name, setting.effect)).collect();
+    assert_eq!(
+        differs,
+        [
+            ("data", Effect::Restart),
+            ("heartbeat_seconds", Effect::Reload),
+            ("concurrent_requests", Effect::Reload),
+            ("log", Effect::Reload),
+        ]
+    );
+    assert_eq!(old, choices("data = 'd'\nheartbeat_seconds = 4\nconcurrent_requests = 9"));
+}
+
+#[test]
 fn the_least_is_a_folder_and_a_broker() {
     let config = checked("data = 'd'\nembedded_broker = '127.0.0.1:0'").unwrap();
     assert_eq!((config.listen, config.keys), (LISTEN_DEFAULT, PathBuf::from("d/keys")));

@@ -81,7 +81,7 @@ pub struct Publishing {
     /// What signs.
     pub signer: Signer,
     /// How a realm is published.
-    pub settings: Settings,
+    pub settings: watch::Receiver<Settings>,
     /// First level of every topic.
     pub prefix: String,
     /// Where filters in force are told to whoever mints `jti`s.
@@ -337,6 +337,7 @@ async fn publish(
 ) -> Result<(), RunError> {
     let mut wakes = publishing.ledger.subscribe();
     let mut link = publishing.broker.state();
+    let mut settings = publishing.settings.clone();
     let mut publisher = publishing.load(realm).await?;
     publishing.filters.set(realm, publisher.filters());
     let mut course = Course { broker: Acquaintance::Stranger, retry: Retry::NONE, audit: Audit::default() };
@@ -345,6 +346,7 @@ async fn publish(
     loop {
         publishing.permitted()?;
         wakes.mark_unchanged();
+        publisher.keep_pace(&settings.borrow_and_update());
         let state = link.borrow_and_update().clone();
         let LinkState::Up { connection } = state else {
             // Nothing is cut and nothing queues: the ledger holds it all.
@@ -378,6 +380,7 @@ async fn publish(
         let due = if course.broker.connection().is_some() { due } else { Duration::ZERO };
         let until = due.max(course.retry.from).saturating_sub(publishing.clock.now().uptime);
         tokio::select! {
+            Ok(()) = settings.changed() => {}
             built = finish_building(&mut building) => {
                 building = None;
                 publisher.install(publishing.clock.now(), built?);
@@ -467,7 +470,7 @@ impl Course {
                 Ok(Some(publishing.look(realm, all)))
             }
             Acquaintance::Known { .. } if uptime >= self.audit.due => {
-                self.audit.due = uptime + publishing.settings.heartbeat;
+                self.audit.due = uptime + publishing.settings.borrow().heartbeat;
                 Ok(Some(publishing.look(realm, self.audit.window(publisher))))
             }
             Acquaintance::Known { .. } => publishing.bring_up_to_date(publisher, building).await,
@@ -625,7 +628,8 @@ impl Publishing {
             return Err(PublishError::LedgerBehind { realm: id, head: head.1, published }.into());
         }
         let now = self.clock.now();
-        let mut loading = Publisher::begin(realm, self.settings.clone(), self.signer.clone(), now, head, objects)?;
+        let mut loading =
+            Publisher::begin(realm, self.settings.borrow().clone(), self.signer.clone(), now, head, objects)?;
         let mut page = self.ledger.scan(id, Sequence(0), SCAN_LIMIT).await?;
         loop {
             // Asked for at once, so that the ledger reads the next page while this one is taken in.
