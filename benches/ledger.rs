@@ -29,7 +29,7 @@ use tokio::task::JoinSet;
 const CLIENTS: usize = 64;
 
 /// Each opponent is measured this often, for so long.
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(2);
 
 /// Rows of a bulk import, and how many go into one transaction.
@@ -53,7 +53,8 @@ fn main() {
 
 /// Single revocations, each durable before its client asks for the next.
 async fn single() {
-    let (bare, ours, served, redis) = (Bare::start(), Ours::start().await, Served::start().await, Redis::start().await);
+    let (bare, ours, served, redis) =
+        (Bare::start().await, Ours::start().await, Served::start().await, Redis::start().await);
     let mut rates: [Vec<f64>; 4] = Default::default();
     for round in 0..ROUNDS {
         let name = |client: usize| Keys::new((round * CLIENTS + client) as u64, 40_000);
@@ -76,7 +77,8 @@ async fn single() {
 
 /// Many revocations in few calls.
 async fn bulk() {
-    let (bare, ours, served, redis) = (Bare::start(), Ours::start().await, Served::start().await, Redis::start().await);
+    let (bare, ours, served, redis) =
+        (Bare::start().await, Ours::start().await, Served::start().await, Redis::start().await);
     let mut rates: [Vec<f64>; 4] = Default::default();
     for round in 0..ROUNDS {
         let keys = Keys::new(1_000_000 + round as u64, ROWS);
@@ -167,11 +169,10 @@ struct Bare {
 }
 
 impl Bare {
-    fn start() -> Self {
+    async fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("ledger.db");
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        thread::scope(|scope| scope.spawn(|| drop(runtime.block_on(founded(folder.path())))).join().expect("founded"));
+        drop(founded(folder.path()).await);
         let (queue, calls) = sync_channel(4_096);
         thread::spawn(move || write_bare(&path, &calls));
         Self { queue, _folder: Arc::new(folder) }

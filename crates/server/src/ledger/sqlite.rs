@@ -361,10 +361,9 @@ impl Ledger for SqliteLedger {
         self.read(move |connection| {
             let number = known_realm(connection, realm)?.number;
             let mut statement =
-                connection.prepare_cached("SELECT bytes FROM objects WHERE realm = ?1 AND address = ?2")?;
+                connection.prepare_cached(&format!("{SELECT_OBJECT} WHERE realm = ?1 AND address = ?2"))?;
             let mut rows = statement.query((number, &address))?;
-            let bytes = rows.next()?.map(|row| row.get(0)).transpose()?;
-            Ok(bytes.map(|bytes| Object { address: address.clone(), bytes }))
+            rows.next()?.map(|row| object(realm, row)).transpose()
         })
     }
 
@@ -375,17 +374,11 @@ impl Ledger for SqliteLedger {
         puts: Vec<Object>,
         deletes: Vec<String>,
     ) -> LedgerFuture<'_, ()> {
-        self.exclusive(move |transaction| {
-            let RealmRow { number, counters, .. } = known_realm(transaction, realm)?;
-            if counters.term != term {
-                return Err(LedgerError::TermChanged { realm, current: counters.term, claimed: term }.into());
-            }
-            let mut delete = transaction.prepare_cached("DELETE FROM objects WHERE realm = ?1 AND address = ?2")?;
-            for address in deletes {
-                delete.execute(params![number, address])?;
-            }
-            put_objects(transaction, number, realm, puts)?;
-            Ok(((), News::No))
+        let (reply, answer) = oneshot::channel();
+        let sent = self.write(Write::Store(Store { realm, term, puts, deletes, reply }));
+        Box::pin(async move {
+            sent?;
+            answer.await.map_err(|_| LedgerError::Closed)?
         })
     }
 
@@ -560,6 +553,7 @@ enum News {
 
 enum Write {
     Append(Append),
+    Store(Store),
     Alone(Box<dyn FnOnce(&mut Writer) + Send>),
 }
 
@@ -568,6 +562,15 @@ struct Append {
     now: UnixTime,
     requests: Vec<Request>,
     reply: oneshot::Sender<Result<Vec<Receipt>, LedgerError>>,
+}
+
+/// Published objects to keep and to drop, if the realm is still in `term`.
+struct Store {
+    realm: RealmId,
+    term: Term,
+    puts: Vec<Object>,
+    deletes: Vec<String>,
+    reply: oneshot::Sender<Result<(), LedgerError>>,
 }
 
 impl From<rusqlite::Error> for Halt<rusqlite::Error> {
@@ -612,7 +615,7 @@ impl Writer {
             while let Some(write) = next.take() {
                 match write {
                     Write::Alone(work) => work(self),
-                    Write::Append(append) => next = self.group(append, queue),
+                    group @ (Write::Append(_) | Write::Store(_)) => next = self.group(group, queue),
                 }
                 self.shorten_log();
             }
@@ -649,40 +652,63 @@ impl Writer {
         self.health.send_replace(Health::Stopped { cause });
     }
 
-    /// Appends what has queued up, in one transaction; returns what ended the group, if anything.
-    fn group(&mut self, first: Append, queue: &Receiver<Write>) -> Option<Write> {
-        let mut requests = first.requests.len();
-        let mut group = vec![first];
-        let mut next = None;
-        while requests < GROUP_REQUESTS_MAX {
-            match queue.try_recv() {
-                Ok(Write::Append(append)) => {
-                    requests += append.requests.len();
-                    group.push(append);
+    /// Appends and stores what has queued up, in one transaction; returns what ended the group, if anything.
+    ///
+    /// With the entries of one group go the objects that tell of the group before: publishing costs no fsync of its own.
+    fn group(&mut self, first: Write, queue: &Receiver<Write>) -> Option<Write> {
+        let (mut replies, mut calls, mut requests_taken) = (Vec::new(), Vec::new(), 0);
+        let (mut store_replies, mut stores) = (Vec::new(), Vec::new());
+        let mut next = Some(first);
+        loop {
+            match next.take() {
+                Some(Write::Append(Append { realm, now, requests, reply })) => {
+                    requests_taken += requests.len();
+                    replies.push(reply);
+                    calls.push((realm, now, requests));
                 }
-                Ok(other) => {
-                    next = Some(other);
+                Some(Write::Store(Store { realm, term, puts, deletes, reply })) => {
+                    requests_taken += 1;
+                    store_replies.push(reply);
+                    stores.push((realm, term, puts, deletes));
+                }
+                other @ (Some(Write::Alone(_)) | None) => {
+                    next = other;
                     break;
                 }
-                Err(_) => break,
             }
+            if requests_taken >= GROUP_REQUESTS_MAX {
+                break;
+            }
+            next = queue.try_recv().ok();
         }
 
-        let mut replies = Vec::with_capacity(group.len());
-        let mut calls = Vec::with_capacity(group.len());
-        for Append { realm, now, requests, reply } in group {
-            replies.push(reply);
-            calls.push((realm, now, requests));
-        }
-        let results = self.transact(|transaction| append_all(transaction, calls));
+        let results = self.transact(|transaction| {
+            let (answers, news) = append_all(transaction, calls)?;
+            let mut stored = Vec::with_capacity(stores.len());
+            for (realm, term, puts, deletes) in stores {
+                stored.push(match store(transaction, realm, term, puts, deletes) {
+                    Err(Halt::Refused(error)) => Err(error),
+                    Err(halt @ Halt::Storage(_)) => return Err(halt),
+                    Ok(()) => Ok(()),
+                });
+            }
+            Ok(((answers, stored), news))
+        });
+        // Whoever does not listen any more needs no answer.
         match results {
-            Ok(results) => {
-                for (reply, result) in replies.into_iter().zip(results) {
-                    let _ = reply.send(result);
+            Ok((answers, stored)) => {
+                for (reply, answer) in replies.into_iter().zip(answers) {
+                    let _ = reply.send(answer);
+                }
+                for (reply, outcome) in store_replies.into_iter().zip(stored) {
+                    let _ = reply.send(outcome);
                 }
             }
             Err(error) => {
                 for reply in replies {
+                    let _ = reply.send(Err(error.clone()));
+                }
+                for reply in store_replies {
                     let _ = reply.send(Err(error.clone()));
                 }
             }
@@ -786,6 +812,25 @@ fn append_all(transaction: &Transaction<'_>, calls: Vec<Call>) -> Outcome<(Vec<A
     Ok((answers, news))
 }
 
+/// Keeps and drops objects. What it refuses it refuses before it has written anything.
+fn store(
+    transaction: &Transaction<'_>,
+    realm: RealmId,
+    term: Term,
+    puts: Vec<Object>,
+    deletes: Vec<String>,
+) -> Outcome<()> {
+    let RealmRow { number, counters, .. } = known_realm(transaction, realm)?;
+    if counters.term != term {
+        return Err(LedgerError::TermChanged { realm, current: counters.term, claimed: term }.into());
+    }
+    let mut delete = transaction.prepare_cached("DELETE FROM objects WHERE realm = ?1 AND address = ?2")?;
+    for address in deletes {
+        delete.execute(params![number, address])?;
+    }
+    put_objects(transaction, number, realm, puts)
+}
+
 /// The rows of one realm, inside a transaction.
 struct Rows<'a> {
     last: CachedStatement<'a>,
@@ -800,6 +845,8 @@ struct Turned {
     number: i64,
     id: RealmId,
     fingerprinter: Fingerprinter,
+    /// It had registered tokens when the transaction began.
+    registers: bool,
 }
 
 /// The rows of no realm yet.
@@ -818,8 +865,13 @@ fn rows_of<'a>(transaction: &'a Transaction<'_>) -> Outcome<Rows<'a>> {
 
 impl Rows<'_> {
     const fn turn_to(&mut self, row: &RealmRow) {
-        let RealmRow { number, realm, .. } = row;
-        self.realm = Some(Turned { number: *number, id: realm.id, fingerprinter: realm.fingerprinter });
+        let RealmRow { number, realm, coverage, .. } = row;
+        self.realm = Some(Turned {
+            number: *number,
+            id: realm.id,
+            fingerprinter: realm.fingerprinter,
+            registers: coverage.registered > 0,
+        });
     }
 
     /// No realm is turned to only before the first call.
@@ -852,7 +904,8 @@ impl Shelf for Rows<'_> {
     }
 
     fn registered(&mut self, jti: &str) -> Outcome<Option<UnixTime>> {
-        self.exp_of_jti(jti)
+        // Many realms have no registry, and need not pay for a lookup.
+        if self.turned()?.registers { self.exp_of_jti(jti) } else { Ok(None) }
     }
 
     fn put(&mut self, entry: &Entry) -> Outcome<()> {

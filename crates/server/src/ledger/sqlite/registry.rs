@@ -235,7 +235,8 @@ impl Shelf for RegistryRows<'_> {
     }
 
     fn registered(&mut self, jti: &str) -> Outcome<Option<UnixTime>> {
-        self.rows.registered(jti)
+        // Those of this very call, too.
+        self.rows.exp_of_jti(jti)
     }
 
     fn put(&mut self, entry: &Entry) -> Outcome<()> {
