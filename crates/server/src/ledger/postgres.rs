@@ -375,6 +375,21 @@ impl Ledger for PostgresLedger {
         })
     }
 
+    fn object(&self, realm: RealmId, address: String) -> LedgerFuture<'_, Option<Object>> {
+        Box::pin(async move {
+            let number = self.inner.known(realm).await?.number;
+            let address = &address;
+            self.inner
+                .database
+                .read(|session| async move {
+                    let select = "SELECT address, bytes, sum FROM revocast_objects WHERE realm = $1 AND address = $2";
+                    let rows = session.rows(select, &[&number, address]).await?;
+                    rows.first().map(|row| object(realm, row)).transpose()
+                })
+                .await
+        })
+    }
+
     fn store_objects(
         &self,
         realm: RealmId,

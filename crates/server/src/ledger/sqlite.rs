@@ -361,10 +361,9 @@ impl Ledger for SqliteLedger {
         self.read(move |connection| {
             let number = known_realm(connection, realm)?.number;
             let mut statement =
-                connection.prepare_cached("SELECT bytes FROM objects WHERE realm = ?1 AND address = ?2")?;
+                connection.prepare_cached(&format!("{SELECT_OBJECT} WHERE realm = ?1 AND address = ?2"))?;
             let mut rows = statement.query((number, &address))?;
-            let bytes = rows.next()?.map(|row| row.get(0)).transpose()?;
-            Ok(bytes.map(|bytes| Object { address: address.clone(), bytes }))
+            rows.next()?.map(|row| object(realm, row)).transpose()
         })
     }
 

@@ -375,6 +375,8 @@ async fn a_term_that_is_over_cannot_publish(ledger: &dyn Ledger) {
     assert_eq!(ledger.objects(id("a")).await.unwrap(), vec![object("manifest", 2)]);
     store(2, vec![object("keys", 4)], vec![]).await.unwrap();
     assert_eq!(ledger.objects(id("a")).await.unwrap(), vec![object("keys", 4), object("manifest", 2)]);
+    assert_eq!(ledger.object(id("a"), "keys".into()).await.unwrap(), Some(object("keys", 4)));
+    assert_eq!(ledger.object(id("a"), "live".into()).await.unwrap(), None);
 }
 
 async fn realms_do_not_mix(ledger: &dyn Ledger) {
