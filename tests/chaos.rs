@@ -29,6 +29,28 @@ fn revoke(url: &str, token: &str, body: &str) -> Option<u16> {
     sent.ok().map(|response| response.status().as_u16())
 }
 
+/// Revokes one token after the other, and each until a server acknowledges it.
+fn write(writer: usize, urls: &[String], token: &str, exp: u64, over: &AtomicBool, acknowledged: &Mutex<Vec<String>>) {
+    let mut tries = writer;
+    for count in 0..usize::MAX {
+        let jti = format!("w{writer}-{count}");
+        let body = json!({ "jti": jti, "exp": exp }).to_string();
+        // Whether it was recorded is not known until somebody says so; to repeat it changes nothing.
+        loop {
+            if over.load(Ordering::Relaxed) {
+                return;
+            }
+            if let Some(200 | 201) = revoke(&urls[tries % urls.len()], token, &body) {
+                acknowledged.lock().expect("nobody failed").push(jti);
+                break;
+            }
+            tries += 1;
+            thread::sleep(PAUSE);
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
 #[test]
 fn whatever_is_killed_every_acknowledged_revocation_is_applied_on_every_device() {
     let seconds = std::env::var("REVOCAST_CHAOS_SECONDS").map_or(20, |text| text.parse().expect("a number"));
@@ -47,30 +69,12 @@ fn whatever_is_killed_every_acknowledged_revocation_is_applied_on_every_device()
     let acknowledged: Arc<Mutex<Vec<String>>> = Arc::default();
     let urls: Vec<String> =
         servers.iter().map(|server| format!("{}/v1/realms/{REALM}/revocations", server.url())).collect();
+    let token = servers[0].token().to_owned();
     let writers: Vec<_> = (0..3_usize)
         .map(|writer| {
-            let (over, acknowledged, urls) = (Arc::clone(&over), Arc::clone(&acknowledged), urls.clone());
-            let token = servers[0].token().to_owned();
-            thread::spawn(move || {
-                let mut tries = writer;
-                for count in 0..usize::MAX {
-                    let jti = format!("w{writer}-{count}");
-                    let body = json!({ "jti": jti, "exp": exp }).to_string();
-                    // Whether it was recorded is not known until somebody says so; to repeat it changes nothing.
-                    loop {
-                        if over.load(Ordering::Relaxed) {
-                            return;
-                        }
-                        if let Some(200 | 201) = revoke(&urls[tries % urls.len()], &token, &body) {
-                            acknowledged.lock().unwrap().push(jti);
-                            break;
-                        }
-                        tries += 1;
-                        thread::sleep(PAUSE);
-                    }
-                    thread::sleep(PAUSE);
-                }
-            })
+            let (over, acknowledged) = (Arc::clone(&over), Arc::clone(&acknowledged));
+            let (urls, token) = (urls.clone(), token.clone());
+            thread::spawn(move || write(writer, &urls, &token, exp, &over, &acknowledged))
         })
         .collect();
 

@@ -1,6 +1,7 @@
 //! A real browser, driven over `WebDriver` (W3C) as a person would drive it.
 
 #![expect(clippy::missing_panics_doc, reason = "every function in here panics when a test has to end")]
+#![expect(clippy::must_use_candidate, reason = "some are called for what they insist on")]
 
 use std::net::TcpStream;
 use std::path::Path;

@@ -35,10 +35,10 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(settings: Settings) -> Self {
+    fn new(settings: &Settings) -> Self {
         let fingerprinter = Fingerprinter::new(FingerprintFunction::Sha256, RealmKey([3; 16]), Width::W48);
         let realm = Realm::new(RealmId::new("r").unwrap(), "i", fingerprinter, UnixTime::from_secs(START));
-        let settings = Settings { manifest_every: Duration::ZERO, ..settings };
+        let settings = Settings { manifest_every: Duration::ZERO, ..settings.clone() };
         let ledger = MemoryLedger::new();
         ready(ledger.create_realm(realm.clone(), Vec::new()));
         let publisher =
@@ -144,7 +144,7 @@ fn names(prefix: &str, count: usize) -> impl Iterator<Item = String> {
 
 #[test]
 fn a_ladder_beyond_its_share_of_the_snapshot_calls_for_an_epoch() {
-    let mut bench = Bench::new(Settings::default());
+    let mut bench = Bench::new(&Settings::default());
     bench.revoke(names("base", 4_000), START + YEAR);
     assert_eq!(bench.round(), Some(EpochCause::Recent));
     let epoch = bench.epoch();
@@ -163,7 +163,7 @@ fn a_ladder_beyond_its_share_of_the_snapshot_calls_for_an_epoch() {
     assert!((2..=5).contains(&causes.len()) && causes.iter().all(|cause| *cause == EpochCause::Recent), "{causes:?}");
     assert!(bench.epoch() > epoch);
 
-    let mut generous = Bench::new(Settings { recent_share: 1.0, ..Settings::default() });
+    let mut generous = Bench::new(&Settings { recent_share: 1.0, ..Settings::default() });
     generous.revoke(names("base", 4_000), START + YEAR);
     generous.round();
     generous.revoke(names("more", 1_500), START + YEAR);
@@ -173,7 +173,7 @@ fn a_ladder_beyond_its_share_of_the_snapshot_calls_for_an_epoch() {
 
 #[test]
 fn expired_entries_beyond_their_share_call_for_an_epoch() {
-    let mut bench = Bench::new(Settings::default());
+    let mut bench = Bench::new(&Settings::default());
     bench.revoke(names("long", 280), START + YEAR);
     bench.revoke(names("short", 120), START + 600);
     bench.round();
@@ -189,7 +189,7 @@ fn expired_entries_beyond_their_share_call_for_an_epoch() {
 
 #[test]
 fn few_expired_entries_wait_until_the_epoch_is_old() {
-    let mut bench = Bench::new(Settings { epoch_age_max: Duration::from_hours(2), ..Settings::default() });
+    let mut bench = Bench::new(&Settings { epoch_age_max: Duration::from_hours(2), ..Settings::default() });
     bench.revoke(names("long", 50), START + YEAR);
     bench.revoke(names("short", 10), START + 600);
     bench.round();
@@ -204,7 +204,7 @@ fn few_expired_entries_wait_until_the_epoch_is_old() {
 
 #[test]
 fn a_filter_worse_than_is_wanted_now_calls_for_an_epoch() {
-    let mut bench = Bench::new(Settings { false_positive_rate: Some(0.05), ..Settings::default() });
+    let mut bench = Bench::new(&Settings { false_positive_rate: Some(0.05), ..Settings::default() });
     bench.revoke(names("base", 4_000), START + YEAR);
     bench.round();
     // The operator wants a finer one from now on.
@@ -221,7 +221,7 @@ fn a_filter_worse_than_is_wanted_now_calls_for_an_epoch() {
 /// Row 37. The clock of the server goes back by a day.
 #[test]
 fn a_clock_that_goes_back_a_day_is_told_and_signed_times_rise() {
-    let mut bench = Bench::new(Settings::default());
+    let mut bench = Bench::new(&Settings::default());
     let before = bench.standing_manifest();
     bench.wrong = -24 * 3_600;
     bench.pass(HEARTBEAT);
@@ -235,11 +235,11 @@ fn a_clock_that_goes_back_a_day_is_told_and_signed_times_rise() {
 /// Row 37. It runs ahead by ten years: nothing expires by that.
 #[test]
 fn a_clock_that_leaps_ten_years_is_told_and_held() {
-    let mut bench = Bench::new(Settings::default());
+    let mut bench = Bench::new(&Settings::default());
     bench.revoke(names("base", 100), START + YEAR);
     bench.round();
     let before = bench.standing_manifest();
-    bench.wrong = 10 * YEAR as i64;
+    bench.wrong = 10 * YEAR.cast_signed();
     bench.pass(HEARTBEAT);
     bench.round();
     let after = bench.standing_manifest();
@@ -258,7 +258,7 @@ fn a_clock_that_leaps_ten_years_is_told_and_held() {
 #[test]
 fn a_step_of_more_than_five_seconds_is_told() {
     for (wrong, told) in [(4, false), (-4, false), (20, true), (-20, true)] {
-        let mut bench = Bench::new(Settings::default());
+        let mut bench = Bench::new(&Settings::default());
         bench.pass(1);
         bench.wrong = wrong;
         bench.publisher.time_of_answers(bench.now());
@@ -270,7 +270,7 @@ fn a_step_of_more_than_five_seconds_is_told() {
 /// new is said once there is room, and no later manifest is dated before one of those.
 #[test]
 fn a_full_disk_ends_no_heartbeats() {
-    let mut bench = Bench::new(Settings::default());
+    let mut bench = Bench::new(&Settings::default());
     bench.revoke(names("base", 10), START + YEAR);
     bench.round();
     bench.pass(HEARTBEAT);
@@ -302,7 +302,7 @@ fn a_full_disk_ends_no_heartbeats() {
     );
 
     // The server dies, its clock goes back, and there is room again.
-    bench.wrong = -2 * HEARTBEAT as i64;
+    bench.wrong = -2 * HEARTBEAT.cast_signed();
     bench.restart();
     bench.publisher.has_seen(&last);
     bench.round();
@@ -315,7 +315,7 @@ fn a_full_disk_ends_no_heartbeats() {
 /// ledger tell of that one; it is cleared all the same, once its time has come.
 #[test]
 fn an_old_epoch_that_only_the_ledger_remembers_is_cleared() {
-    let mut bench = Bench::new(Settings::default());
+    let mut bench = Bench::new(&Settings::default());
     bench.revoke(names("base", 4_000), START + YEAR);
     bench.round();
     let old = bench.epoch();
@@ -344,7 +344,7 @@ fn an_old_epoch_that_only_the_ledger_remembers_is_cleared() {
 /// Row 38. After a long time without a broker there is much to cut. What waits to be sent live does not grow with it.
 #[test]
 fn however_much_was_cut_few_deltas_wait_to_be_sent() {
-    let mut bench = Bench::new(Settings { chunk_bytes: 4_096, ..Settings::default() });
+    let mut bench = Bench::new(&Settings { chunk_bytes: 4_096, ..Settings::default() });
     bench.revoke(names("away", 50_000), START + YEAR);
     bench.catch_up();
     assert!(bench.publisher.live.len() <= LIVE_DELTAS_MAX, "{}", bench.publisher.live.len());
