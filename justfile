@@ -24,6 +24,10 @@ bench *ARGS:
 sim *ARGS:
     cargo run --release -p revocast-tests --bin sim -- {{ ARGS }}
 
+# Kills leader, broker and database in turn under load: `just chaos 120` for two minutes.
+chaos SECONDS="120":
+    tests/chaos {{ SECONDS }}
+
 # The laws in their long form: 10^8 questions.
 laws:
     REVOCAST_LAWS_LONG=1 cargo test --release -p revocast-tests --test laws -- --nocapture

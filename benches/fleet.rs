@@ -161,6 +161,6 @@ impl Heard {
             somebody.publish(&topics[number % DEVICES], payload.clone());
         }
         thread::sleep(LASTS.saturating_sub(began.elapsed()));
-        (self.cpu() - cpu, self.reports() - reports, began.elapsed())
+        (self.cpu().saturating_sub(cpu), self.reports() - reports, began.elapsed())
     }
 }

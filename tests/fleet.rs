@@ -1,5 +1,8 @@
 //! Devices and what the server knows of them: when they report, what waits for them, and what a crowd of them costs.
 
+#![expect(clippy::unchecked_time_subtraction, reason = "a time that runs backward shall fail a test")]
+#![expect(clippy::unwrap_used, reason = "what fails here fails a test")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;

@@ -22,8 +22,8 @@ fn work(server: &Server) {
     let _ = server.command(&["reinstate", "--realm", REALM, "--jti", "token-7", "--reason", "a mistake"]).ok();
     let _ = server.command(&["cutoff", "--realm", REALM, "--sub", "mallory"]).ok();
     let issued = json!({ "jti": "good", "iat": now() - 5, "exp": exp, "sub": "alice" }).to_string();
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), issued + "\n").unwrap();
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), issued + "\n").expect("written");
     let _ = server.command(&["issued", "import", &file.path().display().to_string(), "--realm", REALM]).ok();
     until("everything is published", || {
         let realm = server.realm();
@@ -34,8 +34,8 @@ fn work(server: &Server) {
 
 fn export(to: &Path, place: &[&str]) -> Vec<u8> {
     let _ = ledger(&["export", &to.display().to_string()], place).ok();
-    assert_eq!(fs::metadata(to).unwrap().permissions().mode() & 0o777, 0o600);
-    fs::read(to).unwrap()
+    assert_eq!(fs::metadata(to).expect("an export").permissions().mode() & 0o777, 0o600);
+    fs::read(to).expect("read")
 }
 
 #[test]

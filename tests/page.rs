@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use revocast_tests::browser::{Browser, Sight};
-use revocast_tests::process::{Mosquitto, REALM, Site, Via, now, publish, until_true};
+use revocast_tests::process::{Mosquitto, REALM, Server, Site, Via, now, publish, until_true};
 use serde_json::json;
 
 const DESKTOP: Sight = Sight { width: 1_200, height: 900, mobile: false, dark: false };
@@ -40,6 +40,30 @@ fn change(browser: &Browser, jti: &str, reason: &str, kind: &str) {
     browser.click("#confirm-yes");
 }
 
+/// Wherever it comes from: what was typed in, a reason, the name of a device.
+fn markup_stays_text(browser: &Browser, server: &Server, mosquitto: &Mosquitto) {
+    let hostile = "<img src=x onerror=document.title=1>";
+    change(browser, hostile, hostile, "#revoke");
+    browser.wait_for("#outcomes", &format!("{hostile} is revoked: entry 3."));
+    let topic = format!("revocast/{REALM}/devices/{hostile}/report");
+    publish(&mosquitto.url(), &topic, vec![0; 64], false);
+    until_true("the report is counted as garbage", || {
+        let answer = server.get(&format!("/v1/realms/{REALM}/fleet"));
+        answer.is_ok_and(|(_, fleet)| fleet["heard"]["malformed"] != json!(0))
+    });
+    assert_eq!(browser.run("return document.images.length"), json!(0));
+    assert_eq!(browser.run("return document.title"), json!("Revocast"));
+}
+
+/// Whoever cannot see it is told what every control is.
+fn every_control_has_a_name(browser: &Browser) {
+    let unnamed = "return [...document.querySelectorAll('input, select')].filter(field => field.labels.length === 0)\
+                   .length + [...document.querySelectorAll('button')].filter(button => !button.textContent.trim() \
+                   && !button.ariaLabel).length";
+    // The buttons of the dialog have their words while it is open; they had them above.
+    assert_eq!(browser.run(unnamed), json!(0));
+}
+
 #[test]
 fn a_person_revokes_sees_it_applied_and_takes_it_back() {
     let mosquitto = Mosquitto::start();
@@ -68,6 +92,12 @@ fn a_person_revokes_sees_it_applied_and_takes_it_back() {
     let agents = ["door-1", "door-2", "gate-7"].map(|name| site.agent(name, &mosquitto.url()));
     browser.wait_for("#fleet", "3 devices are online of 3 known");
     browser.wait_for("#current", "100 %");
+
+    // The command says the same.
+    let told = server.command(&["--json", "fleet", "--realm", REALM]).ok().json();
+    assert_eq!((&told["realm"], &told["online"], &told["current"]), (&json!(REALM), &json!(3), &json!(3)));
+    let words = server.command(&["fleet"]).ok().stdout;
+    assert!(words.contains("3 of 3 devices online, 3 of them at the head (100.0 %)"), "{words}");
 
     // Cancelled is not done.
     browser.type_into("#jti", "token-1");
@@ -116,27 +146,9 @@ fn a_person_revokes_sees_it_applied_and_takes_it_back() {
     browser.wait_for("#change-error", "milliseconds");
     let _ = browser.run("document.getElementById('change').reset(); return null");
 
-    // Markup stays text, wherever it comes from.
-    let hostile = "<img src=x onerror=document.title=1>";
-    change(&browser, hostile, hostile, "#revoke");
-    browser.wait_for("#outcomes", &format!("{hostile} is revoked: entry 3."));
-    let topic = format!("revocast/{REALM}/devices/{hostile}/report");
-    publish(&mosquitto.url(), &topic, vec![0; 64], false);
-    until_true("the report is counted as garbage", || {
-        let answer = server.get(&format!("/v1/realms/{REALM}/fleet"));
-        answer.is_ok_and(|(_, fleet)| fleet["heard"]["malformed"] != json!(0))
-    });
-    assert_eq!(browser.run("return document.images.length"), json!(0));
-    assert_eq!(browser.run("return document.title"), json!("Revocast"));
-
+    markup_stays_text(&browser, &server, &mosquitto);
     pictures(&browser, "live");
-    // Whoever cannot see it is told what every control is.
-    let unnamed = "return [...document.querySelectorAll('input, select')].filter(field => field.labels.length === 0)\
-                   .length + [...document.querySelectorAll('button')].filter(button => !button.textContent.trim() \
-                   && !button.ariaLabel).length";
-    // The buttons of the dialog have their words while it is open; they had them above.
-    assert_eq!(browser.run(unnamed), json!(0));
-
+    every_control_has_a_name(&browser);
     // The other colors are a choice that stays.
     browser.click("#theme");
     assert_eq!(browser.run("return document.documentElement.dataset.theme"), json!("dark"));

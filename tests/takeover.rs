@@ -223,8 +223,7 @@ fn a_leader_that_was_paused_past_its_lease_does_no_harm() {
     let head = servers[leading(&servers)].head();
     agent.wait_until_at(head);
     assert_eq!(agent.missing(&acknowledged, exp), Vec::<&String>::new());
-    let heard = sniffer.heard();
-    let [manifests, indexes, deltas] = assert_one_version(&heard);
+    let [manifests, indexes, deltas] = assert_one_version(&sniffer.heard());
     println!("{rounds} rounds: {manifests} manifests, {indexes} indexes, {deltas} deltas; no two versions of any");
     assert!(manifests as u64 > rounds && indexes as u64 > rounds && deltas as u64 > rounds);
 }

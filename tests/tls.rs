@@ -1,5 +1,7 @@
 //! Certificates on both ways to a broker: the publisher's and the device's.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails a test")]
+
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use revocast_tests::process::{Mosquitto, Process, Site, Via, now, until_true};
 

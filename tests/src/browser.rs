@@ -1,6 +1,7 @@
 //! A real browser, driven over `WebDriver` (W3C) as a person would drive it.
 
 #![expect(clippy::missing_panics_doc, reason = "every function in here panics when a test has to end")]
+#![expect(clippy::must_use_candidate, reason = "some are called for what they insist on")]
 
 use std::net::TcpStream;
 use std::path::Path;
@@ -172,7 +173,10 @@ impl Browser {
     #[must_use]
     pub fn complaints(&self) -> Vec<String> {
         let entries = self.post("/se/log", &json!({ "type": "browser" }));
-        let bad = entries.as_array().into_iter().flatten().filter(|entry| entry["level"] != "INFO");
+        let bad = entries.as_array().into_iter().flatten().filter(|entry| {
+            // Hints for developers come as INFO and DEBUG.
+            ["SEVERE", "WARNING"].iter().any(|level| entry["level"] == *level)
+        });
         bad.map(|entry| entry["message"].to_string()).collect()
     }
 

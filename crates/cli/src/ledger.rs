@@ -323,7 +323,7 @@ impl Objects {
             // Unsigned: an index names them by digest.
             Kind::Chunk => {}
             Kind::Report | Kind::Ask | Kind::Answer => {
-                self.findings.push(format!("{name} is nothing that is published"))
+                self.findings.push(format!("{name} is nothing that is published"));
             }
         }
     }

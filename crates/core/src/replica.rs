@@ -1519,7 +1519,7 @@ impl Replica {
         }
         self.reported = Some((now.uptime, (term, position)));
         let every = self.config.report_every;
-        self.report_at = Some(now.uptime + every - self.jitter(every / 4));
+        self.report_at = Some(now.uptime + every.saturating_sub(self.jitter(every / 4)));
         self.actions.push_back(Action::Report(Report {
             term,
             position,

@@ -426,7 +426,7 @@ impl Fleet {
         if before.is_none() && devices.records.len() >= self.devices_max {
             self.heard.forgotten += devices.forget_stalest();
         }
-        let (mut rise, mut rises, mut rose) = (0, 0, None);
+        let (mut amount, mut times, mut last) = (0, 0, None);
         if let Some(before) = before {
             let (held, offered) = ((before.term, before.position.sequence), (report.term, report.position.sequence));
             self.heard.set_back += u64::from(offered < held);
@@ -438,10 +438,10 @@ impl Fleet {
             let base = if report.refusals < before.refusals { 0 } else { before.refusals };
             let added = (report.refusals - base).min(REFUSALS_PER_REPORT_MAX);
             if before.is_refusing(now) {
-                (rise, rises, rose) = (before.rise, before.rises, before.rose);
+                (amount, times, last) = (before.rise, before.rises, before.rose);
             }
             if added > 0 {
-                (rise, rises, rose) = (rise.saturating_add(added), rises.saturating_add(1), Some(now));
+                (amount, times, last) = (amount.saturating_add(added), times.saturating_add(1), Some(now));
                 let kind = report.last_refusal.map_or(Refusal::COUNT, usize::from).min(Refusal::COUNT);
                 if let Some(count) = devices.refusals.get_mut(kind) {
                     *count = count.saturating_add(added);
@@ -463,9 +463,9 @@ impl Fleet {
                 age: report.age,
                 memory_bytes: report.memory_bytes,
                 refusals: report.refusals,
-                rise,
-                rises,
-                rose,
+                rise: amount,
+                rises: times,
+                rose: last,
                 last_refusal: report.last_refusal,
                 profile: Profile::from_number(report.profile),
             },

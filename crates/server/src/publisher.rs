@@ -1265,3 +1265,6 @@ fn decode<T>(
         .and_then(|sealed| decode(sealed.unverified_body()).map_err(Refusal::from))
         .map_err(|cause| PublishError::DamagedObject { address: address.to_string(), cause })
 }
+
+#[cfg(test)]
+mod tests;

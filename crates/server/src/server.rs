@@ -59,6 +59,7 @@ impl Server {
     /// Starts everything. When this returns the API answers; the broker may still be out of reach.
     ///
     /// Needs a tokio runtime with at least two threads: the publisher builds filters.
+    #[expect(clippy::too_many_lines, reason = "the list of all parts, each put where it belongs once")]
     pub async fn start(config: ServerConfig, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
         let keys = Arc::new(Keys::load(&config.keys)?);
         let gate = Gate::open(&config.keys, keys.admin(), config.limits, config.approve, Arc::clone(&clock))?;

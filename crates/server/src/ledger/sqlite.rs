@@ -657,7 +657,7 @@ impl Writer {
     /// With the entries of one group go the objects that tell of the group before: publishing costs no fsync of its own.
     fn group(&mut self, first: Write, queue: &Receiver<Write>) -> Option<Write> {
         let (mut replies, mut calls, mut requests_taken) = (Vec::new(), Vec::new(), 0);
-        let (mut store_replies, mut stores) = (Vec::new(), Vec::new());
+        let (mut store_replies, mut calls_to_store) = (Vec::new(), Vec::new());
         let mut next = Some(first);
         loop {
             match next.take() {
@@ -669,7 +669,7 @@ impl Writer {
                 Some(Write::Store(Store { realm, term, puts, deletes, reply })) => {
                     requests_taken += 1;
                     store_replies.push(reply);
-                    stores.push((realm, term, puts, deletes));
+                    calls_to_store.push((realm, term, puts, deletes));
                 }
                 other @ (Some(Write::Alone(_)) | None) => {
                     next = other;
@@ -684,23 +684,23 @@ impl Writer {
 
         let results = self.transact(|transaction| {
             let (answers, news) = append_all(transaction, calls)?;
-            let mut stored = Vec::with_capacity(stores.len());
-            for (realm, term, puts, deletes) in stores {
-                stored.push(match store(transaction, realm, term, puts, deletes) {
+            let mut outcomes = Vec::with_capacity(calls_to_store.len());
+            for (realm, term, puts, deletes) in calls_to_store {
+                outcomes.push(match store(transaction, realm, term, puts, deletes) {
                     Err(Halt::Refused(error)) => Err(error),
                     Err(halt @ Halt::Storage(_)) => return Err(halt),
                     Ok(()) => Ok(()),
                 });
             }
-            Ok(((answers, stored), news))
+            Ok(((answers, outcomes), news))
         });
         // Whoever does not listen any more needs no answer.
         match results {
-            Ok((answers, stored)) => {
+            Ok((answers, outcomes)) => {
                 for (reply, answer) in replies.into_iter().zip(answers) {
                     let _ = reply.send(answer);
                 }
-                for (reply, outcome) in store_replies.into_iter().zip(stored) {
+                for (reply, outcome) in store_replies.into_iter().zip(outcomes) {
                     let _ = reply.send(outcome);
                 }
             }

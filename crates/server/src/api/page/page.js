@@ -11,7 +11,7 @@ const OUTCOMES_MAX = 5;
 const FOLLOW_MS = 60000;
 
 const $ = (id) => document.getElementById(id);
-const state = { secret: null, realm: null, realms: [], status: null, heard: null, session: 0 };
+const state = { secret: null, realm: null, realms: [], status: null, heard: null, session: 0, redraw: () => {} };
 
 // ---- words --------------------------------------------------------------------------------------
 
@@ -172,20 +172,21 @@ function showSpread(spread) {
   const words = `Half within ${millis(spread.p50_ms)}, nine in ten within ${millis(spread.p90_ms)}, 99 in a hundred within ${millis(spread.p99_ms)}; ` +
     `the last ${plural(spread.revocations, "revocation", "revocations")}, ${plural(spread.samples, "time", "times")} applied.`;
   set($("spread"), words);
-  drawHistogram(spread.buckets, words);
+  state.redraw = () => drawHistogram(spread.buckets, words);
+  state.redraw();
 }
 
 function drawHistogram(buckets, words) {
   const svg = $("histogram");
-  const key = JSON.stringify(buckets);
+  // A phone shows the same picture with larger letters, so it is drawn narrower.
+  const width = Math.max(320, Math.min(720, svg.parentElement.clientWidth || 720));
+  const key = JSON.stringify([width, buckets]);
   if (svg.dataset.key === key) return;
   svg.dataset.key = key;
   // From the first bucket to the last that holds something, with room to compare.
   let end = buckets.length;
   while (end > 10 && buckets[end - 1].count === 0) end -= 1;
   const shown = buckets.slice(0, end);
-  // A phone shows the same picture with larger letters, so it is drawn narrower.
-  const width = Math.max(320, Math.min(720, svg.parentElement.clientWidth || 720));
   const height = 200;
   const base = height - 28;
   const step = width / shown.length;
@@ -197,7 +198,7 @@ function drawHistogram(buckets, words) {
     const middle = at * step + step / 2;
     parts.push(draw("rect", { x: at * step + 1.5, y: base - tall, width: Math.max(1, step - 3), height: tall, rx: 1.5 }));
     if (bucket.count > 0 && step > 26) parts.push(draw("text", { x: middle, y: base - tall - 6 }, count(bucket.count)));
-    const label = bucket.up_to_ms === undefined ? "more" : millis(bucket.up_to_ms).replace(" ms", "").replace(" s", "s");
+    const label = bucket.up_to_ms === undefined ? "more" : String(bucket.up_to_ms / 1000);
     if (at % every === 0) parts.push(draw("text", { x: middle, y: height - 8 }, label));
   });
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -489,5 +490,6 @@ $("realm").addEventListener("change", (event) => {
   look(state.session).catch(() => {});
 });
 $("change").addEventListener("submit", submit);
+window.addEventListener("resize", () => state.redraw());
 const kept = sessionStorage.getItem(SECRET);
 if (kept) enter(kept); else $("secret").focus();
