@@ -251,7 +251,7 @@ fn a_server_that_cannot_start_says_why() {
 
     let keyless = site.text("keyless");
     std::fs::create_dir(&keyless).unwrap();
-    site.write("keyless/file", "");
+    let _ = site.write("keyless/file", "");
     revocast(with(serve(&site), "--data", &keyless)).fails(1, &[&format!("revocast keygen --out {keyless}/keys")]);
     revocast(["serve", "--embedded-broker", "127.0.0.1:0"]).fails(2, &["--data DIR"]);
     revocast(["serve", "--data", &site.text("data")]).fails(2, &["--broker URL"]);
