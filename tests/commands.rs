@@ -249,9 +249,10 @@ fn a_server_that_cannot_start_says_why() {
     let error: Value = serde_json::from_str(ran.stderr.lines().last().unwrap()).unwrap();
     assert_eq!(error.get("error"), Some(&json!("busy-port")), "{error}");
 
-    let empty = site.text("empty");
-    revocast(with(serve(&site), "--data", &empty))
-        .fails(1, &["publisher.key", &format!("revocast keygen --out {empty}/keys")]);
+    let keyless = site.text("keyless");
+    std::fs::create_dir(&keyless).unwrap();
+    let _ = site.write("keyless/file", "");
+    revocast(with(serve(&site), "--data", &keyless)).fails(1, &[&format!("revocast keygen --out {keyless}/keys")]);
     revocast(["serve", "--embedded-broker", "127.0.0.1:0"]).fails(2, &["--data DIR"]);
     revocast(["serve", "--data", &site.text("data")]).fails(2, &["--broker URL"]);
     revocast(["serve", "--data", &site.text("data"), "--broker", "http://b"]).fails(2, &["http://b", "mqtt://"]);

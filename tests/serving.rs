@@ -21,6 +21,32 @@ fn printed(variables: &[(&str, &str)], arguments: &[&str]) -> Value {
     serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"))
 }
 
+/// One command, an empty folder, nothing else installed: it serves, and the next time with the same keys.
+#[test]
+fn a_server_begins_with_an_empty_folder() {
+    let site = Site::new();
+    let fresh = site.text("fresh");
+    let keys = ["root.key", "publisher.key", "issuer.key", "admin.token", "trust.json"];
+    let serve = || {
+        let mut command = configured(&[]);
+        command.args(["serve", "--data", &fresh, "--listen", "127.0.0.1:0", "--embedded-broker", "127.0.0.1:0"]);
+        let mut process = Process::start("serve", &mut command);
+        assert!(process.line().is_some_and(|line| line.starts_with("api http://")), "{}", process.log());
+        let log = process.log();
+        assert!(process.stop().success(), "{}", process.log());
+        let read = |name| std::fs::read(format!("{fresh}/keys/{name}")).expect(name);
+        (log.contains("made new keys"), keys.map(read))
+    };
+    let (made, first) = serve();
+    assert!(made);
+    assert_eq!(serve(), (false, first));
+
+    // A folder that lost its keys is not an empty one: devices would believe no others.
+    std::fs::remove_dir_all(format!("{fresh}/keys")).expect("removed");
+    revocast(["serve", "--data", &fresh, "--listen", "127.0.0.1:0", "--embedded-broker", "127.0.0.1:0"])
+        .fails(1, &["keys", &format!("revocast keygen --out {fresh}/keys")]);
+}
+
 #[test]
 fn flags_win_over_variables_and_variables_over_the_file() {
     let site = Site::new();

@@ -3,9 +3,11 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fs, io};
 
-use revocast_server::clock::SystemClock;
-use revocast_server::config::{Choices, Effect};
+use revocast_server::clock::{Clock as _, SystemClock};
+use revocast_server::config::{Choices, Effect, LedgerChoice, ServerConfig};
+use revocast_server::keys::Keys;
 use revocast_server::server::{Server, StartError};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,6 +29,7 @@ pub fn run(output: Output, arguments: &Serve) -> Result<ExitCode, Failure> {
         config.publishing.restart_jump_max = Duration::MAX;
     }
     let mut in_force = chosen.config().clone();
+    make_first_keys(&config)?;
     runtime()?.block_on(async {
         // From the first moment on: whoever asks a server that starts to read its configuration shall not end it.
         let mut hangups = signal(SignalKind::hangup())
@@ -67,6 +70,22 @@ pub fn run(output: Output, arguments: &Serve) -> Result<ExitCode, Failure> {
                 .help("restart the server: what the disk then says is the truth")),
         }
     })
+}
+
+/// Makes the keys of a server that begins with nothing: no keys, and an empty folder for its ledger. A ledger that is
+/// there, or is shared, was founded with keys that belong here; new ones would be believed by no device.
+fn make_first_keys(config: &ServerConfig) -> Result<(), Failure> {
+    let empty = match fs::read_dir(&config.data) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    if config.ledger != LedgerChoice::Embedded || !empty || config.keys.symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    let folder = &config.keys;
+    Keys::generate(folder, SystemClock::new().unix_time()).map_err(|error| keygen::failure(&error))?;
+    tracing::warn!(folder = %folder.display(), "an empty folder: made new keys; keep a copy of root.key offline");
+    Ok(())
 }
 
 /// Reads the configuration again and takes over what takes effect without a restart. If anything of it cannot be
