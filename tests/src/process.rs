@@ -18,7 +18,6 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use revocast_server::config::SETTINGS;
 use rumqttc::{Client, Connection, Event, MqttOptions, Outgoing, Packet, QoS};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -85,11 +84,11 @@ fn binary() -> Command {
 }
 
 fn undisturbed(mut command: Command) -> Command {
-    for variable in ["REVOCAST_CONFIG", "REVOCAST_SERVER", "REVOCAST_ADMIN_TOKEN_FILE", "RUST_BACKTRACE"] {
-        command.env_remove(variable);
-    }
-    for setting in SETTINGS {
-        command.env_remove(setting.variable());
+    command.env_remove("RUST_BACKTRACE");
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("REVOCAST_") {
+            command.env_remove(variable);
+        }
     }
     command
 }

@@ -178,6 +178,7 @@ impl Input {
             line.pop();
         } else if read > limit {
             read += self.reader.skip_until(b'\n')?;
+            line.truncate(limit);
         }
         self.bar.inc(read as u64);
         Ok(true)

@@ -16,21 +16,8 @@ use super::{ConfigError, ServerConfig};
 /// A config file is a page of text. A larger one is another file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Variables that other commands, or the tests, read.
-const OTHER_VARIABLES: [&str; 12] = [
-    "REVOCAST_CONFIG",
-    "REVOCAST_SERVER",
-    "REVOCAST_ADMIN_TOKEN_FILE",
-    "REVOCAST_BIN",
-    "REVOCAST_MOSQUITTO",
-    "REVOCAST_POSTGRES",
-    "REVOCAST_STRACE",
-    "REVOCAST_CHROMIUM",
-    "REVOCAST_CHROMEDRIVER",
-    "REVOCAST_PYTHON",
-    "REVOCAST_REDIS",
-    "REVOCAST_RUNNER",
-];
+/// Variables that other commands read.
+const OTHER_VARIABLES: [&str; 3] = ["REVOCAST_CONFIG", "REVOCAST_SERVER", "REVOCAST_ADMIN_TOKEN_FILE"];
 
 /// Where a value was chosen. The later wins.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
