@@ -1172,37 +1172,6 @@ async fn a_database_that_cannot_serve_is_refused() {
     assert!(told.contains("does not exist"), "{told}");
 }
 
-/// How many single appends from 64 writers are acknowledged in a second: `cargo test -p revocast-server --lib --
-/// --ignored --nocapture appends_in_a_second`.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "measures, and shows nothing"]
-async fn appends_in_a_second() {
-    async fn measured(name: &str, ledger: Arc<dyn Ledger>) {
-        ledger.create_realm(realm("a"), vec![]).await.unwrap();
-        let begun = std::time::Instant::now();
-        let writers = (0..64).map(|writer| {
-            let ledger = Arc::clone(&ledger);
-            tokio::spawn(async move {
-                let mut number = 0_u64;
-                while begun.elapsed() < Duration::from_secs(5) {
-                    ledger.append(id("a"), NOW, vec![vouched(&format!("{writer}-{number}"), 1)]).await.unwrap();
-                    number += 1;
-                }
-                number
-            })
-        });
-        let mut all = 0;
-        for writer in writers.collect::<Vec<_>>() {
-            all += writer.await.unwrap();
-        }
-        println!("{name}: {:.0} appends/s", all as f64 / begun.elapsed().as_secs_f64());
-    }
-    let folder = tempfile::tempdir().unwrap();
-    measured("sqlite", Arc::new(SqliteLedger::open(folder.path()).unwrap())).await;
-    let server = server::Postgres::start();
-    measured("postgres", Arc::new(in_postgres(&server).await.0)).await;
-}
-
 #[tokio::test]
 async fn a_reopened_registry_goes_on() {
     let folder = tempfile::tempdir().unwrap();
