@@ -111,6 +111,7 @@ pub fn router(service: Arc<Service>, gate: Arc<Gate>, issuers: Arc<Issuers>) -> 
         .merge(jwks::routes())
         .merge(ssf::routes())
         .merge(plan::routes())
+        .merge(mirror::guarded_routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&gate), limit_time));
     // A report takes as long as it takes; only between two pieces of it the clock runs.
     let streamed =

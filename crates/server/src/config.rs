@@ -1,6 +1,6 @@
 //! What an operator chooses, checked once.
 //!
-//! [`settings`] declares every value; [`sources`] reads them from file, environment and command line, the later of
+//! `settings` declares every value; `sources` reads them from file, environment and command line, the later of
 //! which wins. [`Chosen::check`] makes a [`ServerConfig`] of that, or says everything that is wrong.
 
 mod settings;

@@ -67,6 +67,7 @@ async fn what_each_role_is_for_stays_as_it_is() {
         "GET /.well-known/jwks.json everybody",
         "GET /v1/realms/fleet/jwks.json everybody",
         "GET /v1/mirror/fleet/{address} everybody",
+        "GET /v1/mirror/fleet/keys reader",
         "GET /v1/status reader",
         "GET /v1/realms reader",
         "POST /v1/realms admin",

@@ -362,7 +362,7 @@ async fn the_mirror_serves_what_stands_on_the_broker() {
     assert_eq!((index.status, &index.bytes[..]), (200, &b"\0\xff"[..]));
     assert_eq!(index.headers[header::CONTENT_TYPE], "application/octet-stream");
     assert_eq!(index.headers[header::CACHE_CONTROL], "public, max-age=31536000, immutable");
-    for address in ["ladder/0-5", "e/1/filter/0", "keys/1"] {
+    for address in ["ladder/0-5", "e/1/filter/0"] {
         let answer = fetch(Method::GET, address, None).await;
         assert!(answer.headers[header::CACHE_CONTROL].to_str().unwrap().ends_with("immutable"), "{address}");
     }
@@ -380,9 +380,20 @@ async fn the_mirror_serves_what_stands_on_the_broker() {
     let head = fetch(Method::HEAD, "manifest", None).await;
     assert_eq!((head.status, head.bytes.len(), head.headers[header::CONTENT_LENGTH].to_str().unwrap()), (200, 0, "3"));
     for address in
-        ["live", "e/2/index", "e/01/index", "../keys", "..%2fkeys", "manifest/", "x", "e/1/filter/0/0", "%00"]
+        ["live", "e/2/index", "e/01/index", "../keys", "..%2fkeys", "%6beys", "keys%2f1", "manifest/", "x", "%00"]
     {
         fetch(Method::GET, address, None).await.problem(404, "object-unknown");
+    }
+    // The keys hold what fingerprints are made with: they are for readers.
+    for (address, cached) in
+        [("keys", "private, max-age=60, must-revalidate"), ("keys/1", "private, max-age=31536000, immutable")]
+    {
+        assert_eq!(fetch(Method::GET, address, None).await.status, 401, "{address}");
+        let keys = site.get(&format!("/v1/mirror/fleet/{address}")).await;
+        assert_eq!((keys.status, keys.headers[header::CACHE_CONTROL].to_str().unwrap()), (200, cached));
+    }
+    for address in ["keys/2", "keys/01", "keys/x"] {
+        site.get(&format!("/v1/mirror/fleet/{address}")).await.problem(404, "object-unknown");
     }
     let answer = site.get("/v1/mirror/nowhere/manifest").await;
     answer.problem(404, "realm-unknown");
