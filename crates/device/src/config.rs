@@ -82,7 +82,7 @@ pub fn random_seed() -> Result<u64, RandomError> {
 /// The operating system gave no random bytes.
 #[derive(Debug, Error)]
 #[error("the operating system gave no random bytes")]
-pub struct RandomError(#[source] getrandom::Error);
+pub struct RandomError(#[source] pub(crate) getrandom::Error);
 
 /// `mqtt://host[:port]` or `mqtts://host[:port]`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -73,14 +73,26 @@ pub use checker::{Checker, Exposure};
 mod policy;
 pub use policy::{AGING_AFTER, CLASSES_MAX, Decision, Policies, Policy, Reason, Rule};
 
+mod json;
+
+mod compact;
+
+mod possession;
+pub use possession::{Call, PROOF_WINDOW, PROOFS_REMEMBERED_MAX, Presented, ProofError, Proofs, Prover, Thumbprint};
+
 mod validator;
 pub use validator::{
-    KeyError, KeySet, KeySetError, LiveKeys, Rejected, Rejection, Revocations, RevokedPairs, Token, Unchecked,
-    Validator, ValidatorConfig, ValidatorError,
+    KeyError, KeySet, KeySetError, LIFETIME_MAX_DEFAULT, LiveKeys, Rejected, Rejection, Revocations, RevokedPairs,
+    Token, Unchecked, Validator, ValidatorConfig, ValidatorError,
 };
 
 mod fallback;
 pub use fallback::{AskError, Asker};
+
+#[cfg(feature = "tower")]
+mod layer;
+#[cfg(feature = "tower")]
+pub use layer::{Credential, CredentialError, Gate, RevocastLayer};
 
 mod driver;
 pub use driver::{Device, FoundState, StartError, Status};
