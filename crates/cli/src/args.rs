@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 
 use clap::{ArgGroup, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use revocast_core::Profile;
+use revocast_device::LIFETIME_MAX_DEFAULT;
 use revocast_server::config::{SETTINGS, Setting};
 
 /// Makes "this token is revoked" true on every device about a second after somebody says so.
@@ -588,9 +589,16 @@ pub struct Agent {
     /// Folder for what must survive a restart.
     #[arg(long, value_name = "DIR")]
     pub state: PathBuf,
-    /// Where to answer GET /check, POST /verify and GET /status; loopback only.
+    /// Where to answer programs and proxies; loopback only, unless --allow-remote is given [default: 127.0.0.1:8181].
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
+    /// Answer on an address that others can reach. Tokens cross that network in the clear.
+    #[arg(long, requires = "listen")]
+    pub allow_remote: bool,
+    /// Where callers reach what this agent answers for, such as https://api.example: proofs of possession name it.
+    /// Without it tokens that are bound to a key are refused.
+    #[arg(long, value_name = "ORIGIN")]
+    pub origin: Option<String>,
     /// Name of this client at the broker; made from the state folder unless given.
     #[arg(long, value_name = "ID")]
     pub client_id: Option<String>,
@@ -609,9 +617,12 @@ pub struct Agent {
     /// Spread moves to a new epoch over this time, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub epoch_jitter: u64,
-    /// Keys of the issuer (JWKS), for POST /verify.
-    #[arg(long, value_name = "FILE", requires = "audience")]
+    /// Keys of the issuer (JWKS), to judge whole tokens with: a file, read again when it changes, or an https:// address.
+    #[arg(long, value_name = "FILE|URL", requires = "audience")]
     pub jwks: Option<PathBuf>,
+    /// Certificates that vouch for that address, PEM.
+    #[arg(long, value_name = "FILE", requires = "jwks")]
+    pub jwks_ca: Option<PathBuf>,
     /// Audience that tokens must be for; may be given more than once.
     #[arg(long, value_name = "A")]
     pub audience: Vec<String>,
@@ -621,6 +632,9 @@ pub struct Agent {
     /// Clock difference to allow for, seconds; at most the realm's.
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub leeway: u32,
+    /// Longest life of a token, from iat to exp, seconds; that of the realm, 30 days unless it has another.
+    #[arg(long, value_name = "SECONDS", default_value_t = LIFETIME_MAX_DEFAULT.as_secs())]
+    pub lifetime: u64,
     /// Never ask the server about a token that this device is not sure of.
     #[arg(long)]
     pub no_ask: bool,
@@ -691,6 +705,12 @@ pub struct Verify {
     /// Clock difference to allow for, seconds.
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub leeway: u32,
+    /// Longest life of a token, from iat to exp, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = LIFETIME_MAX_DEFAULT.as_secs())]
+    pub lifetime: u64,
+    /// Judge tokens that are bound to a key as their holder does, without a proof.
+    #[arg(long)]
+    pub held: bool,
     /// State folder of an agent; without this or --revoked nothing is known about revocations, and
     /// tokens are judged by the rest.
     #[arg(long, value_name = "DIR")]

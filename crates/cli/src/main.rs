@@ -22,6 +22,7 @@ mod notify;
 mod output;
 mod plan;
 mod serve;
+mod sidecar;
 mod state;
 mod upload;
 mod verify;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::header::{AUTHORIZATION, CACHE_CONTROL, WWW_AUTHENTICATE};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -179,9 +180,20 @@ impl<R: Revocations> RevocastLayer<R> {
     /// Addresses end up in logs, histories and `Referer` headers, and tokens with them. For callers that cannot
     /// set headers, such as `WebSocket` in a browser.
     #[must_use]
-    pub const fn with_query(mut self) -> Self {
+    pub fn with_query(mut self) -> Self {
         self.rules.query = true;
         self
+    }
+
+    /// Judges a request as the layer does, for callers that are no `tower` service.
+    pub async fn admit(&self, request: &Parts) -> Result<Token, NotAdmitted> {
+        self.rules.judge(request).await
+    }
+
+    /// What the layer answers to a request that is not admitted.
+    #[must_use]
+    pub fn answer<B: Default>(&self, refused: &NotAdmitted) -> Response<B> {
+        self.rules.answer(refused)
     }
 }
 
@@ -245,7 +257,7 @@ where
                     }
                     Ok(response)
                 }
-                Err(refusal) => Ok(refusal.answer(&rules.realm, rules.proofs.is_some())),
+                Err(refusal) => Ok(rules.answer(&refusal)),
             }
         })
     }
@@ -257,15 +269,15 @@ fn access_token(query: Option<&str>) -> impl Iterator<Item = &str> {
 }
 
 impl<R: Revocations> Rules<R> {
-    async fn judge(&self, parts: &http::request::Parts) -> Result<Token, Refused> {
-        let bad = |error: CredentialError| Refused::Request { why: error.to_string() };
+    async fn judge(&self, parts: &Parts) -> Result<Token, NotAdmitted> {
+        let bad = NotAdmitted::Request;
         let in_header = Credential::from_headers(&parts.headers).map_err(bad)?;
         let mut in_query = access_token(parts.uri.query().filter(|_| self.query));
         let credential = match (in_header, in_query.next(), in_query.next()) {
             (Some(_), Some(_), _) | (None, Some(_), Some(_)) => return Err(bad(CredentialError::Several)),
             (Some(credential), None, _) => credential,
             (None, Some(token), None) => Credential { token, proof: None },
-            (None, None, _) => return Err(Refused::Nothing),
+            (None, None, _) => return Err(NotAdmitted::Nothing),
         };
         let uri;
         let presented = match (credential.proof, &self.proofs) {
@@ -276,51 +288,67 @@ impl<R: Revocations> Rules<R> {
                 Presented::proven(credential.token, proof, call, proofs)
             }
             // Proofs are not understood here, so the scheme is not offered.
-            (Some(_), None) => return Err(Refused::Nothing),
+            (Some(_), None) => return Err(NotAdmitted::Nothing),
         };
         let judged = match &self.asker {
             Some(asker) => asker.verify_or_ask(&self.validator, &SystemClock, &self.class, presented).await,
             None => self.validator.verify_for(SystemClock::now(), &self.class, presented),
         };
-        let token = judged.map_err(Refused::Token)?;
+        let token = judged.map_err(NotAdmitted::Token)?;
         match self.scopes.iter().find(|scope| !token.has_scope(scope)) {
             None => Ok(token),
-            Some(_) => Err(Refused::Scope { needed: self.scopes.join(" ") }),
+            Some(_) => Err(NotAdmitted::Scope { needed: self.scopes.join(" ") }),
         }
     }
 }
 
 /// Why a request is not let in.
-#[derive(Debug)]
-enum Refused {
-    /// No token.
+#[derive(Debug, thiserror::Error)]
+pub enum NotAdmitted {
+    /// It carries no token where tokens are taken from.
+    #[error("there is no token")]
     Nothing,
-    /// Asked in a way that is not to be understood.
-    Request { why: String },
+    /// It asks in a way that has no one meaning.
+    #[error(transparent)]
+    Request(CredentialError),
     /// The token is not to be honored.
+    #[error(transparent)]
     Token(Rejected),
     /// The token is good, but not for this.
-    Scope { needed: String },
+    #[error("the scope {needed:?} is needed")]
+    Scope {
+        /// All scopes that are needed, with spaces between them.
+        needed: String,
+    },
 }
 
-impl Refused {
+impl NotAdmitted {
+    /// The name used in logs, metrics and JSON; that of the rejection, if the token is to blame.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Nothing => "no-token",
+            Self::Request(_) => "bad-request",
+            Self::Token(rejected) => rejected.reason(),
+            Self::Scope { .. } => "scope-missing",
+        }
+    }
+}
+
+impl<R> Rules<R> {
     /// The answer that RFC 6750 section 3 and RFC 9449 section 7.1 ask for.
-    fn answer<B: Default>(&self, realm: &str, proofs: bool) -> Response<B> {
-        let (status, told) = match self {
+    fn answer<B: Default>(&self, refused: &NotAdmitted) -> Response<B> {
+        let (status, told) = match refused {
             // Whoever sent no token is told no error.
-            Self::Nothing => (StatusCode::UNAUTHORIZED, String::new()),
-            Self::Request { why } => (StatusCode::BAD_REQUEST, told("invalid_request", why)),
-            Self::Token(rejected) => {
+            NotAdmitted::Nothing => (StatusCode::UNAUTHORIZED, String::new()),
+            NotAdmitted::Request(_) => (StatusCode::BAD_REQUEST, told("invalid_request", &refused.to_string())),
+            NotAdmitted::Token(rejected) => {
                 let error = if rejected.rejection.is_about_proof() { "invalid_dpop_proof" } else { "invalid_token" };
-                (StatusCode::UNAUTHORIZED, told(error, &rejected.to_string()))
+                (StatusCode::UNAUTHORIZED, told(error, &refused.to_string()))
             }
-            Self::Scope { needed } => {
-                let scope = format!(
-                    r#"{}, scope="{}""#,
-                    told("insufficient_scope", "another scope is needed"),
-                    quotable(needed)
-                );
-                (StatusCode::FORBIDDEN, scope)
+            NotAdmitted::Scope { needed } => {
+                let told = told("insufficient_scope", "another scope is needed");
+                (StatusCode::FORBIDDEN, format!(r#"{told}, scope="{}""#, quotable(needed)))
             }
         };
         let mut response = Response::new(B::default());
@@ -328,12 +356,12 @@ impl Refused {
         let headers = response.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         let mut challenge = |scheme: &str, more: &str| {
-            if let Ok(value) = HeaderValue::try_from(format!(r#"{scheme} realm="{realm}"{told}{more}"#)) {
+            if let Ok(value) = HeaderValue::try_from(format!(r#"{scheme} realm="{}"{told}{more}"#, self.realm)) {
                 headers.append(WWW_AUTHENTICATE, value);
             }
         };
         challenge("Bearer", "");
-        if proofs {
+        if self.proofs.is_some() {
             challenge("DPoP", r#", algs="EdDSA""#);
         }
         response

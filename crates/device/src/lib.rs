@@ -49,7 +49,7 @@
 //!
 //! # What is not done here
 //!
-//! Nothing is fetched over HTTP: keys to validate tokens with are given by the caller. The device
+//! Nothing is fetched over HTTP, unless a caller asks a `KeyAddress` to (feature `https-keys`). The device
 //! reads no environment variable, prints nothing, and installs no process-wide cryptography.
 
 mod clock;
@@ -86,13 +86,18 @@ pub use validator::{
     Token, Unchecked, Validator, ValidatorConfig, ValidatorError,
 };
 
+mod key_source;
+#[cfg(feature = "https-keys")]
+pub use key_source::KeyAddress;
+pub use key_source::{KeyFile, KeySourceError};
+
 mod fallback;
 pub use fallback::{AskError, Asker};
 
 #[cfg(feature = "tower")]
 mod layer;
 #[cfg(feature = "tower")]
-pub use layer::{Credential, CredentialError, Gate, RevocastLayer};
+pub use layer::{Credential, CredentialError, Gate, NotAdmitted, RevocastLayer};
 
 mod driver;
 pub use driver::{Device, FoundState, StartError, Status};

@@ -31,6 +31,7 @@ mod rejection;
 
 use form::{Header, TokenClaims};
 use keys::NoKey;
+pub(crate) use keys::SET_BYTES_MAX;
 pub use keys::{KeyError, KeySet, KeySetError, LiveKeys};
 pub use rejection::{Rejected, Rejection};
 
@@ -151,13 +152,13 @@ impl ValidatorConfig {
     /// stays as it is, or [`LiveKeys`] that somebody keeps up to date.
     #[must_use]
     pub fn new<A: Into<String>>(
-        issuer: impl Into<Arc<str>>,
+        issuer: impl Into<String>,
         audiences: impl IntoIterator<Item = A>,
         keys: impl Into<LiveKeys>,
     ) -> Self {
         let audiences = audiences.into_iter().map(Into::into).collect();
         Self {
-            issuer: issuer.into(),
+            issuer: issuer.into().into(),
             audiences,
             keys: keys.into(),
             token_type: None,

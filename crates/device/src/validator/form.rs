@@ -87,7 +87,7 @@ impl<'a> TokenClaims<'a> {
         for (name, value) in object("payload", payload)? {
             match &*name {
                 "iss" => issuer = Some(text("iss", value)?),
-                "jti" => jti = Some(text("jti", value)?),
+                "jti" => jti = Some(identity(value)?),
                 "aud" => audiences = Some(audience(value)?),
                 "sub" => subject = Some(scope("sub", value)?),
                 "client_id" => client = Some(scope("client_id", value)?),
@@ -128,6 +128,15 @@ impl<'a> TokenClaims<'a> {
 
 fn text<'a>(name: &'static str, value: Json<'a>) -> Result<Cow<'a, str>, Rejection> {
     value.into_text().ok_or(Rejection::BadClaim { name })
+}
+
+/// What cannot name a token is told apart from what has the wrong type.
+fn identity(value: Json<'_>) -> Result<Cow<'_, str>, Rejection> {
+    let jti = text("jti", value)?;
+    match Jti::new(&jti) {
+        Ok(_) => Ok(jti),
+        Err(error) => Err(Rejection::BadJti(error)),
+    }
 }
 
 /// Longer ones could not be named by a cutoff.

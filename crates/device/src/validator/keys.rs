@@ -14,7 +14,7 @@ use super::crypto::Strict;
 use crate::json::{Json, JsonError, Members};
 
 /// Bytes of a JWK Set: sixty-four RSA keys with certificates.
-const SET_BYTES_MAX: usize = 512 * 1024;
+pub(crate) const SET_BYTES_MAX: usize = 512 * 1024;
 
 /// Keys in one set. An issuer has two or three.
 const KEYS_MAX: usize = 64;
