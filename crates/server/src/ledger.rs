@@ -11,8 +11,8 @@ pub use registry::{Coverage, Issued, IssuedError, Registration, Visitor};
 mod issuance;
 pub use issuance::{
     AUDIENCES_MAX, DEVICES_MAX, Device, Dismissal, Enrollment, EnrollmentError, FAMILY_REFRESHES_MAX,
-    FAMILY_TOKENS_MAX, Issuance, IssuedToken, NewDevice, NewRefresh, NewToken, NoToken, Order, OrderError, RefreshState,
-    RefreshStep, RefreshToken, Renewal, SealingKey,
+    FAMILY_TOKENS_MAX, Issuance, IssuedToken, NewDevice, NewRefresh, NewToken, NoToken, Order, OrderError,
+    RefreshState, RefreshStep, RefreshToken, Renewal,
 };
 
 mod lineage;

@@ -13,12 +13,12 @@ use base64::engine::general_purpose::STANDARD;
 use revocast_core::limits::{ACTOR_BYTES_MAX, REASON_BYTES_MAX, SCOPE_BYTES_MAX, SEALED_BYTES_MAX};
 use revocast_core::seal::Digester;
 use revocast_core::{
-    DeviceId, Fingerprint, FingerprintFunction, Fingerprinter, Issuer, Jti, PublicKey, RealmId, RealmKey, Sequence, Term,
-    UnixTime, Width,
+    DeviceId, EnvelopePublicKey, Fingerprint, FingerprintFunction, Fingerprinter, Issuer, Jti, PublicKey, RealmId,
+    RealmKey, Sequence, Term, UnixTime, Width,
 };
 use revocast_server::ledger::{
-    AUDIENCES_MAX, Cause, Coverage, Device, Enrolled, Entry, Inspection, IssuedToken, Object, Piece, Realm, RealmRecord,
-    RefreshState, RefreshToken, Scope, SealingKey, Statement,
+    AUDIENCES_MAX, Cause, Coverage, Device, Enrolled, Entry, Inspection, IssuedToken, Object, Piece, Realm,
+    RealmRecord, RefreshState, RefreshToken, Scope, Statement,
 };
 use serde::{Deserialize, Serialize};
 
@@ -226,7 +226,9 @@ impl<W: Write> Writer<W> {
             Piece::Devices(devices) => {
                 devices.into_iter().try_for_each(|device| self.line(&Line::Device(device_line(device))))
             }
-            Piece::Tokens(tokens) => tokens.into_iter().try_for_each(|token| self.line(&Line::Token(token_line(token)))),
+            Piece::Tokens(tokens) => {
+                tokens.into_iter().try_for_each(|token| self.line(&Line::Token(token_line(token))))
+            }
             Piece::Refreshes(refreshes) => {
                 refreshes.into_iter().try_for_each(|refresh| self.line(&Line::Refresh(refresh_line(refresh))))
             }
@@ -280,7 +282,7 @@ fn device_line(device: Device) -> DeviceLine {
     DeviceLine {
         id: device.id.to_string(),
         signing: STANDARD.encode(device.signing.0),
-        sealing: STANDARD.encode(device.sealing.0),
+        sealing: STANDARD.encode(device.sealing.as_bytes()),
         subject: device.subject,
         audience: device.audience,
         enrolled_at: device.enrolled_at.secs(),
@@ -306,18 +308,7 @@ fn refresh_line(refresh: RefreshToken) -> RefreshLine {
         RefreshState::Ended => "ended",
     };
     let (sha256, device) = (STANDARD.encode(hash), device.map(|device| device.to_string()));
-    RefreshLine {
-        sha256,
-        exp: exp.secs(),
-        state: state.into(),
-        jti,
-        iat: iat.secs(),
-        sub,
-        kid,
-        client,
-        device,
-        family,
-    }
+    RefreshLine { sha256, exp: exp.secs(), state: state.into(), jti, iat: iat.secs(), sub, kid, client, device, family }
 }
 
 fn entry_line(entry: Entry) -> Line {
@@ -570,7 +561,7 @@ fn device(line: DeviceLine) -> Outcome<Device> {
     Ok(Device {
         id: DeviceId::new(&line.id)?,
         signing: PublicKey(bytes("a key", &line.signing)?),
-        sealing: SealingKey(bytes("a key", &line.sealing)?),
+        sealing: EnvelopePublicKey::parse(bytes("a key", &line.sealing)?)?,
         subject: within("subject", line.subject, SCOPE_BYTES_MAX)?,
         audience: audience.collect::<Outcome<_>>()?,
         enrolled_at: time(line.enrolled_at)?,

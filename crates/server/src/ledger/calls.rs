@@ -77,9 +77,7 @@ impl Ask {
     ) -> Result<Answer, Halt<S::Error>> {
         match self {
             Self::Append(requests) => rules::append(shelf, realm, counters, now, requests).map(Answer::Receipts),
-            Self::Issue(order) => {
-                lineage::issue(shelf, realm, counters, coverage, now, *order).map(Answer::Issuance)
-            }
+            Self::Issue(order) => lineage::issue(shelf, realm, counters, coverage, now, *order).map(Answer::Issuance),
         }
     }
 }

@@ -187,7 +187,7 @@ pub(super) fn device_sum(realm: RealmId, device: &Device) -> i64 {
     let mut row = Row::of(5, realm);
     row.text(device.id.as_bytes());
     row.0.extend_from_slice(&device.signing.0);
-    row.0.extend_from_slice(&device.sealing.0);
+    row.0.extend_from_slice(device.sealing.as_bytes());
     row.text(device.subject.as_bytes());
     row.text(&list(&device.audience));
     row.time(device.enrolled_at);

@@ -2,10 +2,8 @@
 //!
 //! What the answers are decided by is `lineage`. Refresh tokens are never seen here: only what SHA-256 makes of them.
 
-use std::fmt;
-
 use revocast_core::limits::SCOPE_BYTES_MAX;
-use revocast_core::{DeviceId, PublicKey, Sequence, UnixTime};
+use revocast_core::{DeviceId, EnvelopePublicKey, PublicKey, Sequence, UnixTime};
 use thiserror::Error;
 
 use super::registry::{Issued, IssuedError};
@@ -24,18 +22,6 @@ pub const FAMILY_TOKENS_MAX: usize = 10_000;
 /// Refresh tokens of one family that can be spent at a time: a client holds one.
 pub const FAMILY_REFRESHES_MAX: usize = 100;
 
-/// An X25519 public key that tokens are enclosed to, as it stands on the wire.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SealingKey(pub [u8; 32]);
-
-impl fmt::Debug for SealingKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SealingKey(")?;
-        self.0.iter().take(8).try_for_each(|byte| write!(f, "{byte:02x}"))?;
-        f.write_str(")")
-    }
-}
-
 /// A device that our issuer gives tokens to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
@@ -44,7 +30,7 @@ pub struct Device {
     /// What it signs its requests with.
     pub signing: PublicKey,
     /// What its tokens are enclosed to.
-    pub sealing: SealingKey,
+    pub sealing: EnvelopePublicKey,
     /// The `sub` of its tokens.
     pub subject: String,
     /// The `aud` of its tokens.
@@ -71,7 +57,7 @@ pub struct NewDevice {
     /// What it signs its requests with.
     pub signing: PublicKey,
     /// What its tokens are enclosed to.
-    pub sealing: SealingKey,
+    pub sealing: EnvelopePublicKey,
     /// The `sub` of its tokens.
     pub subject: String,
     /// The `aud` of its tokens.
@@ -340,11 +326,11 @@ pub enum NoToken {
     /// The refresh token was spent before. All that came of it was revoked in this transaction.
     #[error("the refresh token was spent before; all that came of it is revoked")]
     RefreshReused,
-    /// So many tokens of one family are kept that a revoke would not fit into one transaction. It passes as they
-    /// expire.
-    #[error("{tokens} tokens of its family are kept, which is the limit")]
+    /// So many tokens of one family are kept that a revoke would not fit into one transaction, or so many of its
+    /// refresh tokens are live that nobody can be holding them. It passes as they expire.
+    #[error("its family is as large as it can be ({tokens} tokens)")]
     FamilyFull {
-        /// How many.
+        /// Tokens kept, as far as they were counted.
         tokens: usize,
     },
 }

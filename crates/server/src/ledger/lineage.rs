@@ -22,7 +22,7 @@ pub(super) const DESCENDANTS_MAX: usize = 100_000;
 /// Why a token was revoked that nobody named.
 const DESCENDS: &str = "a token that it descends from was revoked";
 
-/// Why the tokens of a device were revoked when others keys took its place.
+/// Why the tokens of a device were revoked when another one took its place.
 const REPLACED: &str = "the device was enrolled anew";
 
 /// Why a family was revoked.
@@ -305,7 +305,9 @@ pub(super) fn issue<S: Lineage>(
     };
     let is_new = device.is_none() && parent.is_none();
     let next = refresh.and_then(|step| step.next);
-    if !is_new && let Some(refusal) = crowded(shelf, realm, now, &family, next.is_some() && spent.is_none())? {
+    if !is_new
+        && let Some(refusal) = crowded(shelf, realm, counters, now, &family, next.is_some() && spent.is_none())?
+    {
         return Ok(Issuance::Refused(refusal));
     }
 
@@ -507,11 +509,17 @@ pub(super) fn scopes([sub, kid, client]: [&Option<String>; 3]) -> impl Iterator<
 fn crowded<S: Lineage>(
     shelf: &mut S,
     realm: &Realm,
+    counters: &Counters,
     now: UnixTime,
     family: &str,
     refreshes: bool,
 ) -> Outcome<Option<NoToken>, S> {
-    let tokens = shelf.family_size(family, realm.horizon(now)).map_err(Halt::Storage)?;
+    // Where the whole realm has less than one family may have, nobody counts.
+    let tokens = if counters.tokens < FAMILY_TOKENS_MAX as u64 {
+        0
+    } else {
+        shelf.family_size(family, realm.horizon(now)).map_err(Halt::Storage)?
+    };
     if tokens >= FAMILY_TOKENS_MAX
         || refreshes && shelf.live_refreshes(family).map_err(Halt::Storage)?.len() >= FAMILY_REFRESHES_MAX
     {

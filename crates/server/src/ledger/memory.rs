@@ -14,10 +14,10 @@ use tokio::sync::watch;
 
 use super::draft::{Base, Changes, Draft, Name, last_of, name_of};
 use super::dump::{Checked, Compaction, Enrolled, PIECE_ROWS, Piece, RealmRecord, Sink, Source};
-use super::lease::{self, Bid, Leadership, Lease, Ruling};
 use super::issuance::{
     Device, Dismissal, Enrollment, Issuance, IssuedToken, NewDevice, Order, RefreshState, RefreshToken,
 };
+use super::lease::{self, Bid, Leadership, Lease, Ruling};
 use super::registry::{self, Coverage, Issued, Key, Registration, Visitor};
 use super::rules::{self, Counters, Halt, Last, Standing, Subject};
 use super::{
@@ -451,9 +451,8 @@ impl Ledger for MemoryLedger {
 
     fn issue(&self, realm: RealmId, now: UnixTime, order: Order) -> LedgerFuture<'_, Issuance> {
         let result = self.with(realm, |keeping| {
-            keeping.decide(|draft, realm, counters, coverage| {
-                lineage::issue(draft, realm, counters, coverage, now, order)
-            })
+            keeping
+                .decide(|draft, realm, counters, coverage| lineage::issue(draft, realm, counters, coverage, now, order))
         });
         Box::pin(ready(self.told(result)))
     }

@@ -4,14 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 
-use revocast_core::{DeviceId, Jti, PublicKey, RealmId, UnixTime};
+use revocast_core::{DeviceId, EnvelopePublicKey, Jti, PublicKey, RealmId, UnixTime};
 use tokio_postgres::Row;
 
 use super::rows::{damaged, exps, hold_realm, lasts, text, unsigned, write};
 use super::session::{Database, Fault, News, Outcome, Session};
 use crate::ledger::columns::{RealmRow, device_of, device_sum, list, refresh_sum, signed, texts, token_sum};
 use crate::ledger::draft::{Base, Draft, Name, name_of};
-use crate::ledger::issuance::{Device, IssuedToken, Order, RefreshState, RefreshToken, Renewal, SealingKey};
+use crate::ledger::issuance::{Device, IssuedToken, Order, RefreshState, RefreshToken, Renewal};
 use crate::ledger::lineage;
 use crate::ledger::registry::{Coverage, Key};
 use crate::ledger::rules::{Counters, Halt, Last, Subject};
@@ -45,7 +45,7 @@ pub(super) fn device(realm: RealmId, row: &Row) -> Outcome<Device> {
     let found = Device {
         id: DeviceId::new(&id).map_err(|_| bad("a name that no device can have"))?,
         signing: PublicKey(bytes(row, 1, "a key")?),
-        sealing: SealingKey(bytes(row, 2, "a key")?),
+        sealing: EnvelopePublicKey::kept(bytes(row, 2, "a key")?),
         subject: text(row.get(3), "a subject")?,
         audience: texts(row.get(4)).ok_or_else(|| bad("an audience that is none"))?,
         enrolled_at: time(row, 5)?,
@@ -114,7 +114,7 @@ pub(super) async fn put_devices(session: &Session, number: i64, realm: RealmId, 
     }
     let ids: Vec<_> = devices.iter().map(|device| device.id.as_bytes()).collect();
     let signing: Vec<_> = devices.iter().map(|device| device.signing.0.as_slice()).collect();
-    let sealing: Vec<_> = devices.iter().map(|device| device.sealing.0.as_slice()).collect();
+    let sealing: Vec<_> = devices.iter().map(|device| device.sealing.as_bytes().as_slice()).collect();
     let subjects: Vec<_> = devices.iter().map(|device| device.subject.as_bytes()).collect();
     let audiences: Vec<_> = devices.iter().map(|device| list(&device.audience)).collect();
     let times: Vec<_> = devices.iter().map(|device| signed(device.enrolled_at.secs())).collect();
@@ -154,7 +154,12 @@ pub(super) async fn remove_devices(session: &Session, number: i64, devices: &[De
     Ok(())
 }
 
-pub(super) async fn insert_tokens(session: &Session, number: i64, realm: RealmId, tokens: &[IssuedToken]) -> Outcome<()> {
+pub(super) async fn insert_tokens(
+    session: &Session,
+    number: i64,
+    realm: RealmId,
+    tokens: &[IssuedToken],
+) -> Outcome<()> {
     if tokens.is_empty() {
         return Ok(());
     }
@@ -314,9 +319,7 @@ pub(super) struct Fetched {
     devices: BTreeMap<DeviceId, Device>,
     tokens: BTreeMap<String, IssuedToken>,
     refreshes: BTreeMap<[u8; 32], RefreshToken>,
-    /// Those that were fetched whole.
-    families: BTreeSet<String>,
-    /// Of the others.
+    /// Of families that were not fetched whole.
     sizes: BTreeMap<String, usize>,
 }
 
@@ -428,7 +431,6 @@ async fn fetch_lineage(session: &Session, row: &RealmRow, wanted: &mut Wanted, f
         fetched.tokens.insert(token.jti.clone(), token);
     }
     fetched.sizes = sizes;
-    fetched.families.clone_from(&wanted.families);
     Ok(())
 }
 

@@ -1,16 +1,14 @@
 //! The rows of devices, of the tokens that our issuer handed out, and of refresh tokens.
 
-use revocast_core::{DeviceId, PublicKey, RealmId, UnixTime};
+use revocast_core::{DeviceId, EnvelopePublicKey, PublicKey, RealmId, UnixTime};
 use rusqlite::{CachedStatement, Connection, Params, Row, Transaction, params};
 
 use super::{
     EXPIRE_PIECE, News, Outcome, Rows, SqliteLedger, Turned, column, damaged, known_realm, rows_of, unsigned,
     update_realm,
 };
-use crate::ledger::columns::{
-    RealmRow, device_of, device_sum, list, refresh_sum, signed, texts, token_sum,
-};
-use crate::ledger::issuance::{Device, IssuedToken, RefreshState, RefreshToken, SealingKey};
+use crate::ledger::columns::{RealmRow, device_of, device_sum, list, refresh_sum, signed, texts, token_sum};
+use crate::ledger::issuance::{Device, IssuedToken, RefreshState, RefreshToken};
 use crate::ledger::lineage::Lineage;
 use crate::ledger::registry::Coverage;
 use crate::ledger::rules::{Counters, Halt};
@@ -100,7 +98,7 @@ pub(super) fn device(realm: RealmId, row: &Row<'_>) -> Outcome<Device> {
     let found = Device {
         id: DeviceId::new(&id).map_err(|_| bad("a name that no device can have"))?,
         signing: PublicKey(column(row, 1, "a key")?),
-        sealing: SealingKey(column(row, 2, "a key")?),
+        sealing: EnvelopePublicKey::kept(column(row, 2, "a key")?),
         subject: column(row, 3, "a subject")?,
         audience: texts(&column::<Vec<u8>>(row, 4, "an audience")?).ok_or_else(|| bad("an audience that is none"))?,
         enrolled_at: time(row, 5)?,
@@ -196,7 +194,7 @@ pub(super) fn put_device(connection: &Connection, number: i64, realm: RealmId, d
         number,
         device.id.as_str(),
         device.signing.0,
-        device.sealing.0,
+        device.sealing.as_bytes(),
         device.subject,
         list(&device.audience),
         signed(device.enrolled_at.secs()),
@@ -260,9 +258,14 @@ fn device_in(connection: &Connection, number: i64, realm: RealmId, id: DeviceId)
     one(select, params![number, id.as_str()], realm, device)
 }
 
-pub(super) fn find_token(connection: &Connection, number: i64, realm: RealmId, jti: &str) -> Outcome<Option<IssuedToken>> {
-    let select = connection
-        .prepare_cached(&format!("{SELECT_TOKEN} INDEXED BY tokens_by_jti WHERE realm = ?1 AND jti = ?2"))?;
+pub(super) fn find_token(
+    connection: &Connection,
+    number: i64,
+    realm: RealmId,
+    jti: &str,
+) -> Outcome<Option<IssuedToken>> {
+    let select =
+        connection.prepare_cached(&format!("{SELECT_TOKEN} INDEXED BY tokens_by_jti WHERE realm = ?1 AND jti = ?2"))?;
     // The index is a copy that no checksum covers.
     match one(select, params![number, jti], realm, token)? {
         Some(found) if found.jti != jti => {

@@ -3,7 +3,9 @@
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use super::registry::{IssuedRow, SELECT_ISSUED};
-use super::{LAYOUT, Outcome, SELECT_ENTRY, SELECT_REALM, column, damaged, issuance, unchecked_entry, unchecked_realm_row};
+use super::{
+    LAYOUT, Outcome, SELECT_ENTRY, SELECT_REALM, column, damaged, issuance, unchecked_entry, unchecked_realm_row,
+};
 use crate::ledger::Object;
 use crate::ledger::columns::{entry_sum, object_sum};
 

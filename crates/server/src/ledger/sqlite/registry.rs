@@ -17,11 +17,11 @@ use super::{
     EXPIRE_PIECE, News, Outcome, Rows, SqliteLedger, Turned, Write, damaged, known_realm, open_reader, unsigned,
     update_realm,
 };
+use crate::ledger::LedgerError;
 use crate::ledger::columns::{self, IssuedColumns, RealmRow, column, issued_sum, place, signed};
 use crate::ledger::registry::{self, Coverage, Issued, Key, Register, Registration, Visitor};
 use crate::ledger::rules::Halt;
 use crate::ledger::sqlite;
-use crate::ledger::LedgerError;
 
 /// Joins the schema of a new ledger.
 ///

@@ -106,11 +106,12 @@ fn dump_realm(connection: &Connection, row: RealmRow, wanted: &mut dyn FnMut(Pie
         return Ok(false);
     }
 
-    let more = show(connection, SELECT_DEVICE, "id", number, id, issuance::device, |rows| wanted(Piece::Devices(rows)))?
-        && show(connection, SELECT_TOKEN, "jti", number, id, issuance::token, |rows| wanted(Piece::Tokens(rows)))?
-        && show(connection, SELECT_REFRESH, "hash", number, id, issuance::refresh, |rows| {
-            wanted(Piece::Refreshes(rows))
-        })?;
+    let more =
+        show(connection, SELECT_DEVICE, "id", number, id, issuance::device, |rows| wanted(Piece::Devices(rows)))?
+            && show(connection, SELECT_TOKEN, "jti", number, id, issuance::token, |rows| wanted(Piece::Tokens(rows)))?
+            && show(connection, SELECT_REFRESH, "hash", number, id, issuance::refresh, |rows| {
+                wanted(Piece::Refreshes(rows))
+            })?;
     if !more {
         return Ok(false);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use revocast_core::PublicKey;
+use revocast_core::{EnvelopeKey, EnvelopePublicKey, PublicKey};
 
 use super::*;
 
@@ -10,11 +10,15 @@ pub(super) fn device_id(name: &str) -> DeviceId {
     DeviceId::new(name).unwrap()
 }
 
+fn sealing(seed: u8) -> EnvelopePublicKey {
+    EnvelopeKey::from_seed([seed; 32]).public()
+}
+
 pub(super) fn new_device(name: &str) -> NewDevice {
     NewDevice {
         id: device_id(name),
         signing: PublicKey([1; 32]),
-        sealing: SealingKey([2; 32]),
+        sealing: sealing(2),
         subject: format!("{name}'s"),
         audience: vec!["https://one.example".into(), "two".into()],
         replace: false,
@@ -98,7 +102,7 @@ pub(super) async fn a_device_is_enrolled_once_and_replaced_only_on_purpose(ledge
     let expected = Device {
         id: device_id("d"),
         signing: PublicKey([1; 32]),
-        sealing: SealingKey([2; 32]),
+        sealing: sealing(2),
         subject: "d's".into(),
         audience: vec!["https://one.example".into(), "two".into()],
         enrolled_at: NOW,
@@ -115,7 +119,7 @@ pub(super) async fn a_device_is_enrolled_once_and_replaced_only_on_purpose(ledge
 
     let others = [
         NewDevice { signing: PublicKey([3; 32]), ..new_device("d") },
-        NewDevice { sealing: SealingKey([3; 32]), ..new_device("d") },
+        NewDevice { sealing: sealing(3), ..new_device("d") },
         NewDevice { subject: "other".into(), ..new_device("d") },
         NewDevice { audience: vec![], ..new_device("d") },
     ];
@@ -208,8 +212,7 @@ pub(super) async fn an_issued_token_is_registered_and_remembered(ledger: &dyn Le
 
     let NewToken { jti, iat, exp, sub, kid, client } = token("t2");
     let (device, parent) = (Some(device_id("d")), Some("t1".into()));
-    let expected =
-        IssuedToken { jti, iat, exp, sub, kid, client, device, parent, family: "d".into(), kept_until: exp };
+    let expected = IssuedToken { jti, iat, exp, sub, kid, client, device, parent, family: "d".into(), kept_until: exp };
     assert_eq!(ledger.find_issued(id("a"), "t2".into()).await.unwrap(), Some(expected));
     let other = ledger.find_issued(id("a"), "u2".into()).await.unwrap().unwrap();
     assert_eq!((other.device, other.parent, other.family), (None, Some("u1".into()), "u1".into()));
@@ -319,10 +322,7 @@ pub(super) async fn a_revoked_token_is_not_continued(ledger: &dyn Ledger) {
     assert_eq!(refused(ledger, renewal("d", "t2", "t1", 1)).await, NoToken::ParentRevoked);
     assert_eq!(refused(ledger, child("u2", "u")).await, NoToken::ParentRevoked);
     // Nor by keeping silent about it, nor unasked.
-    let silent = |counter| Order {
-        renewal: Some(Renewal { counter, parent: None }),
-        ..for_device("d", "t2")
-    };
+    let silent = |counter| Order { renewal: Some(Renewal { counter, parent: None }), ..for_device("d", "t2") };
     assert_eq!(refused(ledger, silent(Some(1))).await, NoToken::ParentRevoked);
     assert_eq!(refused(ledger, silent(None)).await, NoToken::ParentRevoked);
     // A refused request granted nothing: the counter stands.
@@ -403,7 +403,7 @@ pub(super) async fn a_token_is_continued_by_its_own_device_alone_while_it_lives(
     // Within the leeway it still lives, and one that it held before does as well.
     issue(ledger, renewal("d", "t2", "t1", 1)).await;
     issue(ledger, renewal("d", "t3", "t1", 2)).await;
-    let at = |secs| NOW.plus(900 + secs);
+    let at = |secs: u64| NOW.plus(900 + secs);
     let late = |now: UnixTime, jti: &str, counter| Order {
         token: NewToken { iat: now, exp: now.plus(900), ..token(jti) },
         ..renewal("d", jti, "t3", counter)
@@ -564,4 +564,36 @@ pub(super) async fn a_family_has_a_limit(ledger: &dyn Ledger) {
     let receipt = one(ledger, vouched("t", 0)).await;
     assert_eq!(receipt.sequence, Sequence(FAMILY_TOKENS_MAX as u64));
     assert_eq!(revoked(ledger).await.len(), FAMILY_TOKENS_MAX);
+}
+
+/// Calls that come at once are decided in one transaction, and each as if it came after those before it.
+pub(super) async fn calls_of_one_group_are_decided_one_after_the_other(ledger: &dyn Ledger) {
+    enrolled(ledger, "d").await;
+    issue(ledger, for_device("d", "t1")).await;
+    issue(ledger, refreshed("u1", None, Some(1))).await;
+    let now = NOW.plus(1);
+    // None of these is polled before all are asked; a ledger may take them one by one or together.
+    let one = ledger.issue(id("a"), now, renewal("d", "t2", "t1", 1));
+    let replayed = ledger.issue(id("a"), now, renewal("d", "t2b", "t1", 1));
+    let two = ledger.issue(id("a"), now, renewal("d", "t3", "t2", 2));
+    let revoked_now = ledger.append(id("a"), now, vec![vouched("t2", 0), vouched("", 0)]);
+    let kept = ledger.append(id("a"), now, vec![vouched("t2", 0)]);
+    let after = ledger.issue(id("a"), now, renewal("d", "t4", "t3", 3));
+    let spent = ledger.issue(id("a"), now, refreshed("u2", Some(1), Some(2)));
+    let reused = ledger.issue(id("a"), now, refreshed("u3", Some(1), Some(3)));
+    let ended = ledger.issue(id("a"), now, refreshed("u4", Some(2), None));
+    assert_eq!(one.await.unwrap(), Issuance::Issued { sequence: None });
+    assert_eq!(replayed.await.unwrap(), Issuance::Refused(NoToken::Replayed { counter: 1 }));
+    assert_eq!(two.await.unwrap(), Issuance::Issued { sequence: None });
+    assert!(matches!(revoked_now.await, Err(LedgerError::Jti { index: 1, .. })));
+    assert_eq!(kept.await.unwrap()[0].sequence, Sequence(2));
+    assert_eq!(after.await.unwrap(), Issuance::Refused(NoToken::ParentRevoked));
+    assert_eq!(spent.await.unwrap(), Issuance::Issued { sequence: None });
+    assert_eq!(reused.await.unwrap(), Issuance::Refused(NoToken::RefreshReused));
+    assert_eq!(ended.await.unwrap(), Issuance::Refused(NoToken::ParentRevoked));
+    assert_eq!(revoked(ledger).await, ["t2", "t3", "u1", "u2"]);
+    let mut inspection = Inspection::default();
+    let pieces = dumped(ledger).await.unwrap();
+    assert!(pieces.iter().all(|piece| inspection.take(piece)) && inspection.finish(), "{:?}", inspection.findings);
+    assert_eq!((inspection.tokens, inspection.refreshes, inspection.devices), (5, 2, 1));
 }
