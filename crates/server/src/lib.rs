@@ -6,6 +6,8 @@ mod stamp;
 
 pub mod keys;
 
+pub mod issuer;
+
 pub mod ledger;
 
 pub mod broker;

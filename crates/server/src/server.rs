@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::config::{BrokerChoice, PublishingConfig, RemoteBroker, ServerConfig};
 use crate::credentials::{CredentialsFileError, Gate};
 use crate::fleet::{self, Fleet, Lookout};
+use crate::issuer::{KeyringError, Keyrings};
 use crate::keys::{KeyError, Keys};
 use crate::leader::{self, Candidate, Office};
 use crate::ledger::{Health, Ledger, LedgerError, OpenError};
@@ -65,7 +66,7 @@ impl Server {
         let gate = Gate::open(&config.keys, keys.admin(), config.limits, config.approve, Arc::clone(&clock))?;
         let gate = Arc::new(gate);
         let tls = config.tls.map(ServerTls::load).transpose()?.map(Arc::new);
-        let issuers = Arc::new(Issuers::new(&config.keys, keys.issuer()));
+        let issuers = Arc::new(Issuers::new(&config.keys, Keyrings::new(&config.keys, keys.issuer())?));
         let ledger = config.ledger.open(&config.data).await?;
         let mark = Arc::new(high_water(&config.data)?);
         if !config.resume {
@@ -349,6 +350,9 @@ pub enum StartError {
     /// The keys cannot be used.
     #[error(transparent)]
     Keys(#[from] KeyError),
+    /// The keys that sign tokens cannot be used.
+    #[error(transparent)]
+    Keyrings(#[from] KeyringError),
     /// The credentials cannot be used.
     #[error(transparent)]
     Credentials(#[from] CredentialsFileError),

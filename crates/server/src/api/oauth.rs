@@ -245,8 +245,8 @@ async fn revoke(
     let (Some(jti), Some(Date(exp))) = (jti, exp) else {
         return Err(unsupported("a token without jti and exp cannot be revoked; end it by a cutoff"));
     };
-    let keys = issuers.keys(realm.id).map_err(Problem::from)?;
-    let genuine = keys.is_some_and(|keys| token.is_signed_by(&keys));
+    let keys = issuers.keys(&realm, service.now()).map_err(Problem::from)?;
+    let genuine = token.is_signed_by(&keys);
     let exp = if genuine { Expiry::Vouched(exp) } else { Expiry::Claimed(exp) };
     caller.charge(1)?;
     let reason = Some("token revocation (RFC 7009)".to_owned());
@@ -353,8 +353,8 @@ async fn introspect(
     request: Request,
 ) -> Result<([(header::HeaderName, &'static str); 1], Json<Introspection>), Refused> {
     let Asked { realm, token, .. } = ask(&service, &gate, realm, Role::Reader, request).await?;
-    let keys = issuers.keys(realm.id).map_err(Problem::from)?;
-    let genuine = Token::parse(&token).ok().filter(|token| keys.is_some_and(|keys| token.is_signed_by(&keys)));
+    let keys = issuers.keys(&realm, service.now()).map_err(Problem::from)?;
+    let genuine = Token::parse(&token).ok().filter(|token| token.is_signed_by(&keys));
     let answer = match genuine {
         Some(token) => judge(&service, &realm, &token).await?,
         None => Introspection::default(),

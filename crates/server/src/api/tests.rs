@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::config::ApiLimits;
 use crate::credentials::{Credential, CredentialsFile, Realms, Role, SecretHash};
 use crate::fleet::{Fleet, Lookout};
+use crate::issuer::Keyrings;
 use crate::keys::Keys;
 use crate::leader::Office;
 use crate::ledger::{Ledger, MemoryLedger, Statement};
@@ -116,7 +117,7 @@ impl Site {
         let fleet = Fleet::new("revocast", vec![keys.publisher().unwrap().public()]);
         let lookout = Arc::new(Lookout::new(fleet, clock.clone()));
         let metrics = Arc::new(Metrics::new(clock.now().wall));
-        let issuers = Arc::new(Issuers::new(&path, keys.issuer()));
+        let issuers = Arc::new(Issuers::new(&path, Keyrings::new(&path, keys.issuer()).unwrap()));
         let leader = LeaderView {
             office: tokio::sync::watch::channel(Office::Leading).1,
             inquiries: Arc::default(),
