@@ -16,11 +16,13 @@ mod holding;
 mod import;
 mod inspect;
 mod issued;
+mod issuer_key;
 mod keygen;
 mod ledger;
 mod notify;
 mod output;
 mod plan;
+mod publisher_key;
 mod serve;
 mod state;
 mod upload;
@@ -30,7 +32,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::args::{Arguments, Command};
+use crate::args::{Arguments, Command, PublisherKeyCommand};
 use crate::output::{Failure, Output};
 
 fn main() -> ExitCode {
@@ -42,6 +44,8 @@ fn main() -> ExitCode {
         Command::Serve(serve) => serve::run(output, &serve),
         Command::Config { command } => config::run(output, &command),
         Command::Credential { command, keys } => credential::run(output, &keys, command),
+        Command::IssuerKey { command, keys } => issuer_key::run(output, &keys, command),
+        Command::PublisherKey { command: PublisherKeyCommand::Rotate(rotate) } => publisher_key::rotate(output, &rotate),
         Command::Realm { command, server } => admin::realm(output, &server, command),
         Command::Revoke(revoke) => admin::revoke(output, &revoke),
         Command::Reinstate { realm, jti, reason, server } => admin::reinstate(output, &server, &realm, &jti, reason),

@@ -11,6 +11,7 @@
 //! | `GET /v1/status` | realms, heads, what is published, the broker |
 //! | `GET /v1/realms` | every realm |
 //! | `POST /v1/realms` | founds a realm |
+//! | `PUT /v1/realms/{realm}/keys` | takes in the next version of its keys, signed by its roots |
 //! | `POST /v1/realms/{realm}/revocations` | revokes one token |
 //! | `POST /v1/realms/{realm}/revocations/batch` | revokes up to 10,000 tokens, all or none |
 //! | `POST /v1/realms/{realm}/revocations/import` | revokes a list, one JSON object a line, any number of them |

@@ -8,6 +8,8 @@ pub mod keys;
 
 pub mod issuer;
 
+pub mod rotation;
+
 pub mod ledger;
 
 pub mod broker;
@@ -27,6 +29,8 @@ pub mod fleet;
 pub mod metrics;
 
 pub mod service;
+
+pub mod delivery;
 
 pub mod publisher;
 

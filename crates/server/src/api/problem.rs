@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 
 use crate::keys::KeyError;
 use crate::ledger::LedgerError;
+use crate::rotation::RotationError;
 use crate::service::ServiceError;
 use crate::tokens::IssuersError;
 
@@ -180,6 +181,10 @@ impl From<ServiceError> for Problem {
                 let title = "the publisher's key is not on this server";
                 Self::new(StatusCode::CONFLICT, "publisher-key-absent", title)
             }
+            ServiceError::Rotation(RotationError::Version { .. }) => {
+                Self::new(StatusCode::CONFLICT, "keys-version", "another version of the keys comes next")
+            }
+            ServiceError::Rotation(_) => unprocessable("keys-refused", "devices would refuse the keys"),
             ServiceError::Key(_)
             | ServiceError::Random(_)
             | ServiceError::Metrics

@@ -27,7 +27,7 @@ use crate::ledger::{Ledger, MemoryLedger, Statement};
 use crate::metrics::Metrics;
 use crate::minting::LiveFilters;
 use crate::publisher::Settings;
-use crate::service::{LeaderView, PublishedRealms};
+use crate::service::{Issuing, LeaderView, Parcel, PublishedRealms};
 
 const NOW: u64 = 1_800_000_000;
 const DAY: u64 = 24 * 3_600;
@@ -123,6 +123,13 @@ impl Site {
             inquiries: Arc::default(),
             settings: tokio::sync::watch::channel(Settings::default()).1,
         };
+        let (parcels, mut waiting) = tokio::sync::mpsc::channel::<Parcel>(8);
+        // Whoever would deliver: here everything arrives.
+        tokio::spawn(async move {
+            while let Some(parcel) = waiting.recv().await {
+                let _ = parcel.done.send(());
+            }
+        });
         let service = Service::new(
             ledger.clone(),
             keys,
@@ -133,6 +140,7 @@ impl Site {
             leader,
             Arc::clone(&lookout),
             Arc::clone(&metrics),
+            Issuing { issuers: Arc::clone(&issuers), lifetime: Duration::from_hours(1), parcels },
         );
         let admin = crate::keys::AdminToken::new(&token).unwrap();
         let gate = Arc::new(Gate::open(&path, &admin, limits, approve, Arc::clone(&clock) as Arc<dyn Clock>).unwrap());

@@ -117,6 +117,12 @@ impl KeySet {
         &self.document
     }
 
+    /// Whether validators find no key in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.document.get("keys").and_then(Value::as_array).is_none_or(Vec::is_empty)
+    }
+
     /// Whether a key of the set made this signature by this algorithm. A token that names its key means that one.
     pub(super) fn verifies(&self, alg: &str, kid: Option<&str>, message: &[u8], signature: &[u8]) -> bool {
         let named = |key: &&Key| match (&key.kid, kid) {
