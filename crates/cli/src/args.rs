@@ -71,6 +71,18 @@ pub enum Command {
         #[command(subcommand)]
         command: PublisherKeyCommand,
     },
+    /// Enrolls devices, lists them, gives them tokens, dismisses them.
+    Device {
+        /// What to do.
+        #[command(subcommand)]
+        command: DeviceCommand,
+    },
+    /// Issues tokens with the server's own issuer.
+    Token {
+        /// What to do.
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
     /// Founds realms and lists them.
     Realm {
         /// What to do.
@@ -344,7 +356,7 @@ pub enum CredentialCommand {
 pub struct NewCredential {
     /// Whom the ledger names as the actor: 1 to 64 of a-z A-Z 0-9 . _ -
     pub name: String,
-    /// What it may do: revoker, issuer, reader, admin. May be given more than once.
+    /// What it may do: revoker, issuer, client, reader, admin. May be given more than once.
     #[arg(long = "role", value_name = "ROLE", required = true, value_parser = crate::credential::role)]
     pub roles: Vec<revocast_server::credentials::Role>,
     /// Where it may do it; may be given more than once [default: every realm].
@@ -442,6 +454,111 @@ pub struct Start {
     /// It signs at once: the one before was stolen. Who has not heard of it yet refuses its tokens until then.
     #[arg(long, conflicts_with = "lead")]
     pub now: bool,
+}
+
+/// `device`
+#[derive(Clone, Debug, Subcommand)]
+pub enum DeviceCommand {
+    /// Enrolls a device by what it printed of its keys; may be repeated.
+    Enroll(Box<Enroll>),
+    /// Lists the devices of a realm and what they hold.
+    List {
+        /// The realm.
+        #[arg(long)]
+        realm: String,
+        /// Which server.
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Enrolls a device no longer, and revokes its tokens.
+    Dismiss {
+        /// Which.
+        #[command(flatten)]
+        name: DeviceName,
+        /// Why; kept in the ledger.
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Issues a token to a device and delivers it.
+    Token {
+        /// Which.
+        #[command(flatten)]
+        name: DeviceName,
+        /// How long it lives, seconds [default: as the tokens of the realm].
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+        lifetime: Option<u64>,
+    },
+}
+
+/// `device enroll`
+#[derive(Clone, Debug, Args)]
+pub struct Enroll {
+    /// What the device printed of its keys (`device keygen`); - for standard input.
+    pub file: PathBuf,
+    /// The realm [default: the one that the device means].
+    #[arg(long)]
+    pub realm: Option<String>,
+    /// Whom its tokens are for (`aud`); may be given more than once.
+    #[arg(long, value_name = "AUD", required = true)]
+    pub audience: Vec<String>,
+    /// Whom its tokens speak of (`sub`) [default: its name].
+    #[arg(long, value_name = "SUB")]
+    pub subject: Option<String>,
+    /// It may take the place of one of this name with other keys, whose tokens are revoked.
+    #[arg(long)]
+    pub replace: bool,
+    /// Which server.
+    #[command(flatten)]
+    pub server: ServerArguments,
+}
+
+/// A device at a server.
+#[derive(Clone, Debug, Args)]
+pub struct DeviceName {
+    /// The device.
+    pub device: String,
+    /// Its realm.
+    #[arg(long)]
+    pub realm: String,
+    /// Which server.
+    #[command(flatten)]
+    pub server: ServerArguments,
+}
+
+/// `token`
+#[derive(Clone, Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Issues a token and prints it.
+    Issue(Box<IssueToken>),
+}
+
+/// `token issue`
+#[derive(Clone, Debug, Args)]
+pub struct IssueToken {
+    /// The realm of the token.
+    #[arg(long)]
+    pub realm: String,
+    /// Whom it speaks of.
+    #[arg(long)]
+    pub sub: String,
+    /// Whom it is for (`aud`); may be given more than once.
+    #[arg(long, value_name = "AUD", required = true)]
+    pub audience: Vec<String>,
+    /// How long it lives, seconds [default: as the tokens of the realm].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub lifetime: Option<u64>,
+    /// Claims besides, a JSON object.
+    #[arg(long, value_name = "JSON")]
+    pub claims: Option<String>,
+    /// The client it is issued to.
+    #[arg(long)]
+    pub client: Option<String>,
+    /// A refresh token comes with it, on a line of its own.
+    #[arg(long)]
+    pub refresh: bool,
+    /// Which server.
+    #[command(flatten)]
+    pub server: ServerArguments,
 }
 
 /// `publisher-key`
