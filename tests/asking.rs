@@ -144,20 +144,20 @@ async fn a_suspect_is_cleared_or_condemned_by_the_server_and_denied_without_it()
     let (first, second) = (flagged.next().unwrap(), flagged.next().unwrap());
     let [known, other, ..] = &scene.revoked[..] else { panic!("two hundred tokens") };
     assert!(is_suspect(known) && is_suspect(other));
-    let rejected = validator.validate_for(SystemClock::now(), "unlock", &token(&first)).unwrap_err();
+    let rejected = validator.verify_for(SystemClock::now(), "unlock", &token(&first)).unwrap_err();
     assert_eq!((rejected.reason(), rejected.ask), ("suspect", true));
 
     // A token of another issuer is none of this server's business, whatever a policy says.
     let lax = Policy::strict().on_not_followed(Rule::Ask);
     let foreign = validator_of("https://other.example", &device, lax);
     let theirs = token_of("https://other.example", &first);
-    let rejected = asker.validate_or_ask(&foreign, &SystemClock, "", &theirs).await.unwrap_err();
+    let rejected = asker.verify_or_ask(&foreign, &SystemClock, "", &theirs).await.unwrap_err();
     assert_eq!(rejected.rejection, Rejection::Unknown { doubt: Doubt::NotFollowed });
     scene.has_answered(0).await;
 
     let decide = |jti: String| {
         let (asker, validator) = (asker.clone(), validator.clone());
-        async move { asker.validate_or_ask(&validator, &SystemClock, "unlock", &token(&jti)).await }
+        async move { asker.verify_or_ask(&validator, &SystemClock, "unlock", &token(&jti)).await }
     };
     assert_eq!(decide(first.clone()).await.unwrap().jti(), first);
     let rejected = decide(known.clone()).await.unwrap_err();
@@ -225,17 +225,17 @@ async fn row_46_a_device_without_a_clock_can_answer_after_one_question() {
     let asking = validator(&device, Policy::strict().on_time_unknown(Rule::Ask));
     let asker = device.asker();
     let good = token("good");
-    let denied = asker.validate_or_ask(&strict, &NoBattery, "", &good).await.unwrap_err();
+    let denied = asker.verify_or_ask(&strict, &NoBattery, "", &good).await.unwrap_err();
     assert_eq!(denied.rejection, Rejection::Unknown { doubt: Doubt::TimeUnknown });
-    assert_eq!(asker.validate_or_ask(&asking, &NoBattery, "", &good).await.unwrap().jti(), "good");
+    assert_eq!(asker.verify_or_ask(&asking, &NoBattery, "", &good).await.unwrap().jti(), "good");
     scene.has_answered(1).await;
 
     // From here on it answers by itself, about everything, and knows what has expired.
     assert!(matches!(verdict("better"), Verdict::NotRevoked { .. }));
-    assert!(strict.validate(NoBattery.now(), &token("another")).is_ok());
+    assert!(strict.verify(NoBattery.now(), &token("another")).is_ok());
     let (iat, exp) = (seconds() - 100, seconds() - 3);
     let over = format!(r#"{{"iss":"{ISSUER}","aud":"{AUDIENCE}","jti":"over","iat":{iat},"exp":{exp}}}"#);
-    let rejected = strict.validate(NoBattery.now(), &hs256(&SECRET, &over)).unwrap_err();
+    let rejected = strict.verify(NoBattery.now(), &hs256(&SECRET, &over)).unwrap_err();
     assert_eq!(rejected.reason(), "expired");
     scene.has_answered(1).await;
     device.stop().await;

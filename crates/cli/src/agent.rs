@@ -328,8 +328,8 @@ async fn verify(State(shared): State<Arc<Shared>>, token: String) -> Result<Json
     let (validator, token) = (shared.validator()?, token.trim());
     let outcome = match &shared.asker {
         // Of no class in particular: the strict policy.
-        Some(asker) => asker.validate_or_ask(validator, &SystemClock, "", token).await,
-        None => validator.validate(SystemClock::now(), token),
+        Some(asker) => asker.verify_or_ask(validator, &SystemClock, "", token).await,
+        None => validator.verify(SystemClock::now(), token),
     };
     Ok(Json(json!(Judged::of(&outcome))))
 }

@@ -193,7 +193,7 @@ impl Show {
     fn accept_one(&self) -> Result<(), Failure> {
         let Some(token) = self.bad.first().cloned() else { return Ok(()) };
         for follower in &self.followers {
-            self.validate(follower, &token)?.map_err(|rejection| {
+            self.verify(follower, &token)?.map_err(|rejection| {
                 Failure::plain("wrongly-refused", format!("{} refused a good token: {rejection}", follower.name))
             })?;
         }
@@ -505,12 +505,12 @@ impl Show {
     }
 
     /// The whole validation, as a device does it: signature, claims, revocation.
-    fn validate(&self, follower: &Follower, token: &Issued) -> Result<Result<(), Rejection>, Failure> {
+    fn verify(&self, follower: &Follower, token: &Issued) -> Result<Result<(), Rejection>, Failure> {
         let Some(device) = &follower.device else { return Ok(Ok(())) };
         let rules = ValidatorConfig::new(ISSUER, [AUDIENCE], self.keys.clone());
         let validator = Validator::new(rules, device.checker(), Policy::strict())
             .map_err(|error| Failure::new("validator", "no validator can be made", &error))?;
-        Ok(validator.validate(SystemClock::now(), &token.text).map(drop).map_err(|rejected| rejected.rejection))
+        Ok(validator.verify(SystemClock::now(), &token.text).map(drop).map_err(|rejected| rejected.rejection))
     }
 
     /// How many of some tokens a device accepts: all by its checker; each tenth, and whatever the
@@ -525,7 +525,7 @@ impl Show {
         for (at, token) in tokens.iter().enumerate() {
             let passes = matches!(verdict(&checker, token), Verdict::NotRevoked { .. });
             let whole = at % 10 == 0;
-            let validated = if whole { validator.validate(SystemClock::now(), &token.text).is_ok() } else { passes };
+            let validated = if whole { validator.verify(SystemClock::now(), &token.text).is_ok() } else { passes };
             accepted += usize::from(passes || validated);
         }
         Ok(accepted)

@@ -79,7 +79,7 @@ fn judge<R: Revocations>(
     let (mut number, mut rejected) = (0_u64, false);
     while let Some(line) = next_line(&mut input).map_err(failed)? {
         number += 1;
-        let outcome = validator.validate(now, &line);
+        let outcome = validator.verify(now, &line);
         rejected |= outcome.is_err();
         let grounds = explains.map(|set| Grounds::of(set, now, &outcome));
         let line = Printed { line: number, judged: Judged::of(&outcome), grounds };

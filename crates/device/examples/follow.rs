@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let rules = ValidatorConfig::new(issuer, [audience], KeySet::from_jwks(&std::fs::read(jwks)?)?);
     let validator = Validator::new(rules, device.checker(), Policy::strict())?;
-    match validator.validate(SystemClock::now(), token) {
+    match validator.verify(SystemClock::now(), token) {
         Ok(token) => println!("accept {}", token.jti()),
         Err(rejected) => println!("reject ({}): {rejected}", rejected.reason()),
     }

@@ -144,17 +144,17 @@ impl Asker {
 
     /// Validates a token for an operation of some class, and asks the server where the policy says so.
     ///
-    /// `Ok` means: accept. Everything but the policy's "ask" is as [`Validator::validate_for`] has it;
+    /// `Ok` means: accept. Everything but the policy's "ask" is as [`Validator::verify_for`] has it;
     /// when nobody answers, the rejection stands. `validator` must ask this device's checker, and
     /// `clock` be that of the device ([`SystemClock`](crate::SystemClock) for a real one).
-    pub async fn validate_or_ask<R: Revocations>(
+    pub async fn verify_or_ask<R: Revocations>(
         &self,
         validator: &Validator<R>,
         clock: &impl Clock,
         class: &str,
         token: &str,
     ) -> Result<Token, Rejected> {
-        let rejected = match validator.validate_for(clock.now(), class, token) {
+        let rejected = match validator.verify_for(clock.now(), class, token) {
             Err(rejected) if rejected.ask => rejected,
             decided => return decided,
         };
@@ -176,7 +176,7 @@ impl Asker {
         }
         // Time has passed, may be known only now, and with it whether the token is still in its time. What
         // the device would still rather ask about has just been answered.
-        match validator.validate_for(clock.now(), class, token) {
+        match validator.verify_for(clock.now(), class, token) {
             Err(Rejected { ask: true, token: Some(token), .. }) => Ok(*token),
             decided => decided,
         }

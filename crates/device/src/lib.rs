@@ -30,7 +30,7 @@
 //!
 //! let rules = ValidatorConfig::new("https://issuer.example", ["https://api.example"], KeySet::from_jwks(jwks)?);
 //! let validator = Validator::new(rules, device.checker(), Policy::strict())?;
-//! match validator.validate(SystemClock::now(), token) {
+//! match validator.verify(SystemClock::now(), token) {
 //!     Ok(token) => println!("accepted {}", token.jti()),
 //!     Err(rejected) => println!("rejected: {rejected}"),
 //! }
@@ -75,8 +75,8 @@ pub use policy::{AGING_AFTER, CLASSES_MAX, Decision, Policies, Policy, Reason, R
 
 mod validator;
 pub use validator::{
-    KeyError, KeySet, KeySetError, Rejected, Rejection, Revocations, RevokedPairs, Token, Unchecked, Validator,
-    ValidatorConfig, ValidatorError,
+    KeyError, KeySet, KeySetError, LiveKeys, Rejected, Rejection, Revocations, RevokedPairs, Token, Unchecked,
+    Validator, ValidatorConfig, ValidatorError,
 };
 
 mod fallback;

@@ -27,7 +27,7 @@ mod keys;
 
 use json::{Json, JsonError};
 use keys::{Algorithm, NoKey};
-pub use keys::{KeyError, KeySet, KeySetError};
+pub use keys::{KeyError, KeySet, KeySetError, LiveKeys};
 
 /// Bytes of a token. Larger ones do not fit the headers they travel in.
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
@@ -141,21 +141,22 @@ impl Revocations for Unchecked {
 pub struct ValidatorConfig {
     issuer: String,
     audiences: Vec<String>,
-    keys: KeySet,
+    keys: LiveKeys,
     token_type: Option<String>,
     leeway: u32,
 }
 
 impl ValidatorConfig {
-    /// Tokens of this issuer, for any of these audiences, signed with one of these keys.
+    /// Tokens of this issuer, for any of these audiences, signed with one of these keys: a [`KeySet`] that
+    /// stays as it is, or [`LiveKeys`] that somebody keeps up to date.
     #[must_use]
     pub fn new<A: Into<String>>(
         issuer: impl Into<String>,
         audiences: impl IntoIterator<Item = A>,
-        keys: KeySet,
+        keys: impl Into<LiveKeys>,
     ) -> Self {
         let audiences = audiences.into_iter().map(Into::into).collect();
-        Self { issuer: issuer.into(), audiences, keys, token_type: None, leeway: 0 }
+        Self { issuer: issuer.into(), audiences, keys: keys.into(), token_type: None, leeway: 0 }
     }
 
     /// Requires this `typ`, for example `at+jwt`; without it any or none is accepted.
@@ -234,16 +235,16 @@ impl<R: Revocations> Validator<R> {
     ///
     /// One signature. Before it, at most 2 KiB of header are parsed; after it, at most 8 KiB of
     /// claims.
-    pub fn validate(&self, now: Now, token: &str) -> Result<Token, Rejected> {
-        self.validate_by(now, self.policies.default_policy(), token)
+    pub fn verify(&self, now: Now, token: &str) -> Result<Token, Rejected> {
+        self.verify_by(now, self.policies.default_policy(), token)
     }
 
     /// The same for an operation of some class; one without a policy of its own gets the default.
-    pub fn validate_for(&self, now: Now, class: &str, token: &str) -> Result<Token, Rejected> {
-        self.validate_by(now, self.policies.of(class), token)
+    pub fn verify_for(&self, now: Now, class: &str, token: &str) -> Result<Token, Rejected> {
+        self.verify_by(now, self.policies.of(class), token)
     }
 
-    fn validate_by(&self, now: Now, policy: &Policy, token: &str) -> Result<Token, Rejected> {
+    fn verify_by(&self, now: Now, policy: &Policy, token: &str) -> Result<Token, Rejected> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(Rejection::TooLarge { bytes: token.len() }.into());
         }
@@ -256,7 +257,9 @@ impl<R: Revocations> Validator<R> {
             return Err(Rejection::TooLarge { bytes: header.len() }.into());
         }
         let header = Header::read(header)?;
-        let key = self.config.keys.choose(header.kid.as_deref(), header.algorithm).map_err(|none| match none {
+        let keys = self.config.keys.load();
+        let keys = keys.as_deref().ok_or(Rejection::KeyNotFound)?;
+        let key = keys.choose(header.kid.as_deref(), header.algorithm).map_err(|none| match none {
             NoKey::NotFound => Rejection::KeyNotFound,
             NoKey::OtherAlgorithm => Rejection::AlgorithmMismatch,
         })?;

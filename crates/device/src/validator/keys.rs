@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
+use arc_swap::{ArcSwapOption, Guard};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::DecodingKey;
@@ -211,6 +213,47 @@ impl KeySet {
             (None, _) if considered().count() == 1 => Err(NoKey::OtherAlgorithm),
             (Some(_), Some(_)) | (None, _) => Err(NoKey::NotFound),
         }
+    }
+}
+
+/// A key set that may change while validators use it: an issuer replaces its keys, and whoever hears of it
+/// (a file, a topic, an address) replaces the set here. Cheap to clone; all clones share one set.
+///
+/// Every token is validated with one whole set: that from before a change, or that from after it. As long
+/// as none has arrived, no key fits any token.
+#[derive(Clone, Debug, Default)]
+pub struct LiveKeys(Arc<ArcSwapOption<KeySet>>);
+
+impl LiveKeys {
+    /// Begins with this set; `LiveKeys::default()` begins with none.
+    #[must_use]
+    pub fn new(keys: KeySet) -> Self {
+        Self(Arc::new(ArcSwapOption::from_pointee(keys)))
+    }
+
+    /// Puts another set in its place, at once and for all that share it.
+    ///
+    /// A key that is not in the new set vouches for nothing from here on. So never replace a set by one that
+    /// could not be read: keep the old one, and say so.
+    pub fn replace(&self, keys: KeySet) {
+        self.0.store(Some(Arc::new(keys)));
+    }
+
+    /// The set as it stands now; `None` before the first.
+    #[must_use]
+    pub fn keys(&self) -> Option<Arc<KeySet>> {
+        self.0.load_full()
+    }
+
+    /// The same for one token: cheaper, and to be let go soon.
+    pub(super) fn load(&self) -> Guard<Option<Arc<KeySet>>> {
+        self.0.load()
+    }
+}
+
+impl From<KeySet> for LiveKeys {
+    fn from(keys: KeySet) -> Self {
+        Self::new(keys)
     }
 }
 

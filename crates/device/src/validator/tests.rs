@@ -162,7 +162,7 @@ fn hs() -> [Signer; 1] {
 /// How a token with these claims is rejected.
 fn reason(with: &str) -> &'static str {
     let signers = hs();
-    outcome(validator(&signers).validate(now(), &signers[0].token(&claims(with))))
+    outcome(validator(&signers).verify(now(), &signers[0].token(&claims(with))))
 }
 
 fn outcome(result: Result<Token, Rejected>) -> &'static str {
@@ -177,10 +177,10 @@ fn each_algorithm_is_accepted_and_revocation_is_honored() {
     let signers = all_signers();
     let validator = validator(&signers);
     for signer in &signers {
-        let token = validator.validate(now(), &signer.token(&claims(""))).unwrap();
+        let token = validator.verify(now(), &signer.token(&claims(""))).unwrap();
         assert_eq!((token.jti(), token.key_id()), ("good", Some(signer.algorithm)));
         assert_eq!(token.verdict(), Verdict::NotRevoked { at: Position::default() });
-        let gone = validator.validate(now(), &signer.token(&claims(r#""jti":"gone""#))).unwrap_err();
+        let gone = validator.verify(now(), &signer.token(&claims(r#""jti":"gone""#))).unwrap_err();
         assert_eq!(gone.rejection, Rejection::Revoked { why: Why::Token }, "{}", signer.algorithm);
         assert_eq!(gone.token.unwrap().jti(), "gone");
     }
@@ -194,7 +194,7 @@ fn no_changed_byte_of_a_signature_or_message_passes() {
         let token = signer.token(&claims(""));
         let (message, signature) = token.rsplit_once('.').unwrap();
         let signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
-        let with = |signature: &[u8]| outcome(validator.validate(now(), &format!("{message}.{}", b64(signature))));
+        let with = |signature: &[u8]| outcome(validator.verify(now(), &format!("{message}.{}", b64(signature))));
         assert_eq!(with(&signature), "accepted");
         for place in [0, signature.len() / 2, signature.len() - 1] {
             let mut changed = signature.clone();
@@ -208,7 +208,7 @@ fn no_changed_byte_of_a_signature_or_message_passes() {
         let other = signer.token(&claims(r#""sub":"somebody else""#));
         let (other, _) = other.rsplit_once('.').unwrap();
         let swapped = format!("{other}.{}", b64(&signature));
-        assert_eq!(outcome(validator.validate(now(), &swapped)), "bad-signature", "{}", signer.algorithm);
+        assert_eq!(outcome(validator.verify(now(), &swapped)), "bad-signature", "{}", signer.algorithm);
     }
 }
 
@@ -221,7 +221,7 @@ fn the_key_decides_about_the_algorithm() {
     for claimed in &signers {
         for named in &signers {
             let header = format!(r#"{{"alg":"{}","kid":"{}"}}"#, claimed.algorithm, named.algorithm);
-            let result = outcome(validator.validate(now(), &claimed.raw(&header, claims("").as_bytes())));
+            let result = outcome(validator.verify(now(), &claimed.raw(&header, claims("").as_bytes())));
             let same = claimed.algorithm == named.algorithm;
             assert_eq!(result, if same { "accepted" } else { "algorithm-mismatch" }, "{header}");
         }
@@ -229,11 +229,11 @@ fn the_key_decides_about_the_algorithm() {
     for none in ["none", "None", "NONE", "nOnE", "", "hs256", "HS256 ", "HS1", "ES512", "RSA-OAEP"] {
         let header = format!(r#"{{"alg":"{none}","kid":"HS256"}}"#);
         assert_eq!(
-            outcome(validator.validate(now(), &hs.raw(&header, claims("").as_bytes()))),
+            outcome(validator.verify(now(), &hs.raw(&header, claims("").as_bytes()))),
             "unsupported-algorithm"
         );
         let unsigned = format!("{}.{}.", b64(header), b64(claims("")));
-        assert_eq!(outcome(validator.validate(now(), &unsigned)), "unsupported-algorithm");
+        assert_eq!(outcome(validator.verify(now(), &unsigned)), "unsupported-algorithm");
     }
 }
 
@@ -241,7 +241,7 @@ fn the_key_decides_about_the_algorithm() {
 fn keys_are_found_by_name_or_because_there_is_no_other() {
     let signers = [Signer::hs("HS256", hmac::HMAC_SHA256), Signer::ed()];
     let validator = validator(&signers);
-    let with = |header: &str| outcome(validator.validate(now(), &signers[0].raw(header, claims("").as_bytes())));
+    let with = |header: &str| outcome(validator.verify(now(), &signers[0].raw(header, claims("").as_bytes())));
     assert_eq!(with(r#"{"alg":"HS256"}"#), "accepted");
     assert_eq!(with(r#"{"alg":"ES256"}"#), "key-not-found");
     assert_eq!(with(r#"{"alg":"HS256","kid":"other"}"#), "key-not-found");
@@ -249,14 +249,14 @@ fn keys_are_found_by_name_or_because_there_is_no_other() {
     assert_eq!(with(r#"{"alg":"HS256","kid":"' OR 1=1 --"}"#), "key-not-found");
     // Without a name in the header, the key's own counts: cutoffs go by it.
     let token = signers[0].raw(r#"{"alg":"HS256"}"#, claims("").as_bytes());
-    assert_eq!(validator.validate(now(), &token).unwrap().key_id(), Some("HS256"));
+    assert_eq!(validator.verify(now(), &token).unwrap().key_id(), Some("HS256"));
 }
 
 #[test]
 fn headers_that_ask_for_more_are_refused() {
     let signers = hs();
     let validator = validator(&signers);
-    let with = |header: &str| outcome(validator.validate(now(), &signers[0].raw(header, claims("").as_bytes())));
+    let with = |header: &str| outcome(validator.verify(now(), &signers[0].raw(header, claims("").as_bytes())));
     for (name, value) in [
         ("crit", r#"["exp"]"#),
         ("b64", "false"),
@@ -285,7 +285,7 @@ fn headers_that_ask_for_more_are_refused() {
 fn a_token_has_one_form() {
     let signers = hs();
     let validator = validator(&signers);
-    let with = |token: &str| outcome(validator.validate(now(), token));
+    let with = |token: &str| outcome(validator.verify(now(), token));
     let token = signers[0].token(&claims(""));
     let parts: Vec<&str> = token.split('.').collect();
     assert_eq!(with(&token), "accepted");
@@ -319,12 +319,12 @@ fn slack_bits_are_refused() {
     let validator = validator(&signers);
     // 32 bytes of signature: 43 characters, the last with two bits to spare.
     let token = signers[0].token(&claims(r#""jti":"gone""#));
-    assert_eq!(outcome(validator.validate(now(), &token)), "revoked");
+    assert_eq!(outcome(validator.verify(now(), &token)), "revoked");
     let last = token.bytes().next_back().unwrap();
     let value = ALPHABET.iter().position(|character| *character == last).unwrap();
     for slack in 1..4 {
         let spelled = format!("{}{}", &token[..token.len() - 1], char::from(ALPHABET[value | slack]));
-        assert_eq!(outcome(validator.validate(now(), &spelled)), "bad-base64");
+        assert_eq!(outcome(validator.verify(now(), &spelled)), "bad-base64");
     }
 }
 
@@ -349,8 +349,8 @@ fn a_malleated_token_is_as_revoked_as_its_twin() {
         }
         let twin = format!("{message}.{}", b64(signature));
         assert_ne!(twin, token);
-        assert_eq!(outcome(validator.validate(now(), &token)), expected);
-        assert_eq!(outcome(validator.validate(now(), &twin)), expected, "the malleated one");
+        assert_eq!(outcome(validator.verify(now(), &token)), expected);
+        assert_eq!(outcome(validator.verify(now(), &twin)), expected, "the malleated one");
     }
 }
 
@@ -361,9 +361,9 @@ fn an_escaped_jti_is_the_same_jti() {
     let validator = validator(&signers);
     let text = |jti: &str| format!(r#"{{"iss":"{ISSUER}","aud":"{AUDIENCE}","exp":{},"jti":"{jti}"}}"#, NOW + 10);
     for spelled in ["gone", r"\u0067one", r"\u0067\u006f\u006e\u0065", r"g\u006Fne"] {
-        assert_eq!(outcome(validator.validate(now(), &signers[0].token(&text(spelled)))), "revoked", "{spelled}");
+        assert_eq!(outcome(validator.verify(now(), &signers[0].token(&text(spelled)))), "revoked", "{spelled}");
     }
-    assert_eq!(outcome(validator.validate(now(), &signers[0].token(&text("Gone")))), "accepted");
+    assert_eq!(outcome(validator.verify(now(), &signers[0].token(&text("Gone")))), "accepted");
 }
 
 #[test]
@@ -403,7 +403,7 @@ fn claims_must_be_there_and_be_what_they_should() {
 fn payloads_that_are_no_sane_json_object_are_refused() {
     let signers = hs();
     let validator = validator(&signers);
-    let with = |payload: &[u8]| outcome(validator.validate(now(), &signers[0].raw(&signers[0].header(""), payload)));
+    let with = |payload: &[u8]| outcome(validator.verify(now(), &signers[0].raw(&signers[0].header(""), payload)));
     let good = claims("");
     assert_eq!(with(good.as_bytes()), "accepted");
     let members = &good[1..good.len() - 1];
@@ -431,7 +431,7 @@ fn issuer_audience_and_type_must_be_the_expected_ones() {
     let signers = hs();
     let typed = Validator::new(rules(&signers).with_type("at+jwt"), revoked("gone"), Policy::strict()).unwrap();
     let with =
-        |more: &str| outcome(typed.validate(now(), &signers[0].raw(&signers[0].header(more), claims("").as_bytes())));
+        |more: &str| outcome(typed.verify(now(), &signers[0].raw(&signers[0].header(more), claims("").as_bytes())));
     assert_eq!(with(r#","typ":"at+jwt""#), "accepted");
     assert_eq!(with(r#","typ":"AT+JWT""#), "accepted");
     assert_eq!(with(r#","typ":"application/at+jwt""#), "accepted");
@@ -461,12 +461,12 @@ fn times_are_compared_to_the_second() {
         (format!(r#""iat":{}"#, NOW + 6), "issued-in-the-future", "issued-in-the-future"),
         (r#""iat":null"#.to_owned(), "accepted", "accepted"),
     ] {
-        assert_eq!(outcome(strict.validate(now(), &token(with.clone()))), by_strict, "{with}");
-        assert_eq!(outcome(lax.validate(now(), &token(with.clone()))), by_lax, "{with} with leeway");
+        assert_eq!(outcome(strict.verify(now(), &token(with.clone()))), by_strict, "{with}");
+        assert_eq!(outcome(lax.verify(now(), &token(with.clone()))), by_lax, "{with} with leeway");
     }
     // A clock at 1970 or far away does not panic.
-    assert_eq!(outcome(strict.validate(at(0), &token(String::new()))), "issued-in-the-future");
-    assert_eq!(outcome(strict.validate(at(u64::MAX / 1000), &token(String::new()))), "expired");
+    assert_eq!(outcome(strict.verify(at(0), &token(String::new()))), "issued-in-the-future");
+    assert_eq!(outcome(strict.verify(at(u64::MAX / 1000), &token(String::new()))), "expired");
 }
 
 /// Answers what it is told to, and remembers nothing.
@@ -501,7 +501,7 @@ fn the_policy_has_the_last_word() {
     let token = signers[0].token(&claims(""));
     let judge = |verdict, policy| {
         let validator = Validator::new(rules(&signers), says(verdict), policy).unwrap();
-        validator.validate(now(), &token).map_err(|rejected| (rejected.reason(), rejected.ask))
+        validator.verify(now(), &token).map_err(|rejected| (rejected.reason(), rejected.ask))
     };
     let suspect = Verdict::Suspect { false_positive_rate: 0.01 };
     let unknown = Verdict::Unknown { doubt: Doubt::TimeUnknown };
@@ -537,8 +537,8 @@ fn each_class_of_operation_has_its_policy() {
         let aged = Aged(Duration::from_mins(minutes));
         let validator = Validator::new(rules(&signers), aged, policies.clone()).unwrap();
         let judged = match class {
-            Some(class) => validator.validate_for(now(), class, &token),
-            None => validator.validate(now(), &token),
+            Some(class) => validator.verify_for(now(), class, &token),
+            None => validator.verify(now(), &token),
         };
         judged.map(drop).map_err(|rejected| (rejected.reason(), rejected.ask))
     };
@@ -560,7 +560,7 @@ fn what_was_signed_is_a_floor_under_the_clock() {
     let not_revoked = Verdict::NotRevoked { at: Position::default() };
     let floor = |secs| Says { time: UnixTime::from_secs(secs).millis(), ..says(not_revoked) };
     let judge =
-        |floor| outcome(Validator::new(rules(&signers), floor, Policy::strict()).unwrap().validate(at(0), &token));
+        |floor| outcome(Validator::new(rules(&signers), floor, Policy::strict()).unwrap().verify(at(0), &token));
     assert_eq!(judge(floor(NOW)), "accepted");
     assert_eq!(judge(floor(NOW + 11)), "expired");
 }
@@ -584,9 +584,9 @@ fn the_leeway_is_at_most_the_realms() {
     let most = Arc::clone(&revocations.leeway);
     let validator = Validator::new(rules(&signers).with_leeway_secs(60), revocations, Policy::strict()).unwrap();
     let token = signers[0].token(&claims(&format!(r#""exp":{}"#, NOW - 30)));
-    assert_eq!(outcome(validator.validate(now(), &token)), "accepted");
+    assert_eq!(outcome(validator.verify(now(), &token)), "accepted");
     most.store(10, Ordering::Relaxed);
-    assert_eq!(outcome(validator.validate(now(), &token)), "expired");
+    assert_eq!(outcome(validator.verify(now(), &token)), "expired");
 }
 
 #[test]
@@ -601,7 +601,7 @@ fn a_validator_needs_an_issuer_and_an_audience() {
 fn without_knowledge_nothing_is_accepted_unless_the_policy_says_so() {
     let signers = hs();
     let token = signers[0].token(&claims(""));
-    let judge = |policy| outcome(Validator::new(rules(&signers), Unchecked, policy).unwrap().validate(now(), &token));
+    let judge = |policy| outcome(Validator::new(rules(&signers), Unchecked, policy).unwrap().verify(now(), &token));
     assert_eq!(judge(Policy::strict()), "unknown");
     assert_eq!(judge(Policy::strict().on_not_followed(Rule::Accept)), "accepted");
 }
@@ -611,7 +611,7 @@ fn without_knowledge_nothing_is_accepted_unless_the_policy_says_so() {
 fn expired_and_revoked_are_both_told() {
     let signers = hs();
     let rejected =
-        validator(&signers).validate(now(), &signers[0].token(&claims(r#""jti":"gone","exp":1"#))).unwrap_err();
+        validator(&signers).verify(now(), &signers[0].token(&claims(r#""jti":"gone","exp":1"#))).unwrap_err();
     assert_eq!(rejected.reason(), "expired");
     let token = rejected.token.unwrap();
     assert_eq!((token.jti(), token.verdict()), ("gone", Verdict::Revoked { why: Why::Token }));
@@ -638,12 +638,12 @@ fn no_text_makes_it_panic() {
             let mut bytes = token.clone().into_bytes();
             bytes[place] = byte;
             let text = String::from_utf8(bytes).unwrap();
-            assert_eq!(outcome(validator.validate(now(), &text)) == "accepted", text == token, "{text}");
+            assert_eq!(outcome(validator.verify(now(), &text)) == "accepted", text == token, "{text}");
         }
-        assert_ne!(outcome(validator.validate(now(), &token[..place])), "accepted");
+        assert_ne!(outcome(validator.verify(now(), &token[..place])), "accepted");
     }
     for text in ["é.é.é", "\u{10ffff}..", "...", "a.é.", "\0.\0.\0"] {
-        assert_ne!(outcome(validator.validate(now(), text)), "accepted");
+        assert_ne!(outcome(validator.verify(now(), text)), "accepted");
     }
 }
 
@@ -658,4 +658,26 @@ fn a_checker_answers_only_for_its_own_issuer() {
     let verdict = Revocations::check(&checker, now(), ISSUER, &asked);
     assert_eq!(verdict, Verdict::Unknown { doubt: Doubt::NoState });
     assert_eq!(Revocations::leeway_max(&checker), None);
+}
+
+/// A token is judged by the keys that stand when it is shown, and by none before there are any.
+#[test]
+fn replaced_keys_hold_for_every_validator_at_once() {
+    let (old, new) = (hs(), [Signer::ed()]);
+    let live = LiveKeys::default();
+    let rules = ValidatorConfig::new(ISSUER, [AUDIENCE], live.clone());
+    let validator = Validator::new(rules, revoked("gone"), Policy::strict()).unwrap();
+    let other = validator.clone();
+    let judge = |signer: &Signer| {
+        let found = [&validator, &other].map(|it| outcome(it.verify(now(), &signer.token(&claims("")))));
+        assert_eq!(found[0], found[1]);
+        found[0]
+    };
+    assert!(live.keys().is_none());
+    assert_eq!(judge(&old[0]), "key-not-found");
+    live.replace(keys(&old));
+    assert_eq!((judge(&old[0]), judge(&new[0])), ("accepted", "key-not-found"));
+    live.replace(keys(&new));
+    assert_eq!((judge(&old[0]), judge(&new[0])), ("key-not-found", "accepted"));
+    assert_eq!(live.keys().unwrap().len(), 1);
 }
