@@ -15,7 +15,7 @@ use revocast_core::limits::DEVICE_ID_BYTES_MAX;
 use revocast_core::update::{Delivery, DeviceTopic, Nonce, Notice, Renew, TokenTopic};
 use revocast_core::wire::{self, WireError};
 use revocast_core::{
-    DeviceId, Digest, EnvelopeError, Kind, RealmId, Sealed, UnixMillis, UnixTime, enclose, seal,
+    DeviceId, Digest, EnvelopeError, EnvelopePublicKey, Kind, RealmId, Sealed, UnixMillis, UnixTime, enclose, seal,
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
@@ -213,12 +213,14 @@ impl Post {
             let mut randomness = [0; 32];
             getrandom::fill(&mut randomness).map_err(DeliveryError::Random)?;
             let bound = Delivery::bound(issued_at, nonce.as_ref());
-            enclose(&device.sealing, &realm, &device.id, &bound, &content, randomness)?
+            let sealing = EnvelopePublicKey::parse(device.sealing.0)?;
+            enclose(&sealing, &realm, &device.id, &bound, &content, randomness)?
         };
         let delivery = Delivery { device: device.id, issued_at, nonce, enclosed: !clear, content };
         let body = wire::encode_delivery(&delivery)?;
         let bytes = seal(Kind::Delivery, &realm, &body, &[&keys.publisher()?]);
-        let sent = broker.publish_token(&topic.topic(&realm, &device.id), bytes);
+        let topic = topic.topic(&realm, &device.id);
+        let sent = broker.publish_token(&topic, bytes);
         timeout(SEND_PATIENCE, sent).await.map_err(|_| BrokerError::Silent { after: SEND_PATIENCE })??;
         Ok(())
     }

@@ -20,7 +20,7 @@ use super::access::Caller;
 use super::extract::{Body, RealmParameter, RealmPath, UNPROCESSABLE, bad_query, created};
 use super::problem::{Problem, ProblemBody};
 use super::tokens::{NOT_KEPT, audience, warning};
-use crate::ledger::{Device, Dismissal, NewDevice};
+use crate::ledger::{Device, Dismissal, NewDevice, SealingKey};
 use crate::service::Service;
 use crate::tokens::Audience;
 
@@ -109,7 +109,7 @@ impl From<Device> for DeviceBody {
         Self {
             device: device.id.to_string(),
             signing_key: URL_SAFE_NO_PAD.encode(device.signing.0),
-            sealing_key: URL_SAFE_NO_PAD.encode(device.sealing.as_bytes()),
+            sealing_key: URL_SAFE_NO_PAD.encode(device.sealing.0),
             subject: device.subject,
             audience: device.audience,
             enrolled_at: device.enrolled_at.secs(),
@@ -165,7 +165,7 @@ async fn enroll(
     let new = NewDevice {
         id: device,
         signing,
-        sealing,
+        sealing: SealingKey(*sealing.as_bytes()),
         subject: subject.unwrap_or_else(|| device.to_string()),
         audience: audience(aud)?,
         replace,

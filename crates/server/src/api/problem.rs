@@ -256,6 +256,15 @@ fn of_ledger(error: &LedgerError) -> Problem {
         LedgerError::BatchTooLarge { .. } | LedgerError::IssuedTooMany { .. } => {
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "batch-too-large", "the batch is too large")
         }
+        LedgerError::TooManyDescendants { .. } => {
+            unprocessable("too-many-descendants", "more tokens descend from those named than one call can revoke")
+        }
+        LedgerError::Enrollment(_) => unprocessable("device", "the device cannot be enrolled"),
+        LedgerError::DeviceTaken { .. } => {
+            Problem::new(StatusCode::CONFLICT, "device-taken", "the device is enrolled already, otherwise")
+        }
+        LedgerError::DevicesFull { .. } => full("devices-full", "the realm has no room for another device"),
+        LedgerError::Order(_) => unprocessable("token", "the token cannot be issued"),
         LedgerError::CutoffsFull { .. } => full("cutoffs-full", "the realm has no room for another cutoff"),
         LedgerError::RealmFull { .. } => full("realm-full", "the realm has no room for another entry"),
         LedgerError::SequenceExhausted { .. } => full("sequence-exhausted", "the realm has no numbers left"),

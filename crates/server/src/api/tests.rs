@@ -13,6 +13,7 @@ use tower::ServiceExt as _;
 mod access;
 mod hostile;
 mod standards;
+mod tokens;
 
 use super::*;
 use crate::broker::LinkState;
