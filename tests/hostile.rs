@@ -768,7 +768,9 @@ fn row_07_of_all_mixtures_only_whole_versions_are_accepted() {
         for (address, bytes) in &versions[0] {
             let version = match address {
                 Address::Keys | Address::KeysAt { .. } => 0,
-                Address::Manifest | Address::Live | Address::Answer => manifest,
+                Address::Manifest | Address::IssuerKeys | Address::Live | Address::Answer | Address::Delivery => {
+                    manifest
+                }
                 Address::Index { .. } => index,
                 Address::Chunk { .. } => chunk,
                 Address::Ladder { .. } => ladder,

@@ -10,12 +10,12 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use revocast_core::update::{Artifact, Chunk, Finding, Layer, Question, Report};
+use revocast_core::update::{Artifact, Chunk, Finding, Layer, Nonce, Question, Report};
 use revocast_core::{
-    Address, Claims, Cutoff, DeviceId, Digest, Epoch, Filter, FilterBuf, FilterParams, Fingerprint,
-    FingerprintFunction, Fingerprinter, Jti, Kind, Membership, Position, Profile, PublicKey, RealmId, RealmKey,
-    Refusal, Salt, Scope, ScopeKind, Sealed, Sequence, SigningKey, Term, UnixTime, Why, Width, exceptions, rice, seal,
-    wire,
+    Address, Claims, Cutoff, Delivery, DeviceId, DeviceKeys, Digest, EnvelopeKey, EnvelopePublicKey, Epoch, Filter,
+    FilterBuf, FilterParams, Fingerprint, FingerprintFunction, Fingerprinter, IssuerKeys, Jti, Kind, Membership,
+    NoRenewal, Notice, Position, Profile, PublicKey, RealmId, RealmKey, Refusal, Renew, Salt, Scope, ScopeKind, Sealed,
+    Sequence, SigningKey, Term, UnixMillis, UnixTime, Why, Width, disclose, enclose, exceptions, rice, seal, wire,
 };
 use revocast_tests::Random;
 use revocast_tests::follower::prompt;
@@ -238,6 +238,18 @@ fn bodies(forge: &Forge) -> Vec<(Kind, &'static str, Vec<u8>)> {
     let asked = seal(Kind::Ask, &forge.realm, &wire::encode_question(&question).unwrap(), &[]);
     let answer = |finding| wire::encode_answer(&forge.answer_meant(&asked, finding, 1_005, 50)).unwrap();
     let cut = Why::Cutoff { scope: ScopeKind::Subject, not_before: UnixTime::from_secs(1_767_225_601) };
+    let at = UnixMillis::from_millis(1_767_225_700_123);
+    let renew = |jti: Option<&str>| {
+        let renew = Renew { device: device("pump-1"), counter: 1 << 40, nonce, at, jti: jti.map(Into::into) };
+        wire::encode_renew(&renew).unwrap()
+    };
+    let delivery = |nonce, enclosed, content| {
+        let delivery = Delivery { device: device("pump-1"), issued_at: at, nonce, enclosed, content };
+        wire::encode_delivery(&delivery).unwrap()
+    };
+    let token = Notice::Token { token: "e30.e30.c2lnbmF0dXJl".into() };
+    let clear = |notice| wire::encode_notice(notice).unwrap();
+    let jwks = IssuerKeys { issued_at: at, jwks: br#"{"keys":[]}"#.to_vec() };
     vec![
         (Kind::Keys, "one root, a content key and a heartbeat key", wire::encode_keys(&forge.keys_meant(3)).unwrap()),
         (Kind::Manifest, "a manifest with a ladder of two pieces", wire::encode_manifest(&manifest).unwrap()),
@@ -260,6 +272,11 @@ fn bodies(forge: &Forge) -> Vec<(Kind, &'static str, Vec<u8>)> {
         (Kind::Answer, "revoked by its jti", answer(Finding::Revoked { why: Why::Token })),
         (Kind::Answer, "revoked by a cutoff", answer(Finding::Revoked { why: cut })),
         (Kind::Answer, "expired", answer(Finding::Revoked { why: Why::Expired { horizon: horizon(50) } })),
+        (Kind::Renew, "a device that holds a token", renew(Some("ключ-7"))),
+        (Kind::Renew, "a device that holds none", renew(None)),
+        (Kind::Delivery, "an enclosed token that was asked for", delivery(Some(nonce), true, vec![0x5a; 70])),
+        (Kind::Delivery, "a token in clear that nobody asked for", delivery(None, false, clear(&token))),
+        (Kind::IssuerKeys, "no keys, which is a key set, too", wire::encode_issuer_keys(&jwks).unwrap()),
     ]
 }
 
@@ -268,7 +285,8 @@ fn offers(forge: &Forge) -> Vec<Offer<'static>> {
     let signer = |kind| {
         if kind == Kind::Keys { &forge.root } else { &forge.content }
     };
-    let unsigned = |kind| matches!(kind, Kind::Chunk | Kind::Report | Kind::Ask);
+    // Those of devices may be signed, by keys that only the server knows.
+    let unsigned = |kind| matches!(kind, Kind::Chunk | Kind::Report | Kind::Ask | Kind::Renew);
     let mut offers = Vec::new();
     for (number, (kind, comment, body)) in bodies(forge).into_iter().enumerate() {
         let keys: &[&SigningKey] = if unsigned(kind) { &[] } else { &[signer(kind)] };
@@ -313,7 +331,7 @@ fn offers(forge: &Forge) -> Vec<Offer<'static>> {
     add("no-magic", "another magic", delta, vec![content], 1, with(0, b'X'));
     add("format-2", "a format not spoken", delta, vec![content], 1, with(3, 2));
     add("kind-0", "an unknown kind", delta, vec![content], 1, with(4, 0));
-    add("kind-9", "an unknown kind", delta, vec![content], 1, with(4, 9));
+    add("kind-12", "an unknown kind", delta, vec![content], 1, with(4, 12));
     add("realm-empty", "a realm id of no bytes", delta, vec![content], 1, with(5, 0));
     add("realm-long", "a realm id longer than the object", delta, vec![content], 1, with(5, 255));
     add("realm-upper", "a realm id with another character", delta, vec![content], 1, with(6, b'S'));
@@ -388,6 +406,23 @@ fn offers(forge: &Forge) -> Vec<Offer<'static>> {
         1,
         seal(Kind::Index, &forge.realm, &index, &[&forge.content]),
     );
+    let meant = |kind| bodies(forge).into_iter().find(|(of, ..)| *of == kind).unwrap().2;
+    let mut change = |id: &str, comment, kind, change: &dyn Fn(&mut Vec<u8>)| {
+        let mut body = meant(kind);
+        change(&mut body);
+        add(id, comment, kind, vec![content], 1, seal(kind, &forge.realm, &body, &[&forge.content]));
+    };
+    change("counter-0", "a counter that never rose", Kind::Renew, &|body| body[..8].fill(0));
+    change("jti-long", "a jti longer than the body", Kind::Renew, &|body| body[33] = 0xff);
+    change("jti-short", "a byte behind the jti", Kind::Renew, &|body| body[33] -= 1);
+    change("jti-no-text", "a jti that is no UTF-8", Kind::Renew, &|body| *body.last_mut().unwrap() = 0xff);
+    change("delivery-flags", "a flag that nothing means", Kind::Delivery, &|body| body[8] |= 4);
+    change("delivery-nonce", "a nonce that is not there", Kind::Delivery, &|body| body[8] = 2);
+    change("delivery-bare", "an enclosure without content", Kind::Delivery, &|body| body.truncate(32 + 48));
+    change("delivery-long", "more than a delivery carries", Kind::Delivery, &|body| body.resize(32 + 8_242, 0));
+    change("jwks-none", "no key set", Kind::IssuerKeys, &|body| body.truncate(8));
+    change("jwks-long", "a key set larger than allowed", Kind::IssuerKeys, &|body| body.resize(8 + 16_385, b' '));
+    change("jwks-no-text", "a key set that is no UTF-8", Kind::IssuerKeys, &|body| body[8] = 0xff);
     let mut keys = bodies(forge)[0].2.clone();
     keys[24] = 0;
     add("threshold-0", "a threshold of none", Kind::Keys, vec![root], 1, {
@@ -584,8 +619,127 @@ fn file(description: &str, vectors: &[Value]) -> Value {
     json!({ "format": 1, "description": description, "vectors": vectors })
 }
 
+/// What a device makes of a delivery's content, by a seed of its key.
+fn disclosed(vector: &Value) -> Result<Value, &'static str> {
+    let text = |name: &str| vector[name].as_str().unwrap();
+    let (realm, device) = (RealmId::new(text("realm")).unwrap(), DeviceId::new(text("device")).unwrap());
+    let nonce: Option<Nonce> = (!vector["nonce"].is_null()).then(|| array(&vector["nonce"]));
+    let bound = Delivery::bound(UnixMillis::from_millis(vector["issued_at"].as_u64().unwrap()), nonce.as_ref());
+    let key = EnvelopeKey::from_seed(array(&vector["seed"]));
+    let plain = disclose(&key, &realm, &device, &bound, &unhex(&vector["bytes"])).map_err(|_| "Sealed")?;
+    match wire::decode_notice(&plain).map_err(|_| "Malformed")? {
+        Notice::Token { token } => Ok(json!({ "token": &*token })),
+        Notice::Refused { why } => Ok(json!({ "refused": why as u8 })),
+    }
+}
+
+fn envelopes() -> Value {
+    let (realm, device) = (RealmId::new("fleet").unwrap(), DeviceId::new("pump-1").unwrap());
+    let key = EnvelopeKey::from_seed([7; 32]);
+    let at = UnixMillis::from_millis(1_767_225_700_123);
+    let asked: Nonce = core::array::from_fn(|at| at as u8 + 1);
+    let enclosed = |nonce: Option<&Nonce>, plain: &[u8], random: u8| {
+        enclose(&key.public(), &realm, &device, &Delivery::bound(at, nonce), plain, [random; 32]).unwrap()
+    };
+    let token = wire::encode_notice(&Notice::Token { token: "e30.e30.c2lnbmF0dXJl".into() }).unwrap();
+    let longest = wire::encode_notice(&Notice::Token { token: "a".repeat(8_192).into() }).unwrap();
+    let mut made = Vec::new();
+    let mut add = |id: &str, comment: &str, nonce: Option<Nonce>, place: (&str, &str), bytes: &[u8]| {
+        let mut vector = json!({
+            "id": id, "comment": comment, "seed": hex(&[7; 32]), "public": hex(key.public().as_bytes()),
+            "realm": place.0, "device": place.1, "issued_at": at.millis(), "nonce": nonce.map(|nonce| hex(&nonce)),
+            "bytes": hex(bytes),
+        });
+        let (result, flags) = match disclosed(&vector) {
+            Ok(notice) => (notice, json!([])),
+            Err(flag) => (Value::Null, json!([flag])),
+        };
+        vector["result"] = result;
+        vector["flags"] = flags;
+        made.push(vector);
+    };
+    let here = ("fleet", "pump-1");
+    let good = enclosed(Some(&asked), &token, 1);
+    add("asked", "a token that was asked for", Some(asked), here, &good);
+    add("unasked", "a token that nobody asked for", None, here, &enclosed(None, &token, 2));
+    add("longest", "the longest token", None, here, &enclosed(None, &longest, 3));
+    for why in NoRenewal::ALL {
+        let notice = wire::encode_notice(&Notice::Refused { why }).unwrap();
+        add(why.name(), "no token", Some(asked), here, &enclosed(Some(&asked), &notice, 10 + why as u8));
+    }
+    add("other-nonce", "bound to a nonce, shown without", None, here, &good);
+    add("other-realm", "bound to another realm", Some(asked), ("flee", "pump-1"), &good);
+    add("other-device", "bound to another device", Some(asked), ("fleet", "pump-2"), &good);
+    let flipped = |at: usize| {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    add("flipped-key", "one bit of the encapsulated key", Some(asked), here, &flipped(0));
+    add("flipped-token", "one bit of the token", Some(asked), here, &flipped(33));
+    add("flipped-tag", "one bit of the tag", Some(asked), here, &flipped(good.len() - 1));
+    add("cut", "a byte less", Some(asked), here, &good[..good.len() - 1]);
+    add("key-0", "an encapsulated key with which everybody could read", Some(asked), here, &{
+        let mut bytes = good.clone();
+        bytes[..32].fill(0);
+        bytes
+    });
+    for (id, comment, plain) in [
+        ("no-notice", "nothing was enclosed", &b""[..]),
+        ("no-token", "a token of no bytes", &[1]),
+        ("no-kind", "a notice of no kind", &[3, 1]),
+        ("no-reason", "a reason that is none", &[2, 7]),
+        ("two-reasons", "a byte after the reason", &[2, 1, 1]),
+        ("no-jws", "a token with a space", b"\x01a b"),
+    ] {
+        add(id, comment, None, here, &enclosed(None, plain, 20));
+    }
+    file("What is enclosed for one device (HPKE), and what its holder of the key reads.", &made)
+}
+
+/// Whether a proof of enrollment holds.
+fn proven(vector: &Value) -> bool {
+    let text = |name: &str| vector[name].as_str().unwrap();
+    let keys = DeviceKeys {
+        realm: RealmId::new(text("realm")).unwrap(),
+        device: DeviceId::new(text("device")).unwrap(),
+        signing: PublicKey(array(&vector["signing"])),
+        sealing: EnvelopePublicKey::parse(array(&vector["sealing"])).unwrap(),
+    };
+    keys.are_proven_by(&array(&vector["bytes"]))
+}
+
+fn enrollments() -> Value {
+    let signer = SigningKey::from_seed([1; 32]);
+    let keys = DeviceKeys {
+        realm: RealmId::new("fleet").unwrap(),
+        device: DeviceId::new("pump-1").unwrap(),
+        signing: signer.public(),
+        sealing: EnvelopeKey::from_seed([7; 32]).public(),
+    };
+    let proof = keys.prove(&signer);
+    let mut flipped = proof;
+    flipped[0] ^= 1;
+    let other = DeviceKeys { device: DeviceId::new("pump-2").unwrap(), ..keys };
+    let made = [
+        ("good", "the keys as they were proven", &keys, proof),
+        ("other-device", "proven for another device", &other, proof),
+        ("other-signer", "proven by another key", &keys, keys.prove(&SigningKey::from_seed([2; 32]))),
+        ("flipped", "one bit of the proof", &keys, flipped),
+    ]
+    .map(|(id, comment, keys, proof)| {
+        let mut vector = json!({
+            "id": id, "comment": comment, "realm": keys.realm.as_str(), "device": keys.device.as_str(),
+            "signing": hex(&keys.signing.0), "sealing": hex(keys.sealing.as_bytes()), "bytes": hex(&proof), "flags": [],
+        });
+        vector["result"] = json!(proven(&vector));
+        vector
+    });
+    file("What a device signs when it is enrolled.", &made)
+}
+
 /// All files, by name.
-fn files() -> [(&'static str, Value); 6] {
+fn files() -> [(&'static str, Value); 8] {
     [
         ("fingerprints.json", fingerprints()),
         ("scopes.json", scopes()),
@@ -593,6 +747,8 @@ fn files() -> [(&'static str, Value); 6] {
         ("lists.json", lists()),
         ("exceptions.json", covered_worlds()),
         ("sealed.json", sealed_objects()),
+        ("envelopes.json", envelopes()),
+        ("enrollments.json", enrollments()),
     ]
 }
 
@@ -717,6 +873,25 @@ fn open(bytes: &[u8], realm: &RealmId, kind: Kind, trusted: &[PublicKey], need: 
                 "horizon": answer.horizon.secs(),
             })
         }
+        Kind::Renew => {
+            let renew = wire::decode_renew(body)?;
+            json!({
+                "device": renew.device.as_str(), "counter": renew.counter, "nonce": hex(&renew.nonce),
+                "at": renew.at.millis(), "jti": renew.jti.as_deref(),
+            })
+        }
+        Kind::Delivery => {
+            let delivery = wire::decode_delivery(body)?;
+            json!({
+                "device": delivery.device.as_str(), "issued_at": delivery.issued_at.millis(),
+                "nonce": delivery.nonce.map(|nonce| hex(&nonce)), "enclosed": delivery.enclosed,
+                "content": hex(&delivery.content),
+            })
+        }
+        Kind::IssuerKeys => {
+            let keys = wire::decode_issuer_keys(body)?;
+            json!({ "issued_at": keys.issued_at.millis(), "jwks": std::str::from_utf8(&keys.jwks).unwrap() })
+        }
     })
 }
 
@@ -789,6 +964,20 @@ fn filters_with_exceptions_are_read_as_they_say() {
             Err(refusal) => (Value::Null, json!([flag(&refusal)])),
         };
         assert_eq!((&result, &flags), (&vector["result"], &vector["flags"]), "{}", vector["id"]);
+    }
+}
+
+#[test]
+fn envelopes_and_proofs_are_read_as_they_say() {
+    for vector in vectors("envelopes.json") {
+        let (result, flags) = match disclosed(&vector) {
+            Ok(notice) => (notice, json!([])),
+            Err(flag) => (Value::Null, json!([flag])),
+        };
+        assert_eq!((&result, &flags), (&vector["result"], &vector["flags"]), "{}", vector["id"]);
+    }
+    for vector in vectors("enrollments.json") {
+        assert_eq!(json!(proven(&vector)), vector["result"], "{}", vector["id"]);
     }
 }
 

@@ -3,10 +3,11 @@
     read.py FOLDER
 
 Written from the description of the format alone (docs/wire.md). Needs what tests/mint/requirements.txt
-pins: cryptography for Ed25519, xxhash for XXH3; the rest is the standard library.
+pins: cryptography for Ed25519, X25519 and ChaCha20-Poly1305, xxhash for XXH3; the rest is the standard library.
 """
 
 import hashlib
+import hmac
 import json
 import re
 import struct
@@ -14,11 +15,26 @@ import sys
 from pathlib import Path
 
 import xxhash
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 MASK = (1 << 64) - 1
-KINDS = {1: "keys", 2: "manifest", 3: "index", 4: "chunk", 5: "delta", 6: "report", 7: "ask", 8: "answer"}
+KINDS = {
+    1: "keys",
+    2: "manifest",
+    3: "index",
+    4: "chunk",
+    5: "delta",
+    6: "report",
+    7: "ask",
+    8: "answer",
+    9: "renew",
+    10: "delivery",
+    11: "issuer-keys",
+}
 ENTRIES_MAX = 100_000_000
 ARTIFACT_BYTES_MAX = 512 * 1024 * 1024
 SEALED_BYTES_MAX = 257 * 1024
@@ -395,6 +411,106 @@ def read_answer(body, width):
     }
 
 
+def text(data):
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Refused("Malformed") from None
+
+
+def take_device(body, length):
+    device = body.skip(length)
+    require(re.fullmatch(rb"[A-Za-z0-9._-]{1,64}", device))
+    return device.decode()
+
+
+def read_renew(body):
+    counter, nonce, at, device, jti = body.take("Q16sQBH")
+    require(counter > 0 and jti <= 256)
+    device, jti = take_device(body, device), body.skip(jti)
+    body.end()
+    return {"device": device, "counter": counter, "nonce": nonce.hex(), "at": at, "jti": text(jti) or None}
+
+
+def read_delivery(body):
+    issued_at, flags, nonce, device = body.take("QB16sB")
+    require(flags <= 3 and (flags & 1 or nonce == bytes(16)))
+    device, content = take_device(body, device), body.rest()
+    require((48 if flags & 2 else 0) < len(content) <= 1 + 8192 + 48)
+    return {
+        "device": device,
+        "issued_at": issued_at,
+        "nonce": nonce.hex() if flags & 1 else None,
+        "enclosed": flags & 2 != 0,
+        "content": content.hex(),
+    }
+
+
+def read_issuer_keys(body):
+    (issued_at,) = body.take("Q")
+    require(1 <= len(body.rest()) <= 16 * 1024)
+    return {"issued_at": issued_at, "jwks": text(body.rest())}
+
+
+# ---- Envelopes (RFC 9180: base mode, X25519, HKDF-SHA256, ChaCha20-Poly1305) -----------------------
+
+KEM = b"KEM" + (0x0020).to_bytes(2, "big")
+SUITE = b"HPKE" + b"".join(number.to_bytes(2, "big") for number in (0x0020, 1, 3))
+
+
+def extract(suite, salt, label, secret):
+    return hmac.digest(salt or bytes(32), b"HPKE-v1" + suite + label + secret, "sha256")
+
+
+def expand(suite, key, label, info, length):
+    labeled = length.to_bytes(2, "big") + b"HPKE-v1" + suite + label + info
+    # No more than one block is ever needed here.
+    return hmac.digest(key, labeled + b"\1", "sha256")[:length]
+
+
+def read_envelope(vector):
+    seed, data = bytes.fromhex(vector["seed"]), bytes.fromhex(vector["bytes"])
+    secret = X25519PrivateKey.from_private_bytes(expand(KEM, extract(KEM, b"", b"dkp_prk", seed), b"sk", b"", 32))
+    public = secret.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    require(public == bytes.fromhex(vector["public"]), "Key")
+    require(48 <= len(data) <= 1 + 8192 + 48, "Sealed")
+    sender, encrypted = data[:32], data[32:]
+    try:
+        shared = secret.exchange(X25519PublicKey.from_public_bytes(sender))
+    except ValueError:  # all zeros
+        raise Refused("Sealed") from None
+    shared = expand(KEM, extract(KEM, b"", b"eae_prk", shared), b"shared_secret", sender + public, 32)
+    info = b"revocast/1/delivery\0" + vector["realm"].encode() + b"\0" + vector["device"].encode()
+    context = b"\0" + extract(SUITE, b"", b"psk_id_hash", b"") + extract(SUITE, b"", b"info_hash", info)
+    secret = extract(SUITE, shared, b"secret", b"")
+    key, nonce = expand(SUITE, secret, b"key", context, 32), expand(SUITE, secret, b"base_nonce", context, 12)
+    asked = bytes(17) if vector["nonce"] is None else b"\1" + bytes.fromhex(vector["nonce"])
+    try:
+        plain = ChaCha20Poly1305(key).decrypt(nonce, encrypted, struct.pack("<Q", vector["issued_at"]) + asked)
+    except InvalidTag:
+        raise Refused("Sealed") from None
+    require(len(plain) >= 1 and plain[0] in (1, 2))
+    if plain[0] == 1:
+        require(re.fullmatch(rb"[A-Za-z0-9._-]{1,8192}", plain[1:]))
+        return {"token": plain[1:].decode()}
+    require(len(plain) == 2 and 1 <= plain[1] <= 6)
+    return {"refused": plain[1]}
+
+
+def read_enrollment(vector):
+    place = vector["realm"].encode() + b"\0" + vector["device"].encode() + b"\0"
+    signing = bytes.fromhex(vector["signing"])
+    message = b"revocast/1/enroll\0" + place + signing + bytes.fromhex(vector["sealing"])
+    try:
+        Ed25519PublicKey.from_public_bytes(signing).verify(bytes.fromhex(vector["bytes"]), message)
+        return True
+    except InvalidSignature:
+        return False
+
+
+# ---- Signatures --------------------------------------------------------------------------------
+
+
 def signed_by(key, message, signatures):
     name = hashlib.sha256(key).digest()[:8]
     for claimed, signature in signatures:
@@ -438,6 +554,9 @@ def read_sealed(vector):
         "index": read_index,
         "chunk": read_chunk,
         "report": read_report,
+        "renew": read_renew,
+        "delivery": read_delivery,
+        "issuer-keys": read_issuer_keys,
     }
     return readers[kind](body)
 
@@ -451,6 +570,8 @@ FILES = {
     "lists.json": read_list,
     "exceptions.json": read_exceptions,
     "sealed.json": read_sealed,
+    "envelopes.json": read_envelope,
+    "enrollments.json": read_enrollment,
 }
 
 

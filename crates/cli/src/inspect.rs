@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use revocast_core::state::{Head, StoredImage};
 use revocast_core::update::{Artifact, Keys, Role, Trust};
-use revocast_core::{Digest, ExactList, Kind, Profile, PublicKey, Refusal, Sealed, UnixTime, Width, wire};
+use revocast_core::{Digest, ExactList, Kind, Notice, Profile, PublicKey, Refusal, Sealed, UnixTime, Width, wire};
 use revocast_device::trust_from_file;
 use serde_json::Value;
 
@@ -169,6 +169,32 @@ fn object(findings: &mut Findings, bytes: &[u8], trust: Option<&Trust>, keys: Op
             findings.add("issued at", answer.issued_at.to_string());
             findings.add("horizon", answer.horizon.secs());
         }
+        Kind::Renew => {
+            let renew = wire::decode_renew(body).map_err(unreadable)?;
+            findings.add("device", renew.device.as_str());
+            findings.add("counter", renew.counter);
+            findings.add("at", renew.at.to_string());
+            findings.add("holds jti", renew.jti.as_deref());
+        }
+        Kind::Delivery => {
+            let delivery = wire::decode_delivery(body).map_err(unreadable)?;
+            findings.add("device", delivery.device.as_str());
+            findings.add("issued at", delivery.issued_at.to_string());
+            findings.add("answers a request", delivery.nonce.is_some());
+            findings.add("enclosed", delivery.enclosed);
+            findings.add("content bytes", delivery.content.len());
+            if !delivery.enclosed {
+                match wire::decode_notice(&delivery.content).map_err(unreadable)? {
+                    Notice::Token { token } => findings.add("token bytes", token.len()),
+                    Notice::Refused { why } => findings.add("no token", why.name()),
+                }
+            }
+        }
+        Kind::IssuerKeys => {
+            let keys = wire::decode_issuer_keys(body).map_err(unreadable)?;
+            findings.add("issued at", keys.issued_at.to_string());
+            findings.add("jwks", String::from_utf8_lossy(&keys.jwks).into_owned());
+        }
     }
     Ok(())
 }
@@ -325,17 +351,27 @@ fn verify(findings: &mut Findings, sealed: &Sealed<'_>, trust: &Trust, keys: Opt
             sealed.by_threshold(&trust.roots, trust.threshold).map_err(|error| refused(&error))?;
             findings.add("verified", "by the pinned roots");
         }
-        (Kind::Chunk | Kind::Report | Kind::Ask, _) => {
+        (Kind::Chunk, _) => {
             findings.add("verified", "no: this kind is unsigned; an index names chunks by digest");
         }
-        (Kind::Manifest | Kind::Index | Kind::Delta | Kind::Answer, Some(keys)) => {
+        (Kind::Report | Kind::Ask | Kind::Renew, _) => {
+            let signers: Vec<String> = sealed.signers().map(|key| key.to_string()).collect();
+            let told = match signers.as_slice() {
+                [] => "no: it is unsigned".to_owned(),
+                signers => {
+                    format!("no: a device signs it, and its server knows the key; this one says {}", signers.join(", "))
+                }
+            };
+            findings.add("verified", told);
+        }
+        (Kind::Manifest | Kind::Index | Kind::Delta | Kind::Answer | Kind::Delivery | Kind::IssuerKeys, Some(keys)) => {
             let publishers: Vec<PublicKey> = keys.publishers.iter().map(|publisher| publisher.key).collect();
             sealed.by_threshold(&publishers, 1).map_err(|error| refused(&error))?;
             let until =
                 keys.publishers.iter().map(|publisher| publisher.not_after).max().unwrap_or(UnixTime::default());
             findings.add("verified", format!("by a publisher key that the pinned roots vouch for until {until}"));
         }
-        (Kind::Manifest | Kind::Index | Kind::Delta | Kind::Answer, None) => {
+        (Kind::Manifest | Kind::Index | Kind::Delta | Kind::Answer | Kind::Delivery | Kind::IssuerKeys, None) => {
             return Err(Failure::plain(
                 "no-keys",
                 "this kind is signed by a publisher key, which only the keys object names",

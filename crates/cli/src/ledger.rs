@@ -319,10 +319,10 @@ impl Objects {
                 Ok(_) => self.findings.push(format!("{name} is not signed by the root keys that it names")),
                 Err(error) => self.findings.push(format!("{name} does not decode: {error}")),
             },
-            Kind::Manifest | Kind::Index | Kind::Delta => self.signed.push(object),
+            Kind::Manifest | Kind::Index | Kind::Delta | Kind::IssuerKeys => self.signed.push(object),
             // Unsigned: an index names them by digest.
             Kind::Chunk => {}
-            Kind::Report | Kind::Ask | Kind::Answer => {
+            Kind::Report | Kind::Ask | Kind::Answer | Kind::Renew | Kind::Delivery => {
                 self.findings.push(format!("{name} is nothing that is published"));
             }
         }

@@ -62,7 +62,16 @@ pub mod seal;
 pub use seal::{Digest, Digester, KeyId, Kind, PublicKey, Sealed, SigningKey, Verified, seal, sealed_bytes};
 
 pub mod update;
-pub use update::{Address, Delta, DeviceId, DeviceIdError, Finding, Index, Keys, Manifest, Trust};
+pub use update::{
+    Address, Delivery, Delta, DeviceId, DeviceIdError, Finding, Index, IssuerKeys, Keys, Manifest, NoRenewal, Notice,
+    Renew, TokenTopic, TokenTopicError, Trust,
+};
+
+mod envelope;
+pub use envelope::{EnvelopeError, EnvelopeKey, EnvelopePublicKey, disclose, enclose};
+
+mod enrollment;
+pub use enrollment::DeviceKeys;
 
 pub mod wire;
 

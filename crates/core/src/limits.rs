@@ -69,6 +69,21 @@ pub const STATE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of the id that a device has in topics: what every broker takes as a client id.
 pub const DEVICE_ID_BYTES_MAX: usize = 64;
 
+/// Bytes of a token (compact JWS) that is delivered: what HTTP servers take as a header, and all that a validator reads.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+
+/// Bytes that enclosing adds: the key of the sender that is used once (32) and the tag (16).
+pub const ENCLOSURE_BYTES: usize = 32 + 16;
+
+/// Bytes of what a delivery carries: the kind of notice, the longest token, and its enclosure.
+pub const DELIVERY_CONTENT_BYTES_MAX: usize = 1 + TOKEN_BYTES_MAX + ENCLOSURE_BYTES;
+
+/// Bytes of the issuer's public keys (RFC 7517): some twenty RSA keys, or a hundred others.
+pub const ISSUER_KEYS_BYTES_MAX: usize = 16 * 1024;
+
+/// Bytes of the template of the topics on which tokens are delivered.
+pub const TOKEN_TOPIC_BYTES_MAX: usize = 256;
+
 /// Questions of one device that may wait for an answer. An application that asks more at a time has
 /// the wrong profile, or is under attack.
 pub const ASKS_OUTSTANDING_MAX: usize = 8;

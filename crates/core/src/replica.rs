@@ -21,7 +21,7 @@ use crate::limits::{CUTOFFS_MAX, EARLY_RANGES_MAX, FETCH_WINDOW, MEMORY_BUDGET_M
 use crate::position::{Epoch, Position, Sequence, Term};
 use crate::recent::{Recent, Stamped, State};
 use crate::refusal::{Rank, Refusal};
-use crate::seal::{Digest, Kind, Sealed, Verified};
+use crate::seal::{Digest, Kind, Sealed, SigningKey, Verified};
 use crate::set::{Freshness, RevocationSet};
 use crate::state::{BaseImage, EarlyRange, Head, Image, StoredImage};
 use crate::token::{Fingerprint, FingerprintFunction, RealmId, Width};
@@ -290,6 +290,7 @@ pub struct Replica {
     seen: VecDeque<(EarlyRange, Mark)>,
 
     asking: Asking,
+    signer: Option<SigningKey>,
     climb: Climb,
 
     connected: bool,
@@ -363,6 +364,7 @@ impl Replica {
             held_cutoffs: Arc::default(),
             seen: VecDeque::new(),
             asking: Asking::default(),
+            signer: None,
             climb: Climb::default(),
             connected: false,
             asks: BTreeMap::new(),
@@ -690,6 +692,11 @@ impl Replica {
         self.position.map(|(term, _)| term).unwrap_or_default()
     }
 
+    /// Signs questions with this key from here on: that of a device that was enrolled.
+    pub fn sign_by(&mut self, key: SigningKey) {
+        self.signer = Some(key);
+    }
+
     // ---- packets -----------------------------------------------------------------------------
 
     fn on_packet(&mut self, now: Now, address: Address, payload: &[u8]) {
@@ -701,6 +708,8 @@ impl Replica {
             Address::Keys => self.on_keys(now, payload),
             Address::KeysAt { version } => self.on_keys_at(now, version, payload),
             Address::Answer => self.on_answer(now, payload),
+            // Whoever wants them has them verified ([`Replica::verify`]); a replica decides nothing by them.
+            Address::IssuerKeys | Address::Delivery => Ok(()),
             Address::Manifest => self.on_manifest(now, payload),
             Address::Live => self.on_delta(now, payload, None),
             Address::Ladder { from, to } => self.on_delta(now, payload, Some((from, to))),
@@ -1043,6 +1052,19 @@ impl Replica {
 
     // ---- trust -------------------------------------------------------------------------------
 
+    /// The body of an object of this realm that a content key signed, by the keys in force: for what a replica does not
+    /// take in itself ([`Kind::Delivery`], [`Kind::IssuerKeys`]).
+    ///
+    /// Whether it is older than another, and for whom it is, is for the caller to see.
+    pub fn verify<'a>(&self, now: Now, bytes: &'a [u8], kind: Kind) -> Result<Verified<&'a [u8]>, Refusal> {
+        self.by_content(now, bytes, kind)
+    }
+
+    /// Counts and tells a refusal of something that is not told to [`Replica::handle`], so that reports name it.
+    pub fn count(&mut self, refusal: Refusal) {
+        self.refuse(refusal);
+    }
+
     /// The body, if a publisher key signed it, and the strongest role of those that did.
     fn by_publisher<'a>(
         &self,
@@ -1344,7 +1366,7 @@ impl Replica {
         let asked = self.asks.remove(&address);
         match address {
             Address::Manifest => self.reread = false,
-            Address::Keys | Address::Live | Address::Answer => {}
+            Address::Keys | Address::Live | Address::Answer | Address::IssuerKeys | Address::Delivery => {}
             Address::KeysAt { .. } | Address::Ladder { .. } | Address::Index { .. } | Address::Chunk { .. } => {
                 if asked.is_some_and(|ask| ask.subscribed) {
                     self.actions.push_back(Action::Unsubscribe(address));

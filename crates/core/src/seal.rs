@@ -4,7 +4,8 @@
 //! offset      size  field
 //! 0           3     magic "RVC"
 //! 3           1     format, 1
-//! 4           1     kind: 1 keys, 2 manifest, 3 index, 4 chunk, 5 delta, 6 report, 7 ask, 8 answer
+//! 4           1     kind: 1 keys, 2 manifest, 3 index, 4 chunk, 5 delta, 6 report, 7 ask, 8 answer,
+//!                   9 renew, 10 delivery, 11 issuer-keys
 //! 5           1     R, length of the realm id, 1 to 64
 //! 6           R     realm id, [a-z0-9-]
 //! 6+R         B     body; its layout is drawn on each type in `wire`
@@ -58,12 +59,29 @@ pub enum Kind {
     Ask = 7,
     /// Server to one device: the answer to its question.
     Answer = 8,
+    /// Device to server: a request for a new token, signed by the device's own key.
+    Renew = 9,
+    /// Server to one device: a token, or why there is none.
+    Delivery = 10,
+    /// The public keys that tokens of the realm are signed with.
+    IssuerKeys = 11,
 }
 
 impl Kind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Self; 8] =
-        [Self::Keys, Self::Manifest, Self::Index, Self::Chunk, Self::Delta, Self::Report, Self::Ask, Self::Answer];
+    pub const ALL: [Self; 11] = [
+        Self::Keys,
+        Self::Manifest,
+        Self::Index,
+        Self::Chunk,
+        Self::Delta,
+        Self::Report,
+        Self::Ask,
+        Self::Answer,
+        Self::Renew,
+        Self::Delivery,
+        Self::IssuerKeys,
+    ];
 
     /// The name in the signed prefix, in logs and in `inspect`.
     #[must_use]
@@ -77,6 +95,9 @@ impl Kind {
             Self::Report => "report",
             Self::Ask => "ask",
             Self::Answer => "answer",
+            Self::Renew => "renew",
+            Self::Delivery => "delivery",
+            Self::IssuerKeys => "issuer-keys",
         }
     }
 
@@ -90,6 +111,9 @@ impl Kind {
             6 => Some(Self::Report),
             7 => Some(Self::Ask),
             8 => Some(Self::Answer),
+            9 => Some(Self::Renew),
+            10 => Some(Self::Delivery),
+            11 => Some(Self::IssuerKeys),
             _ => None,
         }
     }
@@ -105,6 +129,9 @@ impl Kind {
             Self::Report => b"revocast/1/report\0",
             Self::Ask => b"revocast/1/ask\0",
             Self::Answer => b"revocast/1/answer\0",
+            Self::Renew => b"revocast/1/renew\0",
+            Self::Delivery => b"revocast/1/delivery\0",
+            Self::IssuerKeys => b"revocast/1/issuer-keys\0",
         }
     }
 }
@@ -167,6 +194,13 @@ impl PublicKey {
         // A digest has 32 bytes, so the default is never taken.
         KeyId(Digest::of(&self.0).0.first_chunk().copied().unwrap_or_default())
     }
+
+    /// Whether this key's owner signed `message` (strict Ed25519, as for sealed objects).
+    #[must_use]
+    pub fn has_signed(&self, message: &[u8], signature: &[u8; 64]) -> bool {
+        ed25519_dalek::VerifyingKey::from_bytes(&self.0)
+            .is_ok_and(|key| key.verify_strict(message, &ed25519_dalek::Signature::from_bytes(signature)).is_ok())
+    }
 }
 
 impl fmt::Debug for PublicKey {
@@ -206,6 +240,13 @@ impl SigningKey {
     #[must_use]
     pub fn public(&self) -> PublicKey {
         PublicKey(self.0.verifying_key().to_bytes())
+    }
+
+    /// Signs bytes that are no sealed object. They must begin in a way that nothing else which this key signs does:
+    /// every sealed object is signed behind `revocast/1/`.
+    #[must_use]
+    pub fn sign(&self, message: &[u8]) -> [u8; 64] {
+        self.0.sign(message).to_bytes()
     }
 }
 

@@ -12,7 +12,7 @@ use thiserror::Error;
 use crate::clock::{UnixMillis, UnixTime};
 use crate::cutoff::{Cutoff, Scope, ScopeKind};
 use crate::filter::FilterParams;
-use crate::limits::DEVICE_ID_BYTES_MAX;
+use crate::limits::{DEVICE_ID_BYTES_MAX, TOKEN_TOPIC_BYTES_MAX};
 use crate::position::{Epoch, Position, Sequence, Term};
 use crate::refusal::Rank;
 use crate::seal::{Digest, PublicKey};
@@ -380,9 +380,9 @@ pub type Nonce = [u8; 16];
 
 /// What a device asks the server about one token.
 ///
-/// The scopes stand in it so that the server can judge cutoffs for a device whose own are old. It is
-/// not signed: devices have no keys of their own yet, so anybody who may publish on a device's topic
-/// can ask in its name, and learns nothing but the state of a fingerprint.
+/// The scopes stand in it so that the server can judge cutoffs for a device whose own are old. A device that
+/// was enrolled signs it. In the name of another, anybody who may publish on its topic can ask, and learns
+/// nothing but the state of a fingerprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
     /// Who asks.
@@ -481,6 +481,140 @@ pub struct Answer {
     pub horizon: UnixTime,
 }
 
+/// What a device asks when it wants a new token, signed by its own key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renew {
+    /// Who asks.
+    pub device: DeviceId,
+    /// Rises strictly from request to request, also across restarts; never 0. A request whose counter the server has
+    /// seen is a replay.
+    pub counter: u64,
+    /// Binds the delivery to this request.
+    pub nonce: Nonce,
+    /// When it was made, by the device's clock. For people who look into it; nothing is decided by it.
+    pub at: UnixMillis,
+    /// The decoded `jti` of the token that the device holds; `None` if it holds none.
+    pub jti: Option<Box<str>>,
+}
+
+/// What the server sends to one device, sealed by a content key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// For whom.
+    pub device: DeviceId,
+    /// When it was made; rises strictly for each device.
+    pub issued_at: UnixMillis,
+    /// That of the [`Renew`] it answers; `None` if nobody asked.
+    pub nonce: Option<Nonce>,
+    /// Whether the content is enclosed for the device ([`enclose`](crate::enclose)), or clear.
+    pub enclosed: bool,
+    /// A [`Notice`], coded, and enclosed unless the operator wants tokens in clear.
+    pub content: Vec<u8>,
+}
+
+impl Delivery {
+    /// What an enclosure is bound to beside realm and device, so that it fits no other delivery:
+    /// [`Delivery::issued_at`] (8), 1 with a nonce and 0 without (1), the nonce or zeros (16).
+    #[must_use]
+    pub fn bound(issued_at: UnixMillis, nonce: Option<&Nonce>) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(25);
+        bytes.extend_from_slice(&issued_at.millis().to_le_bytes());
+        bytes.push(u8::from(nonce.is_some()));
+        bytes.extend_from_slice(nonce.unwrap_or(&[0; 16]));
+        bytes
+    }
+}
+
+/// What a delivery tells its device.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// A token.
+    Token {
+        /// The compact JWS. What it says is for a validator to judge.
+        token: Box<str>,
+    },
+    /// There is none.
+    Refused {
+        /// Why not.
+        why: NoRenewal,
+    },
+}
+
+impl fmt::Debug for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // Whoever reads a log must not be able to use the token.
+            Self::Token { .. } => f.write_str("Token(..)"),
+            Self::Refused { why } => write!(f, "Refused({why:?})"),
+        }
+    }
+}
+
+/// Why a device gets no new token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum NoRenewal {
+    /// The token that it holds was revoked.
+    Revoked = 1,
+    /// A cutoff takes its tokens, also a new one.
+    CutOff = 2,
+    /// Its counter is not above the last: a replay, or a device that was restored from a copy.
+    Replayed = 3,
+    /// The token that it names was not issued to it.
+    NotHeld = 4,
+    /// The server has no time now. Ask again.
+    Busy = 5,
+    /// The token that it holds expired too long ago.
+    Expired = 6,
+}
+
+impl NoRenewal {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 6] = [Self::Revoked, Self::CutOff, Self::Replayed, Self::NotHeld, Self::Busy, Self::Expired];
+
+    /// The name used in logs and JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Revoked => "revoked",
+            Self::CutOff => "cut-off",
+            Self::Replayed => "replayed",
+            Self::NotHeld => "not-held",
+            Self::Busy => "busy",
+            Self::Expired => "expired",
+        }
+    }
+
+    /// Reads the number used on the wire.
+    #[must_use]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Revoked),
+            2 => Some(Self::CutOff),
+            3 => Some(Self::Replayed),
+            4 => Some(Self::NotHeld),
+            5 => Some(Self::Busy),
+            6 => Some(Self::Expired),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for NoRenewal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The public keys with which the realm's issuer signs tokens, for devices that cannot ask over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuerKeys {
+    /// When they were sealed; an older set never replaces a later one.
+    pub issued_at: UnixMillis,
+    /// A JSON Web Key Set (RFC 7517) of public keys. What it says is for a validator to judge.
+    pub jwks: Vec<u8>,
+}
+
 /// Where an object lies under a realm's prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Address {
@@ -491,6 +625,8 @@ pub enum Address {
         /// Which version.
         version: u64,
     },
+    /// `jwks`, retained: the issuer's public keys.
+    IssuerKeys,
     /// `manifest`, retained.
     Manifest,
     /// `live`, deltas as they happen, not retained.
@@ -520,6 +656,9 @@ pub enum Address {
     },
     /// `devices/{id}/answer`, not retained: answers to this device. Whose topic it is, the link knows.
     Answer,
+    /// Tokens for one device, or why there are none, not retained. Whose topic it is, the link knows
+    /// ([`TokenTopic`]).
+    Delivery,
 }
 
 impl Address {
@@ -529,6 +668,7 @@ impl Address {
         match self {
             Self::Keys => "keys",
             Self::KeysAt { .. } => "keys of one version",
+            Self::IssuerKeys => "issuer keys",
             Self::Manifest => "manifest",
             Self::Live => "live delta",
             Self::Ladder { .. } => "ladder piece",
@@ -536,11 +676,12 @@ impl Address {
             Self::Chunk { layer: Layer::Content, .. } => "chunk",
             Self::Chunk { layer: Layer::Pages, .. } => "page",
             Self::Answer => "answer",
+            Self::Delivery => "delivery",
         }
     }
 
-    /// The MQTT topic: `{prefix}/{realm}/{address}`. That of [`Address::Answer`] belongs to one device:
-    /// see [`DeviceTopic`].
+    /// The MQTT topic: `{prefix}/{realm}/{address}`. Those of [`Address::Answer`] and [`Address::Delivery`] belong to
+    /// one device: see [`DeviceTopic`] and [`TokenTopic`].
     #[must_use]
     pub fn topic(&self, prefix: &str, realm: &RealmId) -> String {
         format!("{prefix}/{realm}/{self}")
@@ -560,6 +701,7 @@ impl Address {
         let address = match (parts.next()?, parts.next(), parts.next(), parts.next()) {
             ("keys", None, ..) => Self::Keys,
             ("keys", Some(version), None, _) => Self::KeysAt { version: number(version)? },
+            ("jwks", None, ..) => Self::IssuerKeys,
             ("manifest", None, ..) => Self::Manifest,
             ("live", None, ..) => Self::Live,
             ("ladder", Some(range), None, _) => {
@@ -595,6 +737,8 @@ impl fmt::Display for Address {
             Self::Keys => f.write_str("keys"),
             Self::KeysAt { version } => write!(f, "keys/{version}"),
             Self::Answer => f.write_str("answer"),
+            Self::Delivery => f.write_str("delivery"),
+            Self::IssuerKeys => f.write_str("jwks"),
             Self::Manifest => f.write_str("manifest"),
             Self::Live => f.write_str("live"),
             Self::Ladder { from, to } => write!(f, "ladder/{from}-{to}"),
@@ -619,6 +763,8 @@ pub enum DeviceTopic {
     Ask,
     /// Server to device: the answer.
     Answer,
+    /// Device to server: a request for a new token.
+    Renew,
 }
 
 impl DeviceTopic {
@@ -629,6 +775,7 @@ impl DeviceTopic {
             Self::Report => "report",
             Self::Ask => "ask",
             Self::Answer => "answer",
+            Self::Renew => "renew",
         }
     }
 
@@ -649,6 +796,112 @@ impl DeviceTopic {
         }
         Some((RealmId::new(realm).ok()?, DeviceId::new(device).ok()?))
     }
+}
+
+/// Where tokens are delivered: a topic for each device, made from a template of the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenTopic(Box<str>);
+
+/// Stands for the device in a template.
+const DEVICE_PLACE: &str = "{device_id}";
+
+/// Stands for the realm in a template.
+const REALM_PLACE: &str = "{realm}";
+
+impl TokenTopic {
+    /// The template unless configured.
+    pub const DEFAULT: &str = "device_tokens/{device_id}";
+
+    /// Reads a template: levels of a topic, one of them `{device_id}`, and one of them `{realm}` if so wished.
+    pub fn parse(text: &str) -> Result<Self, TokenTopicError> {
+        if text.len() > TOKEN_TOPIC_BYTES_MAX {
+            return Err(TokenTopicError::TooLong { bytes: text.len() });
+        }
+        if text.starts_with('$') {
+            return Err(TokenTopicError::Level { level: text.split('/').next().unwrap_or_default().into() });
+        }
+        let (mut devices, mut realms) = (0, 0);
+        for level in text.split('/') {
+            match level {
+                DEVICE_PLACE => devices += 1,
+                REALM_PLACE => realms += 1,
+                _ => {
+                    let plain = |c: char| !c.is_control() && !matches!(c, '+' | '#' | '{' | '}');
+                    if level.is_empty() || !level.chars().all(plain) {
+                        return Err(TokenTopicError::Level { level: level.into() });
+                    }
+                }
+            }
+        }
+        if devices != 1 || realms > 1 {
+            return Err(TokenTopicError::Places { devices, realms });
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The topic of one device.
+    #[must_use]
+    pub fn topic(&self, realm: &RealmId, device: &DeviceId) -> String {
+        self.filled(realm, device.as_str())
+    }
+
+    /// The topics of all devices of a realm: for the access rules of a broker, never for a subscription.
+    #[must_use]
+    pub fn filter(&self, realm: &RealmId) -> String {
+        self.filled(realm, "+")
+    }
+
+    /// The template.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn filled(&self, realm: &RealmId, device: &str) -> String {
+        self.0.replace(REALM_PLACE, realm.as_str()).replace(DEVICE_PLACE, device)
+    }
+}
+
+impl Default for TokenTopic {
+    fn default() -> Self {
+        Self(Self::DEFAULT.into())
+    }
+}
+
+impl fmt::Display for TokenTopic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why a text is no template of topics. The operator wrote it.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum TokenTopicError {
+    /// Longer than brokers like topics.
+    #[error("the token topic has {bytes} bytes, more than {TOKEN_TOPIC_BYTES_MAX}")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// A level that is empty, a wildcard, the broker's own, or holds braces beside the two places.
+    #[error(
+        "the token topic has the level {level:?}; a level is {{device_id}}, {{realm}}, or text without +, #, braces and control characters, and the first does not begin with $"
+    )]
+    Level {
+        /// The first such level.
+        level: Box<str>,
+    },
+    /// The device does not stand in it once, or the realm more than once.
+    #[error(
+        "the token topic has {devices} levels {{device_id}} and {realms} levels {{realm}}; it takes exactly one of the former and at most one of the latter, as in {:?}",
+        TokenTopic::DEFAULT
+    )]
+    Places {
+        /// How often the device.
+        devices: usize,
+        /// How often the realm.
+        realms: usize,
+    },
 }
 
 /// What a device trusts before it has heard anything: pinned at manufacture.

@@ -21,8 +21,9 @@ use crate::cutoff::{Cutoff, Scope, ScopeKind};
 use crate::exceptions::ExceptionCut;
 use crate::filter::{FilterParams, Salt};
 use crate::limits::{
-    ARTIFACT_BYTES_MAX, BASE_ENTRIES_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CUTOFFS_MAX, ISSUER_BYTES_MAX,
-    LADDER_PIECES_MAX, PUBLISHERS_MAX, ROOTS_MAX, SEALED_BYTES_MAX,
+    ARTIFACT_BYTES_MAX, BASE_ENTRIES_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CUTOFFS_MAX, DELIVERY_CONTENT_BYTES_MAX,
+    ENCLOSURE_BYTES, ISSUER_BYTES_MAX, ISSUER_KEYS_BYTES_MAX, JTI_BYTES_MAX, LADDER_PIECES_MAX, PUBLISHERS_MAX,
+    ROOTS_MAX, SEALED_BYTES_MAX, TOKEN_BYTES_MAX,
 };
 use crate::position::{Epoch, Position, Sequence, Term};
 use crate::refusal::Refusal;
@@ -30,8 +31,8 @@ use crate::rice;
 use crate::seal::{Digest, PublicKey};
 use crate::token::{Fingerprint, FingerprintFunction, Fingerprinter, RealmKey, Width};
 use crate::update::{
-    Answer, Artifact, ArtifactSummary, Chunk, Delta, DeviceId, Finding, Index, Keys, Layer, Manifest, Nonce, Piece,
-    PublisherKey, Question, Report, Role,
+    Answer, Artifact, ArtifactSummary, Chunk, Delivery, Delta, DeviceId, Finding, Index, IssuerKeys, Keys, Layer,
+    Manifest, NoRenewal, Nonce, Notice, Piece, PublisherKey, Question, Renew, Report, Role,
 };
 use crate::verdict::Why;
 
@@ -887,11 +888,220 @@ pub fn decode_answer(mut body: &[u8], width: Width) -> Result<Answer, WireError>
     })
 }
 
+/// ```text
+/// offset  size  renew
+/// 0       8     counter, above 0
+/// 8       16    nonce
+/// 24      8     at, milliseconds
+/// 32      1     d, bytes of the device id, 1 to 64
+/// 33      2     j, bytes of the jti, 0 to 256; 0 if the device holds no token
+/// 35      d     device id, [A-Za-z0-9._-]
+///         j     decoded jti of the token that the device holds, UTF-8
+/// ```
+#[derive(Encode, Decode)]
+struct RenewHead {
+    counter: u64,
+    nonce: Nonce,
+    at: u64,
+    device: u8,
+    jti: u16,
+}
+
+/// Encodes a request for a new token.
+pub fn encode_renew(renew: &Renew) -> Result<Vec<u8>, WireError> {
+    let jti = renew.jti.as_deref().unwrap_or_default();
+    if renew.counter == 0 || renew.jti.as_deref() == Some("") {
+        return Err(WireError::Range { field: if renew.counter == 0 { "counter" } else { "jti" } });
+    }
+    count("jti", jti.len(), JTI_BYTES_MAX)?;
+    let mut out = Sink::default();
+    out.put(RenewHead {
+        counter: renew.counter,
+        nonce: renew.nonce,
+        at: renew.at.millis(),
+        device: renew.device.as_bytes().len() as u8,
+        jti: jti.len() as u16,
+    })?;
+    out.extend(renew.device.as_bytes());
+    out.extend(jti.as_bytes());
+    Ok(out.into_bytes())
+}
+
+/// Decodes a request for a new token.
+pub fn decode_renew(mut body: &[u8]) -> Result<Renew, WireError> {
+    let head: RenewHead = take(&mut body)?;
+    if head.counter == 0 {
+        return Err(WireError::Range { field: "counter" });
+    }
+    count("jti", head.jti.into(), JTI_BYTES_MAX)?;
+    let (device, jti) = split_device(body, head.device)?;
+    if jti.len() != usize::from(head.jti) {
+        return Err(if jti.len() < usize::from(head.jti) { WireError::Short } else { WireError::Trailing });
+    }
+    let jti = core::str::from_utf8(jti).map_err(|_| WireError::Range { field: "jti" })?;
+    Ok(Renew {
+        device,
+        counter: head.counter,
+        nonce: head.nonce,
+        at: UnixMillis::from_millis(head.at),
+        jti: (!jti.is_empty()).then(|| jti.into()),
+    })
+}
+
+/// ```text
+/// offset  size  delivery
+/// 0       8     issued-at, milliseconds
+/// 8       1     flags: 1 nonce, 2 enclosed
+/// 9       16    nonce of the request that it answers; 0 without one
+/// 25      1     d, bytes of the device id, 1 to 64
+/// 26      d     device id, [A-Za-z0-9._-]
+///               content: a notice, if it is clear; if it is enclosed, an encapsulated key (32) and a notice encrypted
+///               with its tag (16 more), see `envelope`
+/// ```
+#[derive(Encode, Decode)]
+struct DeliveryHead {
+    issued_at: u64,
+    flags: u8,
+    nonce: Nonce,
+    device: u8,
+}
+
+const HAS_NONCE: u8 = 1;
+const IS_ENCLOSED: u8 = 2;
+
+/// Encodes a delivery.
+pub fn encode_delivery(delivery: &Delivery) -> Result<Vec<u8>, WireError> {
+    check_delivery(delivery)?;
+    let mut out = Sink::default();
+    out.put(DeliveryHead {
+        issued_at: delivery.issued_at.millis(),
+        flags: if delivery.nonce.is_some() { HAS_NONCE } else { 0 } | if delivery.enclosed { IS_ENCLOSED } else { 0 },
+        nonce: delivery.nonce.unwrap_or_default(),
+        device: delivery.device.as_bytes().len() as u8,
+    })?;
+    out.extend(delivery.device.as_bytes());
+    out.extend(&delivery.content);
+    Ok(out.into_bytes())
+}
+
+/// Decodes a delivery; its content stays as it is.
+pub fn decode_delivery(mut body: &[u8]) -> Result<Delivery, WireError> {
+    let head: DeliveryHead = take(&mut body)?;
+    let nonce = match head.flags & HAS_NONCE {
+        0 if head.nonce != [0; 16] => return Err(WireError::Range { field: "a field that is not there" }),
+        0 => None,
+        _ => Some(head.nonce),
+    };
+    if head.flags & !(HAS_NONCE | IS_ENCLOSED) != 0 {
+        return Err(WireError::Range { field: "flags of a delivery" });
+    }
+    let (device, content) = split_device(body, head.device)?;
+    count("content", content.len(), DELIVERY_CONTENT_BYTES_MAX)?;
+    let delivery = Delivery {
+        device,
+        issued_at: UnixMillis::from_millis(head.issued_at),
+        nonce,
+        enclosed: head.flags & IS_ENCLOSED != 0,
+        content: content.to_vec(),
+    };
+    check_delivery(&delivery)?;
+    Ok(delivery)
+}
+
+fn check_delivery(delivery: &Delivery) -> Result<(), WireError> {
+    count("content", delivery.content.len(), DELIVERY_CONTENT_BYTES_MAX)?;
+    let least = if delivery.enclosed { ENCLOSURE_BYTES } else { 0 };
+    if delivery.content.len() > least { Ok(()) } else { Err(WireError::Short) }
+}
+
+/// Encodes what a delivery tells its device.
+///
+/// ```text
+/// offset  size  notice
+/// 0       1     1 a token, 2 none
+/// 1             a token: the compact JWS, [A-Za-z0-9._-], 1 to 8192 bytes
+///         1     none: 1 revoked, 2 cut off, 3 replayed, 4 not held, 5 busy, 6 expired
+/// ```
+pub fn encode_notice(notice: &Notice) -> Result<Vec<u8>, WireError> {
+    let mut out = Sink::default();
+    match notice {
+        Notice::Token { token } => {
+            check_token(token.as_bytes())?;
+            out.put(1_u8)?;
+            out.extend(token.as_bytes());
+        }
+        Notice::Refused { why } => out.put((2_u8, *why as u8))?,
+    }
+    Ok(out.into_bytes())
+}
+
+/// Decodes what a delivery tells its device.
+pub fn decode_notice(mut bytes: &[u8]) -> Result<Notice, WireError> {
+    let kind: u8 = take(&mut bytes)?;
+    match kind {
+        1 => {
+            check_token(bytes)?;
+            let token = core::str::from_utf8(bytes).map_err(|_| WireError::Range { field: "token" })?;
+            Ok(Notice::Token { token: token.into() })
+        }
+        2 => {
+            let why: u8 = take(&mut bytes)?;
+            finish(bytes)?;
+            let why = NoRenewal::from_number(why).ok_or(WireError::Range { field: "reason for no token" })?;
+            Ok(Notice::Refused { why })
+        }
+        _ => Err(WireError::Range { field: "kind of notice" }),
+    }
+}
+
+fn check_token(token: &[u8]) -> Result<(), WireError> {
+    count("token", token.len(), TOKEN_BYTES_MAX)?;
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if !token.is_empty() && token.iter().all(allowed) { Ok(()) } else { Err(WireError::Range { field: "token" }) }
+}
+
+/// Encodes the issuer's public keys.
+///
+/// ```text
+/// offset  size  issuer-keys
+/// 0       8     issued-at, milliseconds
+/// 8             JSON Web Key Set, UTF-8, 1 to 16384 bytes
+/// ```
+pub fn encode_issuer_keys(keys: &IssuerKeys) -> Result<Vec<u8>, WireError> {
+    check_jwks(&keys.jwks)?;
+    let mut out = Sink::default();
+    out.put(keys.issued_at.millis())?;
+    out.extend(&keys.jwks);
+    Ok(out.into_bytes())
+}
+
+/// Decodes the issuer's public keys.
+pub fn decode_issuer_keys(mut body: &[u8]) -> Result<IssuerKeys, WireError> {
+    let issued_at = take(&mut body)?;
+    check_jwks(body)?;
+    Ok(IssuerKeys { issued_at: UnixMillis::from_millis(issued_at), jwks: body.to_vec() })
+}
+
+fn check_jwks(jwks: &[u8]) -> Result<(), WireError> {
+    count("issuer keys", jwks.len(), ISSUER_KEYS_BYTES_MAX)?;
+    if jwks.is_empty() || core::str::from_utf8(jwks).is_err() {
+        return Err(WireError::Range { field: "issuer keys" });
+    }
+    Ok(())
+}
+
+/// A device id at the front, and what follows it.
+fn split_device(rest: &[u8], length: u8) -> Result<(DeviceId, &[u8]), WireError> {
+    let (device, rest) = rest.split_at_checked(length.into()).ok_or(WireError::Short)?;
+    let device = DeviceId::from_bytes(device).map_err(|_| WireError::Range { field: "device id" })?;
+    Ok((device, rest))
+}
+
 /// A device id that fills the rest of a body.
 fn take_device(rest: &[u8], length: u8) -> Result<DeviceId, WireError> {
-    let (device, rest) = rest.split_at_checked(length.into()).ok_or(WireError::Short)?;
+    let (device, rest) = split_device(rest, length)?;
     finish(rest)?;
-    DeviceId::from_bytes(device).map_err(|_| WireError::Range { field: "device id" })
+    Ok(device)
 }
 
 fn fingerprint(bits: u64, width: Width) -> Result<Fingerprint, WireError> {

@@ -1023,8 +1023,8 @@ impl Publisher {
     fn is_current(&self, address: &Address) -> bool {
         match address {
             // Every version of the keys stays for good.
-            Address::Keys | Address::KeysAt { .. } | Address::Manifest => true,
-            Address::Live | Address::Answer => false,
+            Address::Keys | Address::KeysAt { .. } | Address::IssuerKeys | Address::Manifest => true,
+            Address::Live | Address::Answer | Address::Delivery => false,
             Address::Ladder { from, to } => {
                 self.ladder.iter().any(|rung| rung.delta.from == *from && rung.delta.to == *to)
             }
@@ -1059,11 +1059,11 @@ impl Publisher {
     /// manifest; at last what nobody needs any more.
     fn publication(&self, expired: &[Address]) -> Vec<Step> {
         let rank = |address: &Address| match address {
-            Address::Keys | Address::KeysAt { .. } => 0,
+            Address::Keys | Address::KeysAt { .. } | Address::IssuerKeys => 0,
             Address::Chunk { .. } => 1,
             Address::Index { .. } => 2,
             Address::Ladder { .. } => 3,
-            Address::Manifest | Address::Live | Address::Answer => 4,
+            Address::Manifest | Address::Live | Address::Answer | Address::Delivery => 4,
         };
         let mut missing: Vec<(&Address, &Shelved)> =
             self.shelf.iter().filter(|(_, shelved)| !shelved.retained && shelved.superseded.is_none()).collect();
@@ -1178,9 +1178,11 @@ impl Publisher {
             Address::Ladder { to, .. } => self.manifest.as_ref().is_some_and(|(manifest, _)| *to <= manifest.sequence),
             Address::Keys
             | Address::KeysAt { .. }
+            | Address::IssuerKeys
             | Address::Manifest
             | Address::Live
             | Address::Answer
+            | Address::Delivery
             | Address::Index { .. }
             | Address::Chunk { .. } => true,
         }
@@ -1275,7 +1277,9 @@ impl Publisher {
                 Address::Manifest => sizes.manifest += bytes,
                 Address::Keys
                 | Address::KeysAt { .. }
+                | Address::IssuerKeys
                 | Address::Answer
+                | Address::Delivery
                 | Address::Live
                 | Address::Ladder { .. }
                 | Address::Index { .. }

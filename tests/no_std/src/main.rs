@@ -1,7 +1,7 @@
 //! Core at work without a standard library, a C library or an operating system's allocator.
 //!
-//! The program seals keys and a delta, lets a replica follow them and asks about two tokens. Its exit
-//! code tells how far it came: 0 to the end, otherwise the number of the step that went wrong. That it
+//! The program seals keys and a delta, lets a replica follow them, asks about two tokens and encloses a
+//! third for a device. Its exit code tells how far it came: 0 to the end, otherwise the number of the step that went wrong. That it
 //! links at all is the proof; that it runs shows that nothing was linked away.
 #![no_std]
 #![no_main]
@@ -25,9 +25,9 @@ use core::time::Duration;
 
 use revocast_core::update::{PublisherKey, Role};
 use revocast_core::{
-    Action, Address, Claims, Config, Delta, Doubt, Epoch, Event, FingerprintFunction, Fingerprinter, Jti, Keys, Kind,
-    Now, RealmId, RealmKey, Replica, RevocationSet, Sealed, Sequence, SigningKey, Term, Trust, UnixMillis, UnixTime,
-    Verdict, Width, seal, wire,
+    Action, Address, Claims, Config, Delivery, Delta, DeviceId, Doubt, EnvelopeKey, Epoch, Event, FingerprintFunction,
+    Fingerprinter, Jti, Keys, Kind, Notice, Now, RealmId, RealmKey, Replica, RevocationSet, Sealed, Sequence, SigningKey,
+    Term, Trust, UnixMillis, UnixTime, Verdict, Width, disclose, enclose, seal, wire,
 };
 
 /// A Saturday in 2026; only its order to the other times matters.
@@ -106,6 +106,30 @@ fn steps() -> Result<(), u8> {
     }
     if replica.refusals().iter().all(|count| *count == 0) {
         return Err(10);
+    }
+    delivered(&replica, &realm, &publisher, now(5))
+}
+
+/// A token on its way to one device: enclosed, sealed, verified by the replica, and read.
+fn delivered(replica: &Replica, realm: &RealmId, publisher: &SigningKey, now: Now) -> Result<(), u8> {
+    let device = DeviceId::new(black_box("bare-1")).map_err(|_| 11)?;
+    let key = EnvelopeKey::from_seed(black_box([5; 32]));
+    let notice = Notice::Token { token: Box::from(black_box("e30.e30.c2ln")) };
+    let bound = Delivery::bound(now.wall, None);
+    let plain = wire::encode_notice(&notice).map_err(|_| 12)?;
+    let content = enclose(&key.public(), realm, &device, &bound, &plain, black_box([6; 32])).map_err(|_| 13)?;
+    let meant = Delivery { device, issued_at: now.wall, nonce: None, enclosed: true, content };
+    let body = wire::encode_delivery(&meant).map_err(|_| 14)?;
+    let sealed = seal(Kind::Delivery, realm, &body, &[publisher]);
+    let verified = replica.verify(now, black_box(&sealed), Kind::Delivery).map_err(|_| 15)?;
+    let read = verified.try_map(wire::decode_delivery).map_err(|_| 16)?.into_inner();
+    let plain = disclose(&key, realm, &device, &bound, &read.content).map_err(|_| 17)?;
+    if wire::decode_notice(&plain).ok() != Some(notice) {
+        return Err(18);
+    }
+    let stranger = EnvelopeKey::from_seed(black_box([7; 32]));
+    if disclose(&stranger, realm, &device, &bound, &read.content).is_ok() {
+        return Err(19);
     }
     Ok(())
 }

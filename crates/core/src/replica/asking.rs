@@ -128,7 +128,8 @@ impl Replica {
             return Err(Unasked::TooFast);
         }
         self.asking.open.push(Open { question, since: now.uptime });
-        self.actions.push_back(Action::Ask(seal(Kind::Ask, &self.realm, &body, &[])));
+        let signers: Vec<_> = self.signer.iter().collect();
+        self.actions.push_back(Action::Ask(seal(Kind::Ask, &self.realm, &body, &signers)));
         Ok(())
     }
 

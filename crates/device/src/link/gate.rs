@@ -103,9 +103,9 @@ impl Gate {
         }
         self.watched = None;
         let cautious = now < self.cautious_until;
-        // Live deltas and answers are not retained and may come at any time. Asked for last, they cannot
+        // Live deltas, answers and deliveries are not retained and may come at any time. Asked for last, they cannot
         // break the connection while another address is being watched.
-        let retained = |address: &Address| !matches!(address, Address::Live | Address::Answer);
+        let retained = |address: &Address| !matches!(address, Address::Live | Address::Answer | Address::Delivery);
         let place = match self.queue.iter().position(retained) {
             Some(place) if cautious => place,
             _ => 0,

@@ -32,7 +32,8 @@ pub(super) fn guarded_routes() -> OpenApiRouter<Arc<Service>> {
 const fn cached(address: Address) -> &'static str {
     match address {
         Address::Manifest => "public, max-age=1, must-revalidate",
-        Address::Keys | Address::Live | Address::Answer => "private, max-age=60, must-revalidate",
+        Address::IssuerKeys => "public, max-age=60, must-revalidate",
+        Address::Keys | Address::Live | Address::Answer | Address::Delivery => "private, max-age=60, must-revalidate",
         Address::KeysAt { .. } => "private, max-age=31536000, immutable",
         Address::Ladder { .. } | Address::Index { .. } | Address::Chunk { .. } => "public, max-age=31536000, immutable",
     }
