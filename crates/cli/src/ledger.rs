@@ -272,9 +272,15 @@ fn bar(output: Output) -> ProgressBar {
 
 fn advance(bar: &ProgressBar, piece: &Piece) {
     match piece {
-        Piece::Realm(record) => bar.inc_length(record.stored + record.coverage.registered),
+        Piece::Realm(record) => {
+            let issued = record.devices + record.tokens + record.refreshes;
+            bar.inc_length(record.stored + record.coverage.registered + issued);
+        }
         Piece::Entries(rows) => bar.inc(rows.len() as u64),
         Piece::Issued(rows) => bar.inc(rows.len() as u64),
+        Piece::Devices(rows) => bar.inc(rows.len() as u64),
+        Piece::Tokens(rows) => bar.inc(rows.len() as u64),
+        Piece::Refreshes(rows) => bar.inc(rows.len() as u64),
         Piece::Objects(_) => {}
     }
 }
@@ -297,7 +303,7 @@ impl Objects {
                 self.realm = Some(record.realm.id);
             }
             Piece::Objects(objects) => objects.into_iter().for_each(|object| self.object(object)),
-            Piece::Entries(_) | Piece::Issued(_) => {}
+            Piece::Entries(_) | Piece::Issued(_) | Piece::Devices(_) | Piece::Tokens(_) | Piece::Refreshes(_) => {}
         }
     }
 

@@ -62,6 +62,9 @@ fn held(sequence: u64, days: u64) -> Receipt {
     Receipt { recorded: false, ..fresh(sequence, days) }
 }
 
+mod issuance;
+use issuance::*;
+
 #[path = "../../../../tests/src/postgres.rs"]
 // Public where it lives, and not all of it is used here.
 #[allow(dead_code, unreachable_pub)]
@@ -171,6 +174,27 @@ over_all! {
     all_that_is_kept_is_shown_and_restored
     ;
     nobody_is_woken_for_nothing
+    a_device_is_enrolled_once_and_replaced_only_on_purpose
+    devices_are_listed_in_order
+    what_no_device_can_be_is_not_enrolled
+    a_dismissed_device_loses_its_tokens
+    an_issued_token_is_registered_and_remembered
+    what_cannot_be_issued_is_refused_and_leaves_nothing
+    revoking_a_token_revokes_what_descends_from_it_and_nothing_else
+    a_repeated_revoke_takes_what_has_come_since
+    a_reinstate_lifts_only_the_revoke_of_its_own_token
+    a_revoked_token_is_not_continued
+    a_device_whose_token_was_revoked_stays_barred_after_that_has_expired
+    a_token_under_a_cutoff_is_not_continued
+    a_counter_is_granted_once
+    a_token_is_continued_by_its_own_device_alone_while_it_lives
+    what_replaces_a_token_outlives_it
+    a_refresh_token_is_spent_once
+    a_refresh_token_spent_twice_revokes_all_that_came_of_it
+    a_refresh_token_ends_with_the_token_that_it_came_with
+    a_lineage_is_kept_until_every_ancestor_has_expired
+    tokens_that_end_soon_are_told
+    a_family_has_a_limit
 }
 
 async fn a_realm_is_founded_once(ledger: &dyn Ledger) {
@@ -1368,7 +1392,7 @@ async fn a_ledger_from_before_the_registry_opens_and_works() {
         (layout, rows.unwrap().collect::<Result<Vec<_>, _>>().unwrap())
     };
     assert_eq!(columns(&path), columns(&fresh.path().join("ledger.db")));
-    assert_eq!(columns(&path).0, 3);
+    assert_eq!(columns(&path).0, 4);
     let ledger = SqliteLedger::open(folder.path()).unwrap();
     assert_eq!(ledger.coverage(id("a")).await.unwrap().registered, 2);
 }
@@ -1404,7 +1428,17 @@ async fn content(folder: &Path) -> Result<Vec<Piece>, String> {
         let told = |error: LedgerError| error.to_string();
         let (term, head) = ledger.head(id).await.map_err(told)?;
         let coverage = ledger.coverage(id).await.map_err(told)?;
-        pieces.push(Piece::Realm(RealmRecord { realm, term, head, stored: 0, cutoffs: 0, coverage }));
+        pieces.push(Piece::Realm(RealmRecord {
+            realm,
+            term,
+            head,
+            stored: 0,
+            cutoffs: 0,
+            devices: 0,
+            tokens: 0,
+            refreshes: 0,
+            coverage,
+        }));
         pieces.push(Piece::Entries(ledger.scan(id, Sequence(0), usize::MAX).await.map_err(told)?));
         pieces.push(Piece::Objects(ledger.objects(id).await.map_err(told)?));
         let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
