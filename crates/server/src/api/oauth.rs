@@ -438,7 +438,7 @@ struct Granted {
 /// anew.
 #[utoipa::path(
     post, path = "/oauth2/token", tag = "oauth",
-    security(("basic" = ["client"]), ("bearer" = ["client"])),
+    security(("basic" = ["client", "issuer"]), ("bearer" = ["client", "issuer"])),
     request_body(content = RefreshForm, content_type = "application/x-www-form-urlencoded"),
     responses(
         (status = 200, body = Granted, description = "The next token."),

@@ -37,7 +37,7 @@ async fn every_role_may_do_what_the_document_says_and_nothing_else() {
             // Whatever else is wrong with an empty body is told only to those who may.
             assert_eq!(!matches!(answer.status, 401 | 403), may, "{role} {place}: {} {}", answer.status, answer.body);
             *allowed.entry(*role).or_default() += usize::from(may);
-            if !may && !path.contains("/oauth/") && !path.ends_with("/revoke") {
+            if !may && !path.contains("/oauth") && !path.ends_with("/revoke") {
                 let detail = answer.problem(403, "role-missing");
                 assert!(detail.starts_with(&format!("credential the-{role} is {role}, and this needs")), "{detail}");
                 assert_eq!(answer.body["needs"], json!(needed), "{place}");

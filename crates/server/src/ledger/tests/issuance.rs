@@ -403,7 +403,7 @@ pub(super) async fn a_token_is_continued_by_its_own_device_alone_while_it_lives(
     // Within the leeway it still lives, and one that it held before does as well.
     issue(ledger, renewal("d", "t2", "t1", 1)).await;
     issue(ledger, renewal("d", "t3", "t1", 2)).await;
-    let at = |secs| NOW.plus(900 + secs);
+    let at = |secs: u64| NOW.plus(900 + secs);
     let late = |now: UnixTime, jti: &str, counter| Order {
         token: NewToken { iat: now, exp: now.plus(900), ..token(jti) },
         ..renewal("d", jti, "t3", counter)
