@@ -53,6 +53,12 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 /// Threads that look through the registry at the same time.
 const VISITORS: usize = 2;
 
+/// Between two writes of how far was published: each costs an fsync, which the ledger's would wait for.
+const MARK_PAUSE: Duration = Duration::from_millis(250);
+
+/// Between two looks for realms that were founded meanwhile.
+const REALMS_PAUSE: Duration = Duration::from_millis(50);
+
 /// Entries read from the ledger at a time.
 const SCAN_LIMIT: usize = 10_000;
 
@@ -162,6 +168,7 @@ pub async fn run(publishing: Publishing, stop: oneshot::Receiver<()>) -> Ended {
     let stopping = watch::Sender::new(false);
     let ended = tokio::select! {
         () = tend(&publishing, &mut tasks, &stopping) => Ended::Deposed,
+        () = publishing.keep_mark() => Ended::Deposed,
         _ = stop => {
             stopping.send_replace(true);
             let ended = tokio::time::timeout(END_PATIENCE, async { while tasks.join_next().await.is_some() {} }).await;
@@ -170,6 +177,7 @@ pub async fn run(publishing: Publishing, stop: oneshot::Receiver<()>) -> Ended {
     };
     // Each may end anywhere: whoever goes on does so from what is stored.
     tasks.shutdown().await;
+    publishing.write_mark().await;
     ended
 }
 
@@ -346,7 +354,12 @@ async fn publish(
     let mut settings = publishing.settings.clone();
     let mut publisher = publishing.load(realm).await?;
     publishing.filters.set(realm, publisher.filters());
-    let mut course = Course { broker: Acquaintance::Stranger, retry: Retry::NONE, audit: Audit::default() };
+    let mut course = Course {
+        broker: Acquaintance::Stranger,
+        retry: Retry::NONE,
+        audit: Audit::default(),
+        expired: UnixTime::default(),
+    };
     let mut work: Option<Work<'_>> = None;
     let mut building: Option<Building<'_>> = None;
     let mut looked_at_keys = None;
@@ -424,6 +437,8 @@ struct Course {
     broker: Acquaintance,
     retry: Retry,
     audit: Audit,
+    /// What expired up to here is forgotten already.
+    expired: UnixTime,
 }
 
 impl Course {
@@ -502,7 +517,7 @@ impl Course {
             Done::Published(plan, Ok(())) => {
                 self.retry = Retry::NONE;
                 publisher.done(&plan);
-                publishing.committed(realm, publisher, &self.audit).await;
+                publishing.committed(realm, publisher, &self.audit, &mut self.expired).await;
             }
             Done::Published(plan, Err(error)) => {
                 publishing.not_published(publisher, &plan, error).await?;
@@ -762,14 +777,16 @@ impl Publishing {
         known: &HashMap<RealmId, mpsc::Sender<Incoming>>,
         wakes: &mut watch::Receiver<u64>,
     ) {
-        let until = Instant::now() + BACKOFF_MAX;
+        let begun = Instant::now();
+        let mut until = begun + BACKOFF_MAX;
         loop {
             tokio::select! {
                 changed = wakes.changed() => {
                     if changed.is_err() {
                         pending::<()>().await;
                     }
-                    return;
+                    // Most commits found no realm.
+                    until = until.min(begun + REALMS_PAUSE);
                 }
                 question = listener.next() => {
                     // A question is never retained: whoever left one there wants it asked for ever.
@@ -953,7 +970,7 @@ impl Publishing {
     }
 
     /// The manifest stands: tell so, and let the ledger forget what it says is expired.
-    async fn committed(&self, realm: RealmId, publisher: &Publisher, audit: &Audit) {
+    async fn committed(&self, realm: RealmId, publisher: &Publisher, audit: &Audit, expired: &mut UnixTime) {
         let Some(manifest) = publisher.manifest() else { return };
         let trouble = publisher.clock_alarm().map(|alarm| alarm.to_string()).or_else(|| audit.trouble.clone());
         let trouble = trouble.or_else(|| publisher.issuer_trouble().map(str::to_owned));
@@ -977,16 +994,34 @@ impl Publishing {
                 keys_version: publisher.keys_version(),
             };
         });
-        if let Some(mark) = self.mark.clone() {
-            let reached = (manifest.term, manifest.sequence);
-            match blocking(move || mark.raise(realm, reached)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%realm, %error, "how far was published is not written down"),
-                Err(error) => tracing::warn!(%realm, %error, "how far was published is not written down"),
+        if let Some(mark) = &self.mark {
+            mark.raise(realm, (manifest.term, manifest.sequence));
+        }
+        // Many manifests of one second have one horizon.
+        if manifest.horizon > *expired {
+            match self.ledger.expire(realm, manifest.horizon).await {
+                Ok(_) => *expired = manifest.horizon,
+                Err(error) => tracing::warn!(%realm, %error, "expired entries were not dropped"),
             }
         }
-        if let Err(error) = self.ledger.expire(realm, manifest.horizon).await {
-            tracing::warn!(%realm, %error, "expired entries were not dropped");
+    }
+
+    /// Writes down how far was published, whenever that has changed; never ends by itself.
+    async fn keep_mark(&self) {
+        let Some(mark) = &self.mark else { return pending().await };
+        loop {
+            mark.raised().await;
+            self.write_mark().await;
+            sleep(MARK_PAUSE).await;
+        }
+    }
+
+    async fn write_mark(&self) {
+        let Some(mark) = self.mark.clone() else { return };
+        // The runtime is ending: the mark stays a moment behind.
+        let Ok(written) = blocking(move || mark.write()).await else { return };
+        if let Err(error) = written {
+            tracing::warn!(%error, "how far was published is not written down");
         }
     }
 
