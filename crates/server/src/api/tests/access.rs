@@ -86,6 +86,11 @@ async fn what_each_role_is_for_stays_as_it_is() {
         "GET /v1/realms/fleet/jti issuer",
         "GET /v1/realms/fleet/coverage reader issuer",
         "PUT /v1/realms/fleet/coverage issuer",
+        "PUT /v1/realms/fleet/keys admin",
+        "POST /v1/realms/fleet/tokens issuer",
+        "POST /v1/realms/fleet/devices issuer",
+        "GET /v1/realms/fleet/devices reader issuer",
+        "POST /oauth2/token client issuer",
     ] {
         assert!(found.iter().any(|other| other == line), "{line} is not in {found:#?}");
     }
