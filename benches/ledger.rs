@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::post;
-use axum::serve::ListenerExt as _;
+use axum::serve::{Listener as _, ListenerExt as _};
 use axum::{Json, Router};
 use revocast_benches::Keys;
 use revocast_core::{FingerprintFunction, Fingerprinter, RealmId, RealmKey, UnixTime, Width};
