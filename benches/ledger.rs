@@ -1,8 +1,11 @@
 //! Prints how many revocations a second become durable, single ones from many clients and many in few calls: through our
 //! API, through our ledger, through nothing but the same `SQLite` tables, and in a Redis denylist that is fsynced as well.
+//! What HTTP alone costs is seen on the same tables behind the same HTTP library, which asks nobody who they are and
+//! publishes nothing.
 //!
 //! `cargo bench -p revocast-benches --bench ledger`; `REVOCAST_REDIS` names a `redis-server` that is not in the path.
-//! All of them write to one disk, in one run, by turns; the figures are medians over the rounds.
+//! `-- single` or `-- bulk` measures one of the two. All write to one disk, in one run, by turns; the figures are medians
+//! over the rounds. The clients are part of the process, so what they cost is taken from the two cores as well.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,6 +15,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::post;
+use axum::serve::{Listener as _, ListenerExt as _};
+use axum::{Json, Router};
 use revocast_benches::Keys;
 use revocast_core::{FingerprintFunction, Fingerprinter, RealmId, RealmKey, UnixTime, Width};
 use revocast_server::clock::SystemClock;
@@ -20,10 +28,11 @@ use revocast_server::keys::Keys as ServerKeys;
 use revocast_server::ledger::{Action, Expiry, Ledger, Realm, Request, SqliteLedger};
 use revocast_server::server::Server;
 use rusqlite::{Connection, OpenFlags, params};
+use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// Clients that revoke one token after the other.
 const CLIENTS: usize = 64;
@@ -31,6 +40,9 @@ const CLIENTS: usize = 64;
 /// Each opponent is measured this often, for so long.
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(2);
+
+/// Bare, our ledger, bare behind HTTP, our API, Redis.
+const OPPONENTS: usize = 5;
 
 /// Rows of a bulk import, and how many go into one transaction.
 const ROWS: usize = 100_000;
@@ -45,9 +57,17 @@ const GROUP_MAX: usize = 1_024;
 fn main() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let only: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |name: &str| {
+        !only.iter().any(|word| word == "single" || word == "bulk") || only.iter().any(|word| word == name)
+    };
     runtime.block_on(async {
-        single().await;
-        bulk().await;
+        if wanted("single") {
+            single().await;
+        }
+        if wanted("bulk") {
+            bulk().await;
+        }
     });
 }
 
@@ -55,12 +75,17 @@ fn main() {
 async fn single() {
     let (bare, ours, served, redis) =
         (Bare::start().await, Ours::start().await, Served::start().await, Redis::start().await);
-    let mut rates: [Vec<f64>; 4] = Default::default();
+    let behind = Behind::start().await;
+    let mut rates: [Vec<f64>; OPPONENTS] = Default::default();
     for round in 0..ROUNDS {
-        let name = |client: usize| Keys::new((round * CLIENTS + client) as u64, 40_000);
+        // Drawn before anything is measured.
+        let keys: Vec<_> =
+            (0..CLIENTS).map(|client| Arc::new(Keys::new((round * CLIENTS + client) as u64, 40_000))).collect();
+        let name = |client: usize| Arc::clone(&keys[client]);
         let measured = [
             round_of(|client| bare.clone().revoke(name(client))).await,
             round_of(|client| ours.clone().revoke(name(client))).await,
+            round_of(|client| behind.door().revoke(name(client))).await,
             round_of(|client| served.door().revoke(name(client))).await,
             round_of(|client| redis.door().revoke(name(client))).await,
         ];
@@ -79,12 +104,14 @@ async fn single() {
 async fn bulk() {
     let (bare, ours, served, redis) =
         (Bare::start().await, Ours::start().await, Served::start().await, Redis::start().await);
-    let mut rates: [Vec<f64>; 4] = Default::default();
+    let behind = Behind::start().await;
+    let mut rates: [Vec<f64>; OPPONENTS] = Default::default();
     for round in 0..ROUNDS {
         let keys = Keys::new(1_000_000 + round as u64, ROWS);
         let measured = [
             bare.import(&keys).await,
             ours.import(&keys).await,
+            behind.door().import(&keys).await,
             served.door().import(&keys).await,
             redis.door().import(&keys).await,
         ];
@@ -99,8 +126,8 @@ async fn bulk() {
     served.stop().await;
 }
 
-fn report(rates: [Vec<f64>; 4]) {
-    let names = ["bare SQLite", "our ledger", "our API", "Redis, appendfsync always"];
+fn report(rates: [Vec<f64>; OPPONENTS]) {
+    let names = ["bare SQLite", "our ledger", "bare SQLite behind HTTP", "our API", "Redis, appendfsync always"];
     let medians = rates.map(|mut rates| {
         rates.sort_by(f64::total_cmp);
         (rates[rates.len() / 2], rates[0], rates[rates.len() - 1])
@@ -126,7 +153,7 @@ where
 }
 
 /// Revokes the keys one after the other until the round is over.
-async fn until_over<F: Future<Output = ()>>(keys: Keys, mut revoke: impl FnMut(String) -> F) -> usize {
+async fn until_over<F: Future<Output = ()>>(keys: Arc<Keys>, mut revoke: impl FnMut(String) -> F) -> usize {
     let begun = Instant::now();
     let mut count = 0;
     for key in keys.texts() {
@@ -184,7 +211,7 @@ impl Bare {
         durable.await.expect("a commit");
     }
 
-    async fn revoke(self, keys: Keys) -> usize {
+    async fn revoke(self, keys: Arc<Keys>) -> usize {
         until_over(keys, |key| self.commit(vec![key])).await
     }
 
@@ -241,6 +268,60 @@ fn write_bare(path: &Path, calls: &Receiver<(Vec<String>, oneshot::Sender<()>)>)
     }
 }
 
+// ---- the tables behind HTTP -----------------------------------------------------------------------
+
+/// The tables alone, with the paths and bodies of our API in front of them, and nothing else of it.
+struct Behind {
+    address: SocketAddr,
+    serving: JoinHandle<()>,
+}
+
+#[derive(Deserialize)]
+struct Revoked {
+    jti: String,
+    #[expect(dead_code, reason = "read as the API reads it")]
+    exp: u64,
+}
+
+#[derive(Deserialize)]
+struct RevokedMany {
+    revocations: Vec<Revoked>,
+}
+
+impl Behind {
+    async fn start() -> Self {
+        let bare = Bare::start().await;
+        let one = async |State(bare): State<Bare>, Json(Revoked { jti, .. }): Json<Revoked>| {
+            bare.commit(vec![jti]).await;
+            (StatusCode::CREATED, Json(true))
+        };
+        let many = async |State(bare): State<Bare>, Json(RevokedMany { revocations }): Json<RevokedMany>| {
+            bare.commit(revocations.into_iter().map(|revoked| revoked.jti).collect()).await;
+            (StatusCode::CREATED, Json(true))
+        };
+        let router = Router::new()
+            .route("/v1/realms/{realm}/revocations", post(one))
+            .route("/v1/realms/{realm}/revocations/batch", post(many))
+            .with_state(bare);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port").tap_io(|socket| {
+            let _ = socket.set_nodelay(true);
+        });
+        let address = listener.local_addr().expect("an address");
+        let serving = tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") });
+        Self { address, serving }
+    }
+
+    fn door(&self) -> Door {
+        Door { address: self.address, token: "nobody asks".to_owned(), socket: None }
+    }
+}
+
+impl Drop for Behind {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
 // ---- our ledger -----------------------------------------------------------------------------------
 
 /// The ledger as the server calls it.
@@ -266,7 +347,7 @@ impl Ours {
         assert!(receipts.iter().all(|receipt| receipt.recorded), "it was there already");
     }
 
-    async fn revoke(self, keys: Keys) -> usize {
+    async fn revoke(self, keys: Arc<Keys>) -> usize {
         until_over(keys, |key| self.append(vec![key])).await
     }
 
@@ -327,7 +408,7 @@ struct Door {
 }
 
 impl Door {
-    async fn revoke(mut self, keys: Keys) -> usize {
+    async fn revoke(mut self, keys: Arc<Keys>) -> usize {
         let begun = Instant::now();
         let mut count = 0;
         for key in keys.texts() {
@@ -436,7 +517,7 @@ struct RedisDoor {
 }
 
 impl RedisDoor {
-    async fn revoke(self, keys: Keys) -> usize {
+    async fn revoke(self, keys: Arc<Keys>) -> usize {
         let mut socket = Wire::connect(self.address).await;
         let begun = Instant::now();
         let mut count = 0;

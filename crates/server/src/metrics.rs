@@ -172,8 +172,14 @@ impl Metrics {
     /// A request to the ledger took this long, and recorded these entries.
     pub fn appended(&self, realm: RealmId, recorded: impl IntoIterator<Item = EntryKind>, took: Duration) {
         self.append.observe(took.as_secs_f64());
-        for kind in recorded {
-            self.entries.get_or_create(&OfEntry { realm: realm.to_string(), kind }).inc();
+        // Batches are of one kind: they are counted at one go.
+        let mut recorded = recorded.into_iter().peekable();
+        while let Some(kind) = recorded.next() {
+            let mut count = 1;
+            while recorded.next_if_eq(&kind).is_some() {
+                count += 1;
+            }
+            self.entries.get_or_create(&OfEntry { realm: realm.to_string(), kind }).inc_by(count);
         }
     }
 

@@ -32,7 +32,10 @@ pub(super) enum Rule {
 
 /// The rule of every operation, by path template and method.
 #[derive(Debug)]
-pub(super) struct Rules(HashMap<String, HashMap<Method, Rule>>);
+pub(super) struct Rules {
+    operations: HashMap<String, HashMap<Method, Rule>>,
+    undescribed: Rule,
+}
 
 impl Rules {
     /// Takes them from the document.
@@ -46,14 +49,13 @@ impl Rules {
             });
             (path.clone(), rules.collect())
         });
-        Self(rules.collect())
+        Self { operations: rules.collect(), undescribed: Rule::OneOf(vec![Role::Admin]) }
     }
 
     /// The rule of an operation; one that nobody described is the admin's.
-    fn find(&self, path: &str, method: &Method) -> Rule {
+    fn find(&self, path: &str, method: &Method) -> &Rule {
         let method = if method == Method::HEAD { &Method::GET } else { method };
-        let found = self.0.get(path).and_then(|rules| rules.get(method));
-        found.cloned().unwrap_or_else(|| Rule::OneOf(vec![Role::Admin]))
+        self.operations.get(path).and_then(|rules| rules.get(method)).unwrap_or(&self.undescribed)
     }
 }
 
@@ -167,7 +169,7 @@ impl Guard {
             Rule::Everybody => Ok(None),
             Rule::OneOf(roles) => {
                 let offer = bearer(request.headers()).map(Offer::Secret);
-                admit(&self.gate, offer, &roles, realm).map(Some)
+                admit(&self.gate, offer, roles, realm).map(Some)
             }
         }
     }
@@ -188,7 +190,7 @@ pub(super) fn scheme<'a>(headers: &'a HeaderMap, name: &[u8]) -> Option<&'a [u8]
 /// Middleware: lets a request in with its [`Caller`], or answers it.
 pub(super) async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
     let (path, realm) = place(&mut request).await;
-    match guard.admit(&request, &path, realm.as_deref()) {
+    match guard.admit(&request, path.as_ref().map_or("", MatchedPath::as_str), realm.as_deref()) {
         Ok(caller) => {
             if let Some(caller) = caller {
                 request.extensions_mut().insert(caller);
@@ -200,9 +202,8 @@ pub(super) async fn guard(State(guard): State<Arc<Guard>>, mut request: Request,
 }
 
 /// The path template of a request, and the realm in its path.
-async fn place(request: &mut Request) -> (String, Option<String>) {
-    let matched = request.extract_parts::<MatchedPath>().await;
-    let path = matched.map_or_else(|_| String::new(), |path| path.as_str().to_owned());
+async fn place(request: &mut Request) -> (Option<MatchedPath>, Option<String>) {
+    let path = request.extract_parts::<MatchedPath>().await.ok();
     // What is no text is no realm; whoever looks for it says so.
     let params = request.extract_parts::<RawPathParams>().await.ok();
     let mut params = params.iter().flatten();

@@ -2,7 +2,8 @@
 //!
 //! A ledger that is restored from a backup ends before what was published from it, and going on would use sequences
 //! twice (design rule 9). A broker that remembers gives it away; this file does so where the broker forgets, as the
-//! embedded one does.
+//! embedded one does. It is written a moment after the fact, so that its fsync does not stand in the way of those of
+//! the ledger: nobody restores a backup that is a moment old.
 //!
 //! # Shape
 //!
@@ -22,6 +23,7 @@ use std::sync::{Mutex, PoisonError};
 
 use revocast_core::{RealmId, Sequence, Term};
 use thiserror::Error;
+use tokio::sync::Notify;
 
 const FILE: &str = "published.mark";
 
@@ -38,6 +40,7 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 pub struct HighWater {
     folder: PathBuf,
     marks: Mutex<BTreeMap<RealmId, (Term, Sequence)>>,
+    raised: Notify,
 }
 
 impl HighWater {
@@ -49,12 +52,16 @@ impl HighWater {
         match File::open(&path) {
             Ok(file) => file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(io)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Self { folder: folder.to_owned(), marks: Mutex::default() });
+                return Ok(Self::with(folder, BTreeMap::new()));
             }
             Err(error) => return Err(io(error)),
         };
         let marks = parse(&text).map_err(|line| HighWaterError::Damaged { path: path.clone(), line })?;
-        Ok(Self { folder: folder.to_owned(), marks: Mutex::new(marks) })
+        Ok(Self::with(folder, marks))
+    }
+
+    fn with(folder: &Path, marks: BTreeMap<RealmId, (Term, Sequence)>) -> Self {
+        Self { folder: folder.to_owned(), marks: Mutex::new(marks), raised: Notify::new() }
     }
 
     /// Every realm that has a mark.
@@ -71,16 +78,26 @@ impl HighWater {
         marks.get(&realm).filter(|mark| **mark > head).map(|(_, sequence)| *sequence)
     }
 
-    /// Records what was published, durably; does nothing if that is known. Blocks.
-    pub fn raise(&self, realm: RealmId, published: (Term, Sequence)) -> io::Result<()> {
+    /// Notes what was published. Nothing is written yet.
+    pub fn raise(&self, realm: RealmId, published: (Term, Sequence)) {
         let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
-        if marks.get(&realm).is_some_and(|mark| *mark >= published) {
-            return Ok(());
+        let mark = marks.entry(realm).or_default();
+        if *mark < published {
+            *mark = published;
+            self.raised.notify_one();
         }
-        let mut raised = marks.clone();
-        raised.insert(realm, published);
+    }
+
+    /// Waits until there is something to write.
+    pub(super) async fn raised(&self) {
+        self.raised.notified().await;
+    }
+
+    /// Writes all marks down, durably. Blocks.
+    pub fn write(&self) -> io::Result<()> {
+        let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut text = format!("{HEADER}\n");
-        for (realm, (term, sequence)) in &raised {
+        for (realm, (term, sequence)) in marks {
             // Writing to a text cannot fail.
             let _ = writeln!(text, "{realm} {term} {sequence}");
         }
@@ -89,9 +106,7 @@ impl HighWater {
         file.write_all(text.as_bytes())?;
         // Without it a power cut could leave the name with nothing behind it.
         file.sync_all()?;
-        fs::rename(&new, self.folder.join(FILE))?;
-        *marks = raised;
-        Ok(())
+        fs::rename(&new, self.folder.join(FILE))
     }
 }
 
@@ -154,9 +169,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mark = HighWater::open(folder.path()).unwrap();
         assert_eq!(mark.beyond(realm("a"), (Term(1), Sequence(0))), None, "nothing was published");
-        mark.raise(realm("a"), (Term(1), Sequence(7))).unwrap();
-        mark.raise(realm("b"), (Term(2), Sequence(3))).unwrap();
-        mark.raise(realm("a"), (Term(1), Sequence(5))).unwrap();
+        mark.raise(realm("a"), (Term(1), Sequence(7)));
+        mark.raise(realm("b"), (Term(2), Sequence(3)));
+        mark.raise(realm("a"), (Term(1), Sequence(5)));
+        mark.write().unwrap();
         let mark = HighWater::open(folder.path()).unwrap();
         assert_eq!(mark.beyond(realm("a"), (Term(1), Sequence(6))), Some(Sequence(7)));
         assert_eq!(mark.beyond(realm("a"), (Term(1), Sequence(7))), None);
