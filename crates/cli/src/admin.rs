@@ -176,9 +176,8 @@ impl Api {
 
 /// TLS to a server for which the certificates in this file vouch.
 fn trusting(path: &Path) -> Result<TlsConfig, Failure> {
-    let unusable = |what: String| {
-        Failure::plain("bad-ca", format!("--ca: {} cannot be used: {what}", path.display())).usage()
-    };
+    let unusable =
+        |what: String| Failure::plain("bad-ca", format!("--ca: {} cannot be used: {what}", path.display())).usage();
     let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
     let mut roots = Vec::new();
     for item in parse_pem(&pem) {

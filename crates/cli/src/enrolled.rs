@@ -89,7 +89,8 @@ pub fn dismiss(output: Output, name: &DeviceName, reason: Option<&str>) -> Resul
     let (api, path) = name.place()?;
     let query = reason.map(|reason| format!("?reason={}", encoded(reason))).unwrap_or_default();
     let gone = api.delete(&format!("{path}{query}"))?;
-    let words = format!("device {} is enrolled no longer; {} of its tokens are revoked", name.device, text(&gone, "revoked"));
+    let words =
+        format!("device {} is enrolled no longer; {} of its tokens are revoked", name.device, text(&gone, "revoked"));
     output.result(words, &gone);
     Ok(ExitCode::SUCCESS)
 }
@@ -101,7 +102,11 @@ pub fn token(output: Output, name: &DeviceName, lifetime: Option<u64>) -> Result
     let issued = api.post(&format!("{path}/tokens"), &Value::Object(body))?;
     let delivered = issued.get("delivered") == Some(&Value::Bool(true));
     let mut words = format!("token {} for device {} until {}", text(&issued, "jti"), name.device, text(&issued, "exp"));
-    words.push_str(if delivered { ", delivered to the broker" } else { ", not delivered: the device gets one when it asks" });
+    words.push_str(if delivered {
+        ", delivered to the broker"
+    } else {
+        ", not delivered: the device gets one when it asks"
+    });
     warn(&mut words, &issued);
     output.result(words, &issued);
     Ok(ExitCode::SUCCESS)

@@ -114,7 +114,11 @@ impl Folder<'_> {
                 Standing::Active | Standing::Over => String::new(),
                 Standing::Retiring { .. } => "until its last token is expired".to_owned(),
             };
-            words.push(format!("{}  {}  {} {note}", held.key.kid(), held.key.algorithm(), standing.name()).trim_end().to_owned());
+            words.push(
+                format!("{}  {}  {} {note}", held.key.kid(), held.key.algorithm(), standing.name())
+                    .trim_end()
+                    .to_owned(),
+            );
             values.push(json!({
                 "kid": held.key.kid(), "alg": held.key.algorithm().name(), "standing": standing.name(),
                 "created": held.created.secs(), "signs_from": held.signs_from.secs(),
@@ -130,8 +134,11 @@ impl Folder<'_> {
             .standings(self.now, MAX_TOKEN_LIFETIME_MAX)
             .any(|(held, standing)| held.key.kid() == kid && standing != Standing::Over);
         if used && !force {
-            return Err(Failure::plain("key-in-use", format!("key {kid} signs, will sign, or has signed tokens that may be honored"))
-                .help("if it was stolen, or none of its tokens is left: --force"));
+            return Err(Failure::plain(
+                "key-in-use",
+                format!("key {kid} signs, will sign, or has signed tokens that may be honored"),
+            )
+            .help("if it was stolen, or none of its tokens is left: --force"));
         }
         Keyrings::remove(self.keys, realm, kid).map_err(|error| failure(&error))?;
         self.output.result(

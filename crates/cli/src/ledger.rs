@@ -151,14 +151,16 @@ fn report(output: Output, good: &str, seen: &Inspection) -> Result<ExitCode, Fai
 
 fn counts(seen: &Inspection) -> String {
     format!(
-        "{} realms, {} entries, {} registered tokens, {} published objects",
-        seen.realms, seen.entries, seen.issued, seen.objects
+        "{} realms, {} entries, {} registered tokens, {} devices, {} tokens and {} refresh tokens of our issuer, \
+         {} published objects",
+        seen.realms, seen.entries, seen.issued, seen.devices, seen.tokens, seen.refreshes, seen.objects
     )
 }
 
 fn value(seen: &Inspection) -> Value {
     json!({
-        "realms": seen.realms, "entries": seen.entries, "issued": seen.issued, "objects": seen.objects,
+        "realms": seen.realms, "entries": seen.entries, "issued": seen.issued, "devices": seen.devices,
+        "tokens": seen.tokens, "refreshes": seen.refreshes, "objects": seen.objects,
         "wrong": seen.wrong, "findings": seen.findings,
     })
 }

@@ -46,7 +46,9 @@ fn main() -> ExitCode {
         Command::Config { command } => config::run(output, &command),
         Command::Credential { command, keys } => credential::run(output, &keys, command),
         Command::IssuerKey { command, keys } => issuer_key::run(output, &keys, command),
-        Command::PublisherKey { command: PublisherKeyCommand::Rotate(rotate) } => publisher_key::rotate(output, &rotate),
+        Command::PublisherKey { command: PublisherKeyCommand::Rotate(rotate) } => {
+            publisher_key::rotate(output, &rotate)
+        }
         Command::Device { command } => match command {
             DeviceCommand::Enroll(enroll) => enrolled::enroll(output, &enroll),
             DeviceCommand::List { realm, server } => enrolled::list(output, &realm, &server),

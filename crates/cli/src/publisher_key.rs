@@ -35,7 +35,9 @@ pub fn rotate(output: Output, arguments: &RotatePublisher) -> Result<ExitCode, F
     let roots: Vec<&SigningKey> = roots.iter().collect();
     let realms: Vec<RealmId> = realms(&api)?
         .iter()
-        .map(|realm| RealmId::new(&text(realm, "name")).map_err(|error| Failure::new("bad-answer", "a realm's name", &error)))
+        .map(|realm| {
+            RealmId::new(&text(realm, "name")).map_err(|error| Failure::new("bad-answer", "a realm's name", &error))
+        })
         .collect::<Result<_, _>>()?;
     let next = NextPublisher::begin(&arguments.keys).map_err(|error| keygen::failure(&error))?;
     let overlap = (!arguments.now).then(|| Duration::from_secs(arguments.overlap));
@@ -43,10 +45,16 @@ pub fn rotate(output: Output, arguments: &RotatePublisher) -> Result<ExitCode, F
     for realm in realms {
         named.push((realm, name(&api, realm, &next, &roots, overlap)?));
     }
-    wait(&format!("publish the new keys; the new publisher key is not in force yet, run this again when {}", "the server leads and reaches its broker"), || {
-        let status = api.get("/v1/status")?;
-        Ok(named.iter().all(|(realm, version)| published(&status, *realm) == Some(*version)))
-    })?;
+    wait(
+        &format!(
+            "publish the new keys; the new publisher key is not in force yet, run this again when {}",
+            "the server leads and reaches its broker"
+        ),
+        || {
+            let status = api.get("/v1/status")?;
+            Ok(named.iter().all(|(realm, version)| published(&status, *realm) == Some(*version)))
+        },
+    )?;
     let public = next.public();
     next.enact().map_err(|error| keygen::failure(&error))?;
     wait("seal with the new key, which is in force; look at revocast status", || {

@@ -22,8 +22,8 @@ use revocast_core::update::{TokenTopic, TokenTopicError};
 use thiserror::Error;
 
 use crate::broker::{BrokerUrl, BrokerUrlError, Credentials, TlsRoots, TlsRootsError};
-use crate::service::MAX_TOKEN_LIFETIME_MAX;
 use crate::ledger::{Ledger, OpenError, PostgresConfig, PostgresLedger, SqliteLedger};
+use crate::service::MAX_TOKEN_LIFETIME_MAX;
 
 /// A longer prefix would crowd every packet.
 const PREFIX_BYTES_MAX: usize = 256;

@@ -14,9 +14,7 @@ use std::time::Duration;
 use revocast_core::limits::DEVICE_ID_BYTES_MAX;
 use revocast_core::update::{Delivery, DeviceTopic, Nonce, Notice, Renew, TokenTopic};
 use revocast_core::wire::{self, WireError};
-use revocast_core::{
-    DeviceId, Digest, EnvelopeError, EnvelopePublicKey, Kind, RealmId, Sealed, UnixMillis, UnixTime, enclose, seal,
-};
+use revocast_core::{DeviceId, Digest, EnvelopeError, Kind, RealmId, Sealed, UnixMillis, UnixTime, enclose, seal};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -213,8 +211,7 @@ impl Post {
             let mut randomness = [0; 32];
             getrandom::fill(&mut randomness).map_err(DeliveryError::Random)?;
             let bound = Delivery::bound(issued_at, nonce.as_ref());
-            let sealing = EnvelopePublicKey::parse(device.sealing.0)?;
-            enclose(&sealing, &realm, &device.id, &bound, &content, randomness)?
+            enclose(&device.sealing, &realm, &device.id, &bound, &content, randomness)?
         };
         let delivery = Delivery { device: device.id, issued_at, nonce, enclosed: !clear, content };
         let body = wire::encode_delivery(&delivery)?;

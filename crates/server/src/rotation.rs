@@ -201,14 +201,20 @@ mod tests {
         let told = |keys: &Keys| check(&held, &signed(keys), &realm(), later).unwrap_err();
         assert_eq!(check(&held, &held, &realm(), later).unwrap(), Taken::Known);
         let forged = sign(&next, &realm(), &[&key(9)]).unwrap();
-        assert!(matches!(check(&held, &forged, &realm(), later), Err(RotationError::Refused(Refusal::WrongKey { .. }))));
+        assert!(matches!(
+            check(&held, &forged, &realm(), later),
+            Err(RotationError::Refused(Refusal::WrongKey { .. }))
+        ));
         let other = sign(&next, &RealmId::new("other").unwrap(), &[&key(1)]).unwrap();
         assert!(matches!(check(&held, &other, &realm(), later), Err(RotationError::Refused(_))));
         // New roots must have signed as well.
         let roots = Keys { roots: vec![key(8).public()], ..next.clone() };
         assert!(matches!(told(&roots), RotationError::Refused(_)));
         assert!(matches!(told(&Keys { version: 3, ..next.clone() }), RotationError::Version { held: 1, offered: 3 }));
-        assert!(matches!(told(&Keys { issuer: "j".into(), ..next.clone() }), RotationError::Changed { what: "issuer" }));
+        assert!(matches!(
+            told(&Keys { issuer: "j".into(), ..next.clone() }),
+            RotationError::Changed { what: "issuer" }
+        ));
         assert!(matches!(told(&Keys { leeway: 61, ..next.clone() }), RotationError::Changed { what: "leeway" }));
         assert!(matches!(told(&Keys { issued_at: NOW, ..next.clone() }), RotationError::Time { .. }));
         let ahead = Keys { issued_at: later.plus(Duration::from_hours(1)), ..next.clone() };

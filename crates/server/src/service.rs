@@ -760,7 +760,9 @@ pub enum ServiceError {
         ahead: Duration,
     },
     /// Another issuer signs the tokens of this realm: its keys were set. Ask it; or make a key for this realm here.
-    #[error("the tokens of realm {realm} are signed elsewhere; to issue them here make a key: revocast issuer-key generate --realm {realm}")]
+    #[error(
+        "the tokens of realm {realm} are signed elsewhere; to issue them here make a key: revocast issuer-key generate --realm {realm}"
+    )]
     IssuedElsewhere {
         /// Which realm.
         realm: RealmId,

@@ -20,7 +20,7 @@ use super::access::Caller;
 use super::extract::{Body, RealmParameter, RealmPath, UNPROCESSABLE, bad_query, created};
 use super::problem::{Problem, ProblemBody};
 use super::tokens::{NOT_KEPT, audience, warning};
-use crate::ledger::{Device, Dismissal, NewDevice, SealingKey};
+use crate::ledger::{Device, Dismissal, NewDevice};
 use crate::service::Service;
 use crate::tokens::Audience;
 
@@ -29,10 +29,7 @@ const LISTED_MAX: usize = 1_000;
 const LISTED_DEFAULT: usize = 100;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
-    OpenApiRouter::new()
-        .routes(routes!(enroll, devices))
-        .routes(routes!(device, dismiss))
-        .routes(routes!(issue))
+    OpenApiRouter::new().routes(routes!(enroll, devices)).routes(routes!(device, dismiss)).routes(routes!(issue))
 }
 
 /// The device in a path, for the document.
@@ -109,7 +106,7 @@ impl From<Device> for DeviceBody {
         Self {
             device: device.id.to_string(),
             signing_key: URL_SAFE_NO_PAD.encode(device.signing.0),
-            sealing_key: URL_SAFE_NO_PAD.encode(device.sealing.0),
+            sealing_key: URL_SAFE_NO_PAD.encode(device.sealing.as_bytes()),
             subject: device.subject,
             audience: device.audience,
             enrolled_at: device.enrolled_at.secs(),
@@ -150,7 +147,8 @@ async fn enroll(
     RealmPath(realm): RealmPath,
     Body(body): Body<EnrollmentBody>,
 ) -> Result<(StatusCode, Json<DeviceBody>), Problem> {
-    let EnrollmentBody { device, realm: meant, signing_key, sealing_key, proof, subject, audience: aud, replace } = body;
+    let EnrollmentBody { device, realm: meant, signing_key, sealing_key, proof, subject, audience: aud, replace } =
+        body;
     if let Some(meant) = meant.filter(|meant| meant != realm.as_str()) {
         return Err(refused(format!("it is made for realm {meant:?}, and this is {realm}")));
     }
@@ -165,7 +163,7 @@ async fn enroll(
     let new = NewDevice {
         id: device,
         signing,
-        sealing: SealingKey(*sealing.as_bytes()),
+        sealing,
         subject: subject.unwrap_or_else(|| device.to_string()),
         audience: audience(aud)?,
         replace,

@@ -476,7 +476,10 @@ async fn token(
         return Err(Refused::request("the parameter refresh_token is missing"));
     };
     if form.contains_key("scope") {
-        return Err(grant("invalid_scope", "a token gets what its refresh token came with; leave scope out".to_owned()));
+        return Err(grant(
+            "invalid_scope",
+            "a token gets what its refresh token came with; leave scope out".to_owned(),
+        ));
     }
     // Of another client, or of none: what is said of it is the same.
     if said.is_none_or(|(_, client)| client != caller.name()) {

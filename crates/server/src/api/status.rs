@@ -133,7 +133,19 @@ struct FilterHealthBody {
 impl RealmStatusBody {
     fn new(status: RealmStatus, now: UnixMillis) -> Self {
         let published = status.published.map(
-            |Published { term, position, at, objects, revocations, sizes, filter, choice, trouble, questions, keys_version }| {
+            |Published {
+                 term,
+                 position,
+                 at,
+                 objects,
+                 revocations,
+                 sizes,
+                 filter,
+                 choice,
+                 trouble,
+                 questions,
+                 keys_version,
+             }| {
                 PublishedBody {
                     term: term.0,
                     epoch: position.epoch.0,

@@ -78,7 +78,8 @@ pub(super) const NOT_KEPT: [(HeaderName, HeaderValue); 1] =
 
 /// The members of an audience: at least one, none empty.
 pub(super) fn audience(audience: Audience) -> Result<Vec<String>, Problem> {
-    let unusable = |detail: String| Problem::new(UNPROCESSABLE, "audience", "the audience cannot be used").detail(detail);
+    let unusable =
+        |detail: String| Problem::new(UNPROCESSABLE, "audience", "the audience cannot be used").detail(detail);
     let named = match audience {
         Audience::One(one) => vec![one],
         Audience::Many(many) => many,

@@ -97,7 +97,9 @@ impl TokenKey {
             Algorithm::Es256 => {
                 EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).map(|der| der.as_ref().to_vec())
             }
-            Algorithm::Hs256 => rand::generate::<[u8; SECRET_BYTES_MIN]>(&random).map(|secret| secret.expose().to_vec()),
+            Algorithm::Hs256 => {
+                rand::generate::<[u8; SECRET_BYTES_MIN]>(&random).map(|secret| secret.expose().to_vec())
+            }
             Algorithm::Rs256 | Algorithm::Ps256 => return Err(TokenKeyError::Rsa { algorithm }),
         };
         Self::new(algorithm, private.map_err(|_| TokenKeyError::Random)?)
@@ -108,9 +110,7 @@ impl TokenKey {
         let rejected = |error: ring::error::KeyRejected| TokenKeyError::Rejected { algorithm, what: error.to_string() };
         let pair = match algorithm {
             // OpenSSL writes version 1, without the public half.
-            Algorithm::EdDsa => {
-                Pair::Ed25519(Ed25519KeyPair::from_pkcs8_maybe_unchecked(&private).map_err(rejected)?)
-            }
+            Algorithm::EdDsa => Pair::Ed25519(Ed25519KeyPair::from_pkcs8_maybe_unchecked(&private).map_err(rejected)?),
             Algorithm::Es256 => {
                 let random = SystemRandom::new();
                 let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &private, &random);
@@ -221,9 +221,7 @@ impl fmt::Debug for TokenKey {
 fn public(pair: &Pair) -> Option<Value> {
     let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
     match pair {
-        Pair::Ed25519(pair) => {
-            Some(json!({ "crv": "Ed25519", "kty": "OKP", "x": text(pair.public_key().as_ref()) }))
-        }
+        Pair::Ed25519(pair) => Some(json!({ "crv": "Ed25519", "kty": "OKP", "x": text(pair.public_key().as_ref()) })),
         Pair::P256(pair) => {
             // Uncompressed (SEC 1 section 2.3.3): a marker and two coordinates of 32 bytes.
             let (x, y) = pair.public_key().as_ref().get(1..)?.split_at_checked(32)?;
@@ -376,6 +374,10 @@ pub(crate) mod tests {
         assert!(told(Algorithm::EdDsa, RSA_PEM).starts_with("it is no key for EdDSA"));
         assert!(told(Algorithm::Es256, RSA_PEM).starts_with("it is no key for ES256"));
         let short = include_str!("rsa-1024.pem");
-        assert!(told(Algorithm::Ps256, short).starts_with("it is no key for PS256: TooSmall"), "{}", told(Algorithm::Ps256, short));
+        assert!(
+            told(Algorithm::Ps256, short).starts_with("it is no key for PS256: TooSmall"),
+            "{}",
+            told(Algorithm::Ps256, short)
+        );
     }
 }

@@ -199,8 +199,8 @@ impl Keyrings {
             let path = folder.join(name);
             if name == TEMPLATE_FILE {
                 let text = read_private(&path)?;
-                template = Template::parse(&text)
-                    .map_err(|source| KeyringError::Template { path: path.clone(), source })?;
+                template =
+                    Template::parse(&text).map_err(|source| KeyringError::Template { path: path.clone(), source })?;
             } else {
                 keys.push(read_key(&path)?);
             }
@@ -497,7 +497,11 @@ mod tests {
             (good.replace("private\": \"", "private\": \"AAAA"), "holds no key that can be used"),
         ] {
             fs::write(&path, &text).unwrap();
-            let fresh = Keyrings { folder: site.keys().join(FOLDER), oldest: Arc::clone(&site.rings.oldest), kept: Mutex::default() };
+            let fresh = Keyrings {
+                folder: site.keys().join(FOLDER),
+                oldest: Arc::clone(&site.rings.oldest),
+                kept: Mutex::default(),
+            };
             let error = fresh.ring(realm()).unwrap_err().to_string();
             assert!(error.contains(what), "{text}: {error}");
         }

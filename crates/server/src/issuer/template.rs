@@ -181,7 +181,8 @@ mod tests {
         }
         let large = json!({ "claims": { "x": "x".repeat(CLAIMS_BYTES_MAX) } }).to_string();
         assert!(matches!(Template::parse(&large), Err(TemplateError::TooMuch { .. })));
-        for text in ["[]", "{\"x\":1}", "{\"typ\":\"\"}", "{\"typ\":\"a b\"}", "{\"lifetime\":0}", "{\"lifetime\":-1}"] {
+        for text in ["[]", "{\"x\":1}", "{\"typ\":\"\"}", "{\"typ\":\"a b\"}", "{\"lifetime\":0}", "{\"lifetime\":-1}"]
+        {
             assert!(Template::parse(text).is_err(), "{text}");
         }
     }

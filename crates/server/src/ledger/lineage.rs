@@ -305,8 +305,7 @@ pub(super) fn issue<S: Lineage>(
     };
     let is_new = device.is_none() && parent.is_none();
     let next = refresh.and_then(|step| step.next);
-    if !is_new
-        && let Some(refusal) = crowded(shelf, realm, counters, now, &family, next.is_some() && spent.is_none())?
+    if !is_new && let Some(refusal) = crowded(shelf, realm, counters, now, &family, next.is_some() && spent.is_none())?
     {
         return Ok(Issuance::Refused(refusal));
     }

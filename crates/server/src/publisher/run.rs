@@ -12,8 +12,8 @@ use std::time::Duration;
 use revocast_core::limits::ASK_PATIENCE;
 use revocast_core::update::{DeviceTopic, Question};
 use revocast_core::{
-    Address, Digest, FilterBuf, Fingerprint, Kind, Manifest, PublicKey, RealmId, Salt, Sealed, Sequence, UnixMillis, UnixTime,
-    wire,
+    Address, Digest, FilterBuf, Fingerprint, Kind, Manifest, PublicKey, RealmId, Salt, Sealed, Sequence, UnixMillis,
+    UnixTime, wire,
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};

@@ -217,10 +217,9 @@ impl Service {
                 NoToken::ParentExpired => NoRenewal::Expired,
                 NoToken::FamilyFull { .. } => NoRenewal::Busy,
                 // Dismissed meanwhile; and nobody spends refresh tokens here.
-                NoToken::DeviceUnknown
-                | NoToken::RefreshUnknown
-                | NoToken::RefreshExpired
-                | NoToken::RefreshReused => return None,
+                NoToken::DeviceUnknown | NoToken::RefreshUnknown | NoToken::RefreshExpired | NoToken::RefreshReused => {
+                    return None;
+                }
             },
             Err(error) => {
                 tracing::warn!(%realm, device = %id, error = %crate::publisher::chain(&error), "no token for a device that asks for one");
@@ -270,7 +269,8 @@ impl Service {
         loop {
             // It alone knows the filters in force.
             self.must_lead()?;
-            let ring = self.issuing.issuers.issuing(realm.id)?.ok_or(ServiceError::IssuedElsewhere { realm: realm.id })?;
+            let ring =
+                self.issuing.issuers.issuing(realm.id)?.ok_or(ServiceError::IssuedElsewhere { realm: realm.id })?;
             let template = ring.template();
             let iat = self.clock.unix_time();
             let key = ring.active(iat).ok_or(ServiceError::NoIssuerKey { realm: realm.id })?;

@@ -35,7 +35,10 @@ enum Public {
     Ed25519(Vec<u8>),
     P256(Vec<u8>),
     P384(Vec<u8>),
-    Rsa { n: Vec<u8>, e: Vec<u8> },
+    Rsa {
+        n: Vec<u8>,
+        e: Vec<u8>,
+    },
     /// Of our own issuer alone, and never in the document.
     Secret(hmac::Key),
 }

@@ -59,7 +59,8 @@ fn with(mut value: Value, name: &str, member: Value) -> Value {
 #[tokio::test]
 async fn a_token_is_registered_and_says_what_was_asked_for() {
     let site = Site::new().await;
-    let asked = json!({"sub": "alice", "aud": ["a", "b"], "lifetime": 600, "claims": {"scope": "read"}, "client": "app"});
+    let asked =
+        json!({"sub": "alice", "aud": ["a", "b"], "lifetime": 600, "claims": {"scope": "read"}, "client": "app"});
     let answer = site.post(TOKENS, &asked).await;
     let token = token_of(&answer);
     assert_eq!(answer.headers[header::CACHE_CONTROL], "no-store");
@@ -118,11 +119,8 @@ async fn the_next_key_is_published_before_it_signs() {
     let site = Site::new().await;
     let first = token_of(&site.post(TOKENS, &json!({"sub": "s", "aud": "a"})).await);
     let key = Arc::new(TokenKey::generate(Algorithm::Es256).unwrap());
-    let held = Held {
-        key: Arc::clone(&key),
-        created: UnixTime::from_secs(NOW),
-        signs_from: UnixTime::from_secs(NOW + 60),
-    };
+    let held =
+        Held { key: Arc::clone(&key), created: UnixTime::from_secs(NOW), signs_from: UnixTime::from_secs(NOW + 60) };
     let realm = RealmId::new("fleet").unwrap();
     Keyrings::add(&site.keys.path().join("keys"), realm, &held).unwrap();
     let kids = async || {
