@@ -2,13 +2,16 @@
 //! [`issued`](crate::issued) talks to it too.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use revocast_core::RealmId;
 use serde_json::{Value, json};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
 
 use crate::args::{Fingerprint, RealmCommand, Revoke, ScopeArguments, ServerArguments};
 use crate::output::{Failure, Output};
@@ -36,30 +39,47 @@ pub struct Api {
 impl Api {
     /// The server that was named, with the bearer token from its file.
     pub fn new(server: &ServerArguments) -> Result<Self, Failure> {
-        if !server.server.starts_with("http://") || server.server.contains(char::is_whitespace) {
-            let url = &server.server;
-            return Err(Failure::plain(
-                "bad-server",
-                format!("--server: {url:?} is no URL of the kind http://host:port"),
-            )
-            .usage());
+        let url = &server.server;
+        let secure = url.starts_with("https://");
+        if !(secure || url.starts_with("http://")) || url.contains(char::is_whitespace) {
+            let what = format!("--server: {url:?} is no URL of the kind http://host:port or https://host:port");
+            return Err(Failure::plain("bad-server", what).usage());
         }
+        let tls = match (secure, &server.ca) {
+            (true, Some(path)) => Some(trusting(path)?),
+            (true, None) => {
+                return Err(Failure::plain("no-ca", "nobody vouches for the server")
+                    .help("name the certificates that do, PEM, with --ca FILE or REVOCAST_CA")
+                    .usage());
+            }
+            // A variable that is set for other commands does no harm.
+            (false, _) => None,
+        };
         let path = &server.admin_token_file;
         let token = std::fs::read_to_string(path).map_err(|error| {
             Failure::new("no-admin-token", format!("the bearer token {} cannot be read", path.display()), &error)
                 .help("name it with --admin-token-file or REVOCAST_ADMIN_TOKEN_FILE; keygen wrote it as admin.token")
                 .usage()
         })?;
-        Ok(Self::with_token(&server.server, token.trim()))
+        Ok(Self::connect(url, token.trim(), tls))
     }
 
     /// A server at `base` with this bearer token.
     pub fn with_token(base: &str, token: &str) -> Self {
-        let agent = ureq::Agent::config_builder()
+        Self::connect(base, token, None)
+    }
+
+    fn connect(base: &str, token: &str, tls: Option<TlsConfig>) -> Self {
+        let mut config = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_global(Some(Duration::from_mins(1)))
-            .build()
-            .new_agent();
+            // A bearer token goes to the server that was named, and nowhere else.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_global(Some(Duration::from_mins(1)));
+        if let Some(tls) = tls {
+            config = config.tls_config(tls).https_only(true);
+        }
+        let agent = config.build().new_agent();
         Self { agent, base: base.trim_end_matches('/').to_owned(), authorization: format!("Bearer {token}") }
     }
 
@@ -81,6 +101,28 @@ impl Api {
         self.answer(request.send_json(body))
     }
 
+    /// DELETE
+    pub fn delete(&self, path: &str) -> Result<Value, Failure> {
+        let request = self.agent.delete(format!("{}{path}", self.base)).header("authorization", &self.authorization);
+        self.answer(request.call())
+    }
+
+    /// GET of an object that is no JSON.
+    pub fn get_bytes(&self, path: &str) -> Result<Vec<u8>, Failure> {
+        let request = self.agent.get(format!("{}{path}", self.base)).header("authorization", &self.authorization);
+        let mut response = request.call().map_err(|error| self.unreachable(&error))?;
+        if response.status().as_u16() != 200 {
+            return self.answer(Ok(response)).map(|_| Vec::new());
+        }
+        response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().map_err(|error| self.unreadable(&error))
+    }
+
+    /// PUT of one.
+    pub fn put_bytes(&self, path: &str, bytes: &[u8]) -> Result<Value, Failure> {
+        let request = self.agent.put(format!("{}{path}", self.base)).header("authorization", &self.authorization);
+        self.answer(request.header("content-type", "application/octet-stream").send(bytes))
+    }
+
     /// POST of JSON lines. What the server answers, whatever it says; a failure only if it does not.
     pub fn post_lines(&self, path: &str, lines: &[u8]) -> Result<Answer, Failure> {
         let request = self.agent.post(format!("{}{path}", self.base)).header("authorization", &self.authorization);
@@ -95,17 +137,25 @@ impl Api {
     }
 
     fn heard(&self, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Answer, Failure> {
-        let mut response = sent.map_err(|error| {
-            Failure::new("server-unreachable", format!("the server {} does not answer", self.base), &error)
-                .help("is it running? start it with: revocast serve --data DIR --embedded-broker 127.0.0.1:1883")
-        })?;
+        let mut response = sent.map_err(|error| self.unreachable(&error))?;
         let status = response.status().as_u16();
         let seconds = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
         let retry_after = seconds.map(Duration::from_secs);
-        let text = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string().map_err(|error| {
-            Failure::new("bad-answer", format!("the answer of {} cannot be read", self.base), &error)
-        })?;
+        let text = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string();
+        let text = text.map_err(|error| self.unreadable(&error))?;
         Ok(Answer { status, value: serde_json::from_str(&text).unwrap_or(Value::Null), retry_after })
+    }
+
+    fn unreachable(&self, error: &ureq::Error) -> Failure {
+        let failure = Failure::new("server-unreachable", format!("the server {} does not answer", self.base), error);
+        if self.base.starts_with("https://") {
+            return failure.help("does it speak TLS, and does --ca vouch for its certificate under this name?");
+        }
+        failure.help("is it running? start it with: revocast serve --data DIR --embedded-broker 127.0.0.1:1883")
+    }
+
+    fn unreadable(&self, error: &ureq::Error) -> Failure {
+        Failure::new("bad-answer", format!("the answer of {} cannot be read", self.base), error)
     }
 
     /// What a problem document says (RFC 9457).
@@ -122,6 +172,29 @@ impl Api {
             _ => failure,
         }
     }
+}
+
+/// TLS to a server for which the certificates in this file vouch.
+fn trusting(path: &Path) -> Result<TlsConfig, Failure> {
+    let unusable =
+        |what: String| Failure::plain("bad-ca", format!("--ca: {} cannot be used: {what}", path.display())).usage();
+    let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
+    let mut roots = Vec::new();
+    for item in parse_pem(&pem) {
+        match item.map_err(|error| unusable(error.to_string()))? {
+            PemItem::Certificate(certificate) => roots.push(certificate),
+            _ => return Err(unusable("something in it is no certificate".to_owned())),
+        }
+    }
+    if roots.is_empty() {
+        return Err(unusable("it holds no certificate".to_owned()));
+    }
+    Ok(TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        // Handed over: with none installed, or two, the plain builder panics.
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .root_certs(RootCerts::Specific(Arc::new(roots)))
+        .build())
 }
 
 pub fn realm(output: Output, server: &ServerArguments, command: RealmCommand) -> Result<ExitCode, Failure> {
@@ -301,7 +374,7 @@ pub fn status(output: Output, server: &ServerArguments) -> Result<ExitCode, Fail
 }
 
 /// A member in words: a text without quotes, anything else as JSON.
-fn text(value: &Value, name: &str) -> String {
+pub fn text(value: &Value, name: &str) -> String {
     match value.get(name) {
         Some(Value::String(text)) => text.clone(),
         Some(other) => other.to_string(),

@@ -10,6 +10,7 @@ use clap::{ArgGroup, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use revocast_core::Profile;
 use revocast_device::LIFETIME_MAX_DEFAULT;
 use revocast_server::config::{SETTINGS, Setting};
+use revocast_server::issuer::Algorithm;
 
 /// Makes "this token is revoked" true on every device about a second after somebody says so.
 #[derive(Debug, Parser)]
@@ -55,6 +56,33 @@ pub enum Command {
         /// Folder of the server's keys; credentials stand in credentials.json there.
         #[arg(long, global = true, value_name = "DIR", env = "REVOCAST_KEYS", default_value = "data/keys")]
         keys: PathBuf,
+    },
+    /// Makes, imports, lists, rotates and removes the keys that sign tokens. A running server takes them up at once.
+    IssuerKey {
+        /// What to do.
+        #[command(subcommand)]
+        command: IssuerKeyCommand,
+        /// Folder of the server's keys; those that sign tokens stand in issuer/REALM there.
+        #[arg(long, global = true, value_name = "DIR", env = "REVOCAST_KEYS", default_value = "data/keys")]
+        keys: PathBuf,
+    },
+    /// Replaces the key that seals what is published.
+    PublisherKey {
+        /// What to do.
+        #[command(subcommand)]
+        command: PublisherKeyCommand,
+    },
+    /// Enrolls devices, lists them, gives them tokens, dismisses them.
+    Device {
+        /// What to do.
+        #[command(subcommand)]
+        command: DeviceCommand,
+    },
+    /// Issues tokens with the server's own issuer.
+    Token {
+        /// What to do.
+        #[command(subcommand)]
+        command: TokenCommand,
     },
     /// Founds realms and lists them.
     Realm {
@@ -297,6 +325,9 @@ pub struct ServerArguments {
         default_value = "data/keys/admin.token"
     )]
     pub admin_token_file: PathBuf,
+    /// Certificates that vouch for an https server, PEM.
+    #[arg(long, global = true, value_name = "FILE", env = "REVOCAST_CA")]
+    pub ca: Option<PathBuf>,
 }
 
 /// `credential`
@@ -326,7 +357,7 @@ pub enum CredentialCommand {
 pub struct NewCredential {
     /// Whom the ledger names as the actor: 1 to 64 of a-z A-Z 0-9 . _ -
     pub name: String,
-    /// What it may do: revoker, issuer, reader, admin. May be given more than once.
+    /// What it may do: revoker, issuer, client, reader, admin. May be given more than once.
     #[arg(long = "role", value_name = "ROLE", required = true, value_parser = crate::credential::role)]
     pub roles: Vec<revocast_server::credentials::Role>,
     /// Where it may do it; may be given more than once [default: every realm].
@@ -344,6 +375,220 @@ pub struct NewCredential {
     /// A second credential must confirm its cutoffs of a whole realm.
     #[arg(long)]
     pub approve: bool,
+}
+
+/// `issuer-key`
+#[derive(Clone, Debug, Subcommand)]
+pub enum IssuerKeyCommand {
+    /// Makes a key that signs at once: for the first of a realm. Later ones come with rotate.
+    Generate {
+        /// The realm of the tokens.
+        #[arg(long)]
+        realm: String,
+        /// How it signs: EdDSA, ES256, HS256; RS256 and PS256 are made with OpenSSL and imported.
+        #[arg(long, value_name = "ALG", default_value = "EdDSA", value_parser = crate::issuer_key::algorithm)]
+        alg: Algorithm,
+    },
+    /// Takes in a key that was made elsewhere; it signs after the lead.
+    Import {
+        /// PEM with PKCS #8; for HS256 a key set with one key, or the secret in base64url.
+        file: PathBuf,
+        /// The realm of the tokens.
+        #[arg(long)]
+        realm: String,
+        /// How it signs: EdDSA, ES256, RS256, PS256, HS256.
+        #[arg(long, value_name = "ALG", value_parser = crate::issuer_key::algorithm)]
+        alg: Algorithm,
+        /// When it begins to sign.
+        #[command(flatten)]
+        start: Start,
+    },
+    /// Lists the keys of a realm and what each is for.
+    List {
+        /// The realm of the tokens.
+        #[arg(long)]
+        realm: String,
+    },
+    /// Makes the next key: published at once, so that validators have it when it signs, after the lead.
+    Rotate {
+        /// The realm of the tokens.
+        #[arg(long)]
+        realm: String,
+        /// How it signs [default: as the one before].
+        #[arg(long, value_name = "ALG", value_parser = crate::issuer_key::algorithm)]
+        alg: Option<Algorithm>,
+        /// When it begins to sign.
+        #[command(flatten)]
+        start: Start,
+    },
+    /// Removes a key: no token that it signed is accepted by whoever has heard of it. For one that was stolen, and for
+    /// one that is over.
+    Remove {
+        /// Which.
+        kid: String,
+        /// The realm of the tokens.
+        #[arg(long)]
+        realm: String,
+        /// It signs at present, or has signed tokens that may still be honored.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Writes the public keys of a realm to a file, or the secret of HS256, which only validators may have.
+    Export {
+        /// The file; must not be there yet.
+        file: PathBuf,
+        /// The realm of the tokens.
+        #[arg(long)]
+        realm: String,
+        /// The secrets of HS256: whoever reads the file can issue tokens.
+        #[arg(long)]
+        secret: bool,
+    },
+}
+
+/// When a key begins to sign.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Start {
+    /// How long it is published before it signs, seconds: every validator should ask within that time.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(..=30 * 24 * 3_600))]
+    pub lead: u64,
+    /// It signs at once: the one before was stolen. Who has not heard of it yet refuses its tokens until then.
+    #[arg(long, conflicts_with = "lead")]
+    pub now: bool,
+}
+
+/// `device`
+#[derive(Clone, Debug, Subcommand)]
+pub enum DeviceCommand {
+    /// Enrolls a device by what it printed of its keys; may be repeated.
+    Enroll(Box<Enroll>),
+    /// Lists the devices of a realm and what they hold.
+    List {
+        /// The realm.
+        #[arg(long)]
+        realm: String,
+        /// Which server.
+        #[command(flatten)]
+        server: ServerArguments,
+    },
+    /// Enrolls a device no longer, and revokes its tokens.
+    Dismiss {
+        /// Which.
+        #[command(flatten)]
+        name: DeviceName,
+        /// Why; kept in the ledger.
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Issues a token to a device and delivers it.
+    Token {
+        /// Which.
+        #[command(flatten)]
+        name: DeviceName,
+        /// How long it lives, seconds [default: as the tokens of the realm].
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+        lifetime: Option<u64>,
+    },
+}
+
+/// `device enroll`
+#[derive(Clone, Debug, Args)]
+pub struct Enroll {
+    /// What the device printed of its keys (`device keygen`); - for standard input.
+    pub file: PathBuf,
+    /// The realm [default: the one that the device means].
+    #[arg(long)]
+    pub realm: Option<String>,
+    /// Whom its tokens are for (`aud`); may be given more than once.
+    #[arg(long, value_name = "AUD", required = true)]
+    pub audience: Vec<String>,
+    /// Whom its tokens speak of (`sub`) [default: its name].
+    #[arg(long, value_name = "SUB")]
+    pub subject: Option<String>,
+    /// It may take the place of one of this name with other keys, whose tokens are revoked.
+    #[arg(long)]
+    pub replace: bool,
+    /// Which server.
+    #[command(flatten)]
+    pub server: ServerArguments,
+}
+
+/// A device at a server.
+#[derive(Clone, Debug, Args)]
+pub struct DeviceName {
+    /// The device.
+    pub device: String,
+    /// Its realm.
+    #[arg(long)]
+    pub realm: String,
+    /// Which server.
+    #[command(flatten)]
+    pub server: ServerArguments,
+}
+
+/// `token`
+#[derive(Clone, Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Issues a token and prints it.
+    Issue(Box<IssueToken>),
+}
+
+/// `token issue`
+#[derive(Clone, Debug, Args)]
+pub struct IssueToken {
+    /// The realm of the token.
+    #[arg(long)]
+    pub realm: String,
+    /// Whom it speaks of.
+    #[arg(long)]
+    pub sub: String,
+    /// Whom it is for (`aud`); may be given more than once.
+    #[arg(long, value_name = "AUD", required = true)]
+    pub audience: Vec<String>,
+    /// How long it lives, seconds [default: as the tokens of the realm].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub lifetime: Option<u64>,
+    /// Claims besides, a JSON object.
+    #[arg(long, value_name = "JSON")]
+    pub claims: Option<String>,
+    /// The client it is issued to.
+    #[arg(long)]
+    pub client: Option<String>,
+    /// A refresh token comes with it, on a line of its own.
+    #[arg(long)]
+    pub refresh: bool,
+    /// Which server.
+    #[command(flatten)]
+    pub server: ServerArguments,
+}
+
+/// `publisher-key`
+#[derive(Clone, Debug, Subcommand)]
+pub enum PublisherKeyCommand {
+    /// Makes a new key, lets the root key name it in every realm, and puts it into force.
+    ///
+    /// May be repeated: what was interrupted goes on with the same key.
+    Rotate(Box<RotatePublisher>),
+}
+
+/// `publisher-key rotate`
+#[derive(Clone, Debug, Args)]
+pub struct RotatePublisher {
+    /// Folder of the server's keys; the new publisher.key is put there.
+    #[arg(long, value_name = "DIR", env = "REVOCAST_KEYS", default_value = "data/keys")]
+    pub keys: PathBuf,
+    /// A root key; as many as the realms want [default: root.key in the folder of the keys].
+    #[arg(long = "root", value_name = "FILE")]
+    pub roots: Vec<PathBuf>,
+    /// How long what the key before sealed is believed, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 24 * 3_600, value_parser = clap::value_parser!(u64).range(1..=90 * 24 * 3_600))]
+    pub overlap: u64,
+    /// Nothing that the key before seals is believed any more: it was stolen.
+    #[arg(long, conflicts_with = "overlap")]
+    pub now: bool,
+    /// Which server: the one that leads.
+    #[command(flatten)]
+    pub server: ServerArguments,
 }
 
 /// `realm`

@@ -151,14 +151,16 @@ fn report(output: Output, good: &str, seen: &Inspection) -> Result<ExitCode, Fai
 
 fn counts(seen: &Inspection) -> String {
     format!(
-        "{} realms, {} entries, {} registered tokens, {} published objects",
-        seen.realms, seen.entries, seen.issued, seen.objects
+        "{} realms, {} entries, {} registered tokens, {} devices, {} tokens and {} refresh tokens of our issuer, \
+         {} published objects",
+        seen.realms, seen.entries, seen.issued, seen.devices, seen.tokens, seen.refreshes, seen.objects
     )
 }
 
 fn value(seen: &Inspection) -> Value {
     json!({
-        "realms": seen.realms, "entries": seen.entries, "issued": seen.issued, "objects": seen.objects,
+        "realms": seen.realms, "entries": seen.entries, "issued": seen.issued, "devices": seen.devices,
+        "tokens": seen.tokens, "refreshes": seen.refreshes, "objects": seen.objects,
         "wrong": seen.wrong, "findings": seen.findings,
     })
 }
@@ -272,9 +274,15 @@ fn bar(output: Output) -> ProgressBar {
 
 fn advance(bar: &ProgressBar, piece: &Piece) {
     match piece {
-        Piece::Realm(record) => bar.inc_length(record.stored + record.coverage.registered),
+        Piece::Realm(record) => {
+            let issued = record.devices + record.tokens + record.refreshes;
+            bar.inc_length(record.stored + record.coverage.registered + issued);
+        }
         Piece::Entries(rows) => bar.inc(rows.len() as u64),
         Piece::Issued(rows) => bar.inc(rows.len() as u64),
+        Piece::Devices(rows) => bar.inc(rows.len() as u64),
+        Piece::Tokens(rows) => bar.inc(rows.len() as u64),
+        Piece::Refreshes(rows) => bar.inc(rows.len() as u64),
         Piece::Objects(_) => {}
     }
 }
@@ -297,7 +305,7 @@ impl Objects {
                 self.realm = Some(record.realm.id);
             }
             Piece::Objects(objects) => objects.into_iter().for_each(|object| self.object(object)),
-            Piece::Entries(_) | Piece::Issued(_) => {}
+            Piece::Entries(_) | Piece::Issued(_) | Piece::Devices(_) | Piece::Tokens(_) | Piece::Refreshes(_) => {}
         }
     }
 

@@ -11,16 +11,19 @@ mod args;
 mod config;
 mod credential;
 mod demo;
+mod enrolled;
 mod fleet;
 mod holding;
 mod import;
 mod inspect;
 mod issued;
+mod issuer_key;
 mod keygen;
 mod ledger;
 mod notify;
 mod output;
 mod plan;
+mod publisher_key;
 mod serve;
 mod sidecar;
 mod state;
@@ -31,7 +34,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::args::{Arguments, Command};
+use crate::args::{Arguments, Command, DeviceCommand, PublisherKeyCommand, TokenCommand};
 use crate::output::{Failure, Output};
 
 fn main() -> ExitCode {
@@ -43,6 +46,17 @@ fn main() -> ExitCode {
         Command::Serve(serve) => serve::run(output, &serve),
         Command::Config { command } => config::run(output, &command),
         Command::Credential { command, keys } => credential::run(output, &keys, command),
+        Command::IssuerKey { command, keys } => issuer_key::run(output, &keys, command),
+        Command::PublisherKey { command: PublisherKeyCommand::Rotate(rotate) } => {
+            publisher_key::rotate(output, &rotate)
+        }
+        Command::Device { command } => match command {
+            DeviceCommand::Enroll(enroll) => enrolled::enroll(output, &enroll),
+            DeviceCommand::List { realm, server } => enrolled::list(output, &realm, &server),
+            DeviceCommand::Dismiss { name, reason } => enrolled::dismiss(output, &name, reason.as_deref()),
+            DeviceCommand::Token { name, lifetime } => enrolled::token(output, &name, lifetime),
+        },
+        Command::Token { command: TokenCommand::Issue(issue) } => enrolled::issue(output, &issue),
         Command::Realm { command, server } => admin::realm(output, &server, command),
         Command::Revoke(revoke) => admin::revoke(output, &revoke),
         Command::Reinstate { realm, jti, reason, server } => admin::reinstate(output, &server, &realm, &jti, reason),

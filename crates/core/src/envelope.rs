@@ -113,6 +113,13 @@ impl EnvelopePublicKey {
         }
     }
 
+    /// A key that was accepted before, from where it was kept under a checksum. Nothing is enclosed to one of small order
+    /// all the same.
+    #[must_use]
+    pub const fn kept(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The 32 bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {

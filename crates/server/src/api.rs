@@ -11,6 +11,7 @@
 //! | `GET /v1/status` | realms, heads, what is published, the broker |
 //! | `GET /v1/realms` | every realm |
 //! | `POST /v1/realms` | founds a realm |
+//! | `PUT /v1/realms/{realm}/keys` | takes in the next version of its keys, signed by its roots |
 //! | `POST /v1/realms/{realm}/revocations` | revokes one token |
 //! | `POST /v1/realms/{realm}/revocations/batch` | revokes up to 10,000 tokens, all or none |
 //! | `POST /v1/realms/{realm}/revocations/import` | revokes a list, one JSON object a line, any number of them |
@@ -30,6 +31,11 @@
 //! | `POST /v1/realms/{realm}/ssf/events` | takes security events (RFC 8935): cutoffs for their subjects |
 //! | `PUT /v1/realms/{realm}/ssf/transmitter` | names whose events are believed |
 //! | `GET /v1/mirror/{realm}/{address}` | a published object as it stands on the broker; needs no credentials |
+//! | `POST /v1/realms/{realm}/tokens` | issues a token of the server's own issuer |
+//! | `POST /oauth2/token` | spends a refresh token: the next token (RFC 6749 section 6) |
+//! | `POST`, `GET /v1/realms/{realm}/devices` | enrolls a device; lists them |
+//! | `GET`, `DELETE /v1/realms/{realm}/devices/{device}` | shows a device; enrolls it no longer, and revokes its tokens |
+//! | `POST /v1/realms/{realm}/devices/{device}/tokens` | issues a token to a device and delivers it |
 //! | `GET /v1/realms/{realm}/jti?count=N` | `jti`s for new tokens, which no filter in force flags |
 //! | `GET /v1/realms/{realm}/plan` | what the leader would publish now, and why |
 
@@ -76,6 +82,10 @@ mod oauth;
 
 mod ssf;
 
+mod tokens;
+
+mod devices;
+
 mod plan;
 
 use std::sync::Arc;
@@ -110,6 +120,8 @@ pub fn router(service: Arc<Service>, gate: Arc<Gate>, issuers: Arc<Issuers>) -> 
         .merge(metrics::routes())
         .merge(jwks::routes())
         .merge(ssf::routes())
+        .merge(tokens::routes())
+        .merge(devices::routes())
         .merge(plan::routes())
         .merge(mirror::guarded_routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&gate), limit_time));

@@ -38,7 +38,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::tls::{self, TlsError};
 
 /// Publishes on their way at a time. More do not make a broker faster; a dozen lose little when it dies.
-const IN_FLIGHT: u16 = 12;
+const IN_FLIGHT: u16 = 16;
 
 /// How many of them are kept for what is not retained: a delta, which is news, never queues behind
 /// the chunks of a new epoch.
@@ -46,6 +46,9 @@ const IN_FLIGHT_LIVE: u16 = 2;
 
 /// How many are kept for answers to single devices, which wait for neither and hold up neither.
 const IN_FLIGHT_ANSWERS: u16 = 2;
+
+/// How many are kept for tokens of single devices.
+const IN_FLIGHT_TOKENS: u16 = 4;
 
 /// Pings queue behind data; a shorter time breaks connections over slow links.
 const KEEP_ALIVE: Duration = Duration::from_mins(1);
@@ -378,9 +381,10 @@ impl Broker {
             config,
             link: Mutex::default(),
             state: watch::Sender::new(LinkState::Connecting),
-            retained: Semaphore::new(usize::from(IN_FLIGHT - IN_FLIGHT_LIVE - IN_FLIGHT_ANSWERS)),
+            retained: Semaphore::new(usize::from(IN_FLIGHT - IN_FLIGHT_LIVE - IN_FLIGHT_ANSWERS - IN_FLIGHT_TOKENS)),
             live: Semaphore::new(usize::from(IN_FLIGHT_LIVE)),
             answers: Semaphore::new(usize::from(IN_FLIGHT_ANSWERS)),
+            tokens: Semaphore::new(usize::from(IN_FLIGHT_TOKENS)),
             reading: tokio::sync::Mutex::new(()),
             probes: AtomicBool::new(true),
         });
@@ -400,6 +404,11 @@ impl Broker {
     /// The same for what goes to one device and is not retained.
     pub async fn publish_answer(&self, topic: &str, payload: Vec<u8>) -> Result<(), BrokerError> {
         self.publish_in(&self.shared.answers, topic, payload, false).await
+    }
+
+    /// The same for tokens.
+    pub async fn publish_token(&self, topic: &str, payload: Vec<u8>) -> Result<(), BrokerError> {
+        self.publish_in(&self.shared.tokens, topic, payload, false).await
     }
 
     async fn publish_in(
@@ -525,6 +534,7 @@ struct Shared {
     live: Semaphore,
     /// Permits to publish answers.
     answers: Semaphore,
+    tokens: Semaphore,
     reading: tokio::sync::Mutex<()>,
     /// Whether probes may be sent, as far as is known.
     probes: AtomicBool,

@@ -18,10 +18,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use revocast_core::limits::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
+use revocast_core::update::{TokenTopic, TokenTopicError};
 use thiserror::Error;
 
 use crate::broker::{BrokerUrl, BrokerUrlError, Credentials, TlsRoots, TlsRootsError};
 use crate::ledger::{Ledger, OpenError, PostgresConfig, PostgresLedger, SqliteLedger};
+use crate::service::MAX_TOKEN_LIFETIME_MAX;
 
 /// A longer prefix would crowd every packet.
 const PREFIX_BYTES_MAX: usize = 256;
@@ -71,6 +73,8 @@ pub struct ServerConfig {
     pub broker: BrokerChoice,
     /// How to publish.
     pub publishing: PublishingConfig,
+    /// How our own issuer hands out tokens.
+    pub tokens: TokensConfig,
     /// How long the leading server leads without a sign of life.
     pub lease: Duration,
     /// Limits of the API.
@@ -207,6 +211,17 @@ pub struct PublishingConfig {
     pub restart_jump_max: Duration,
 }
 
+/// How our own issuer hands out tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokensConfig {
+    /// How long a token lives unless said otherwise.
+    pub lifetime: Duration,
+    /// Where a device awaits its tokens.
+    pub topic: TokenTopic,
+    /// Whether they travel there in clear.
+    pub clear: bool,
+}
+
 /// Limits of the API that a deployment chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ApiLimits {
@@ -267,6 +282,15 @@ fn check(chosen: &Chosen) -> Result<ServerConfig, Vec<Mistake>> {
         restart_jump_max: RESTART_JUMP_MAX,
     };
     check.publishing(&publishing);
+    let tokens = TokensConfig {
+        lifetime: Duration::from_secs(given.token_lifetime_seconds),
+        topic: TokenTopic::parse(&given.token_topic).unwrap_or_else(|source| {
+            check.mistake("token_topic", ConfigError::TokenTopic(source));
+            TokenTopic::default()
+        }),
+        clear: given.clear_tokens,
+    };
+    check.within("token_lifetime_seconds", tokens.lifetime, Duration::from_secs(1), MAX_TOKEN_LIFETIME_MAX);
     let lease = Duration::from_secs(given.lease_seconds);
     check.within("lease_seconds", lease, LEASE_MIN, LEASE_MAX);
     if given.data.is_none() {
@@ -314,6 +338,7 @@ fn check(chosen: &Chosen) -> Result<ServerConfig, Vec<Mistake>> {
             tls,
             broker,
             publishing,
+            tokens,
             lease,
             limits,
             approve: given.approve,
@@ -606,6 +631,9 @@ pub enum ConfigError {
     /// The file of certificates cannot be used.
     #[error("broker_ca cannot be used")]
     TlsRoots(#[source] TlsRootsError),
+    /// Devices could not await tokens there.
+    #[error("token_topic cannot be used")]
+    TokenTopic(#[source] TokenTopicError),
     /// Topics could not be made of this.
     #[error("prefix is {prefix:?}; it has 1 to {PREFIX_BYTES_MAX} bytes, no + # $ and no empty level")]
     Prefix {

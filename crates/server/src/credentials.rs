@@ -52,8 +52,10 @@ pub const ADMIN: &str = "admin";
 pub enum Role {
     /// Revokes, reinstates, cuts off, lifts.
     Revoker,
-    /// Reports issued tokens and draws `jti`s.
+    /// Issues tokens, enrolls devices, reports issued tokens and draws `jti`s.
     Issuer,
+    /// Spends the refresh tokens that were issued to it.
+    Client,
     /// Looks: status, coverage, introspection.
     Reader,
     /// All of that, founds realms and sets their keys.
@@ -62,7 +64,7 @@ pub enum Role {
 
 impl Role {
     /// Every role.
-    pub const ALL: [Self; 4] = [Self::Revoker, Self::Issuer, Self::Reader, Self::Admin];
+    pub const ALL: [Self; 5] = [Self::Revoker, Self::Issuer, Self::Client, Self::Reader, Self::Admin];
 
     /// Its name in files, in the document and on the command line.
     #[must_use]
@@ -70,6 +72,7 @@ impl Role {
         match self {
             Self::Revoker => "revoker",
             Self::Issuer => "issuer",
+            Self::Client => "client",
             Self::Reader => "reader",
             Self::Admin => "admin",
         }
@@ -87,7 +90,7 @@ impl FromStr for Role {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|role| role.name() == text);
-        found.ok_or_else(|| format!("{text:?} is no role; roles are revoker, issuer, reader, admin"))
+        found.ok_or_else(|| format!("{text:?} is no role; roles are revoker, issuer, client, reader, admin"))
     }
 }
 

@@ -366,9 +366,12 @@ impl Fleet {
         }
     }
 
-    /// Takes in whose signatures are believed from now on.
-    pub fn believe(&mut self, publishers: Vec<PublicKey>) {
-        self.publishers = publishers;
+    /// Takes in whose signatures are believed from now on; those of the one before are on their way still.
+    pub fn believe(&mut self, publisher: PublicKey) {
+        if self.publishers.first() != Some(&publisher) {
+            self.publishers.insert(0, publisher);
+            self.publishers.truncate(2);
+        }
     }
 
     /// Takes in a realm of this server. What is heard of others is dropped.

@@ -18,7 +18,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -28,8 +28,11 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 
+use crate::stamp::Stamp;
+
 const ROOT_FILE: &str = "root.key";
 const PUBLISHER_FILE: &str = "publisher.key";
+const NEXT_PUBLISHER_FILE: &str = "publisher.next.key";
 const ISSUER_FILE: &str = "issuer.key";
 const ADMIN_FILE: &str = "admin.token";
 const TRUST_FILE: &str = "trust.json";
@@ -49,7 +52,7 @@ const TOKEN_BYTES_MIN: usize = 32;
 pub struct Keys {
     root: Option<SigningKey>,
     root_path: PathBuf,
-    publisher: OnceLock<SigningKey>,
+    publisher: Mutex<Option<(Option<Stamp>, SigningKey)>>,
     publisher_path: PathBuf,
     issuer: IssuerKey,
     admin: AdminToken,
@@ -105,7 +108,7 @@ impl Keys {
         let keys = Self {
             root,
             root_path,
-            publisher: OnceLock::new(),
+            publisher: Mutex::new(None),
             publisher_path: folder.join(PUBLISHER_FILE),
             issuer: IssuerKey(read_key(&folder.join(ISSUER_FILE), "issuer")?),
             admin: read_token(&folder.join(ADMIN_FILE))?,
@@ -122,18 +125,33 @@ impl Keys {
         self.root.as_ref().ok_or_else(|| KeyError::RootAbsent { path: self.root_path.clone() })
     }
 
-    /// The key that seals what travels. One that was not there yet is looked for again.
-    pub fn publisher(&self) -> Result<&SigningKey, KeyError> {
-        if let Some(key) = self.publisher.get() {
-            return Ok(key);
-        }
+    /// The key that seals what travels. One that was not there yet, or has changed, is read again; if what stands there
+    /// cannot be used, the one from before stays in force.
+    pub fn publisher(&self) -> Result<SigningKey, KeyError> {
         let path = &self.publisher_path;
-        match read_key(path, "publisher") {
-            Ok(seed) => Ok(self.publisher.get_or_init(|| SigningKey::from_seed(seed))),
-            Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+        let seen = Stamp::of(path);
+        let mut held = self.publisher.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((stamp, key)) = held.as_ref()
+            && *stamp == seen
+        {
+            return Ok(key.clone());
+        }
+        match (read_key(path, "publisher"), held.as_mut()) {
+            (Ok(seed), _) => {
+                let key = SigningKey::from_seed(seed);
+                *held = Some((seen, key.clone()));
+                Ok(key)
+            }
+            (Err(error), Some((stamp, key))) => {
+                // Told once, not with every look.
+                tracing::error!(%error, "the publisher's key cannot be read; the one from before stays in force");
+                *stamp = seen;
+                Ok(key.clone())
+            }
+            (Err(KeyError::Io { source, .. }), None) if source.kind() == io::ErrorKind::NotFound => {
                 Err(KeyError::PublisherAbsent { path: path.clone() })
             }
-            Err(error) => Err(error),
+            (Err(error), None) => Err(error),
         }
     }
 
@@ -154,6 +172,55 @@ impl Keys {
     pub const fn trust(&self) -> &Trust {
         &self.trust
     }
+}
+
+/// A publisher key on its way into force: made, but not yet the one that seals.
+///
+/// It stands beside the one in force until every realm names it, so that a rotation that was interrupted goes on with
+/// the same key.
+#[derive(Debug)]
+pub struct NextPublisher {
+    key: SigningKey,
+    path: PathBuf,
+    target: PathBuf,
+}
+
+impl NextPublisher {
+    /// The one that is on its way in `folder`; a new one if none is.
+    pub fn begin(folder: &Path) -> Result<Self, KeyError> {
+        let path = folder.join(NEXT_PUBLISHER_FILE);
+        let seed = match read_key(&path, "publisher") {
+            Ok(seed) => seed,
+            Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                let mut seed = [0; 32];
+                getrandom::fill(&mut seed).map_err(KeyError::Random)?;
+                write_new(&path, 0o600, &key_text("publisher", seed))?;
+                seed
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Self { key: SigningKey::from_seed(seed), path, target: folder.join(PUBLISHER_FILE) })
+    }
+
+    /// Its public half, for the keys of the realms.
+    #[must_use]
+    pub fn public(&self) -> PublicKey {
+        self.key.public()
+    }
+
+    /// Puts it into force, in place of the one before; durable when this returns.
+    pub fn enact(self) -> Result<(), KeyError> {
+        let Self { path, target, .. } = self;
+        let io = |source| KeyError::Io { path: target.clone(), source };
+        fs::rename(&path, &target).map_err(io)?;
+        let folder = target.parent().unwrap_or(&target);
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
+    }
+}
+
+/// Reads a root key, wherever it is kept.
+pub fn read_root(path: &Path) -> Result<SigningKey, KeyError> {
+    read_key(path, "root").map(SigningKey::from_seed)
 }
 
 /// The Ed25519 key that signs tokens. Never printed.
@@ -466,6 +533,24 @@ mod tests {
         fs::copy(path.join(ISSUER_FILE), path.join(PUBLISHER_FILE)).unwrap();
         let error = Keys::load(&path).unwrap_err().to_string();
         assert!(error.ends_with(r#"it is a "issuer" key, not a "publisher" key"#), "{error}");
+    }
+
+    #[test]
+    fn a_publisher_key_that_replaces_another_is_taken_up_and_garbage_is_not() {
+        let (_folder, path) = made();
+        let keys = Keys::load(&path).unwrap();
+        let before = keys.publisher().unwrap().public();
+        let next = NextPublisher::begin(&path).unwrap();
+        assert_eq!(NextPublisher::begin(&path).unwrap().public(), next.public(), "begun once, gone on with later");
+        assert_eq!((keys.publisher().unwrap().public(), mode(&next.path)), (before, 0o600));
+        let public = next.public();
+        next.enact().unwrap();
+        assert_eq!(keys.publisher().unwrap().public(), public);
+        assert!(!path.join(NEXT_PUBLISHER_FILE).exists());
+        fs::write(path.join(PUBLISHER_FILE), "garbage").unwrap();
+        assert_eq!(keys.publisher().unwrap().public(), public);
+        fs::remove_file(path.join(PUBLISHER_FILE)).unwrap();
+        assert_eq!(keys.publisher().unwrap().public(), public);
     }
 
     #[test]

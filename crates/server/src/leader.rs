@@ -103,7 +103,19 @@ impl Candidate {
     }
 
     fn signer(&self) -> Result<Signer, KeyError> {
-        self.keys.publisher().map(|key| Signer { content: key.clone() })
+        self.keys.publisher().map(|content| Signer { content })
+    }
+
+    /// Waits until the key file holds another key.
+    async fn another_signer(&self, signer: &Signer) -> Signer {
+        loop {
+            sleep(LOOK).await;
+            if let Ok(found) = self.signer()
+                && found.content.public() != signer.content.public()
+            {
+                return found;
+            }
+        }
     }
 
     /// One bid. Whoever is granted the lease holds it until the uptime that is returned with the answer.
@@ -143,7 +155,7 @@ pub async fn run(candidate: Candidate, publishing: impl Fn(Signer) -> Publishing
                     if took_over {
                         tracing::warn!("the lease of the former leader had run out; every realm goes on in a new term");
                     }
-                    match reign(&candidate, publishing(signer), until, &mut stop).await {
+                    match reign(&candidate, &publishing, signer, until, &mut stop).await {
                         End::Stopped(ended) => return step_down(&candidate, ended).await,
                         End::Lost => {
                             tracing::warn!("this server leads no more");
@@ -175,14 +187,18 @@ pub async fn run(candidate: Candidate, publishing: impl Fn(Signer) -> Publishing
 /// Publishes for as long as the lease is renewed.
 async fn reign(
     candidate: &Candidate,
-    publishing: Publishing,
+    publishing: &impl Fn(Signer) -> Publishing,
+    mut signer: Signer,
     mut until: Duration,
     stop: &mut oneshot::Receiver<()>,
 ) -> End {
     candidate.permit.renew(until);
     candidate.tell(Office::Leading);
-    let (end, ending) = oneshot::channel();
-    let mut running = Running(tokio::spawn(publisher::run(publishing, ending)));
+    let begin = |signer: Signer| {
+        let (end, ending) = oneshot::channel();
+        (end, Running(tokio::spawn(publisher::run(publishing(signer), ending))))
+    };
+    let (mut end, mut running) = begin(signer.clone());
     let lost = loop {
         let renewal = async {
             // Counted from when the last one was asked for.
@@ -207,6 +223,14 @@ async fn reign(
                 Leadership::Leading { took_over: true } | Leadership::Following { .. } => break End::Lost,
             },
             () = sleep(candidate.left(until)) => break End::Lost,
+            // What it has begun it finishes with the key it began with.
+            next = candidate.another_signer(&signer) => {
+                tracing::info!(key = %next.content.public().id(), "another publisher key; publishing goes on with it");
+                drop(end);
+                let _ = (&mut running.0).await;
+                signer = next;
+                (end, running) = begin(signer.clone());
+            }
             // Without having been asked to: it found another term.
             _ = &mut running.0 => {
                 candidate.permit.give_up();

@@ -1,12 +1,21 @@
 //! The durable, ordered record of every realm, and the objects that were published from it.
 //!
-//! What a request does to a history is decided in one place (`rules`) for every backend; a
+//! What a request does to a history is decided in one place for every backend (`rules`, `registry`, `lineage`); a
 //! backend only keeps rows. Publishing is not done here: the publisher scans.
 
 mod rules;
 
 mod registry;
 pub use registry::{Coverage, Issued, IssuedError, Registration, Visitor};
+
+mod issuance;
+pub use issuance::{
+    AUDIENCES_MAX, DEVICES_MAX, Device, Dismissal, Enrollment, EnrollmentError, FAMILY_REFRESHES_MAX,
+    FAMILY_TOKENS_MAX, Issuance, IssuedToken, NewDevice, NewRefresh, NewToken, NoToken, Order, OrderError,
+    RefreshState, RefreshStep, RefreshToken, Renewal,
+};
+
+mod lineage;
 
 mod columns;
 
@@ -24,6 +33,8 @@ pub use sqlite::{OpenError, SqliteLedger};
 
 mod draft;
 
+mod calls;
+
 mod postgres;
 pub use postgres::{PostgresConfig, PostgresError, PostgresLedger, PostgresUrlError};
 
@@ -36,7 +47,7 @@ use revocast_core::limits::{
     ACTOR_BYTES_MAX, BASE_ENTRIES_MAX, BATCH_REQUESTS_MAX, CUTOFFS_MAX, ISSUED_BATCH_MAX, REASON_BYTES_MAX,
     REGISTRY_PARTS_MAX, SCOPE_BYTES_MAX,
 };
-use revocast_core::{Fingerprinter, IssuerError, JtiError, RealmId, Sequence, Term, UnixTime};
+use revocast_core::{DeviceId, Fingerprinter, IssuerError, JtiError, RealmId, Sequence, Term, UnixTime};
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -72,6 +83,9 @@ pub trait Ledger: Send + Sync {
 
     /// Records what is new in `requests`, all of them or none, and numbers it.
     ///
+    /// A revoke takes with it what descends from its token (design rule 22): the receipt names the highest of those
+    /// entries. A reinstate undoes the revoke of its own token alone.
+    ///
     /// Repeating a request changes nothing; its receipt then says `recorded: false`.
     fn append(&self, realm: RealmId, now: UnixTime, requests: Vec<Request>) -> LedgerFuture<'_, Vec<Receipt>>;
 
@@ -101,7 +115,8 @@ pub trait Ledger: Send + Sync {
     /// other reads wait. Dropping this future ends the visit.
     fn visit_registered(&self, realm: RealmId, visitors: Vec<Visitor>) -> LedgerFuture<'_, Coverage>;
 
-    /// Forgets revokes and reinstates with `exp` at or below `horizon`; returns how many.
+    /// Forgets revokes and reinstates with `exp` at or below `horizon`; returns how many. What was kept of issued tokens
+    /// and refresh tokens goes with them.
     ///
     /// Sequences are not reused, even when nothing is left. Registered tokens with such an `exp` go too, but only
     /// now and then: each time that the horizon has moved by an hour, and perhaps over several calls.
@@ -153,6 +168,50 @@ pub trait Ledger: Send + Sync {
 
     /// Gives back the room of what was forgotten. May take long, and writes wait.
     fn compact(&self) -> LedgerFuture<'_, Compaction>;
+
+    /// Enrolls a device, or finds it again if all that is said of it is the same.
+    ///
+    /// Under a name that is taken another one is refused, unless it may replace that: then the tokens of that one are
+    /// revoked in the same transaction.
+    fn enroll(&self, realm: RealmId, now: UnixTime, device: NewDevice) -> LedgerFuture<'_, Enrollment>;
+
+    /// One device; `None` if it is not enrolled.
+    fn device(&self, realm: RealmId, id: DeviceId) -> LedgerFuture<'_, Option<Device>>;
+
+    /// The devices whose names come after `after`, in order, at most `limit`. Fewer than `limit` means: that is all.
+    fn devices(&self, realm: RealmId, after: Option<DeviceId>, limit: usize) -> LedgerFuture<'_, Vec<Device>>;
+
+    /// Enrolls a device no longer, revokes its live tokens and ends its refresh tokens, all in one transaction.
+    fn dismiss(
+        &self,
+        realm: RealmId,
+        now: UnixTime,
+        id: DeviceId,
+        reason: Option<String>,
+        actor: String,
+    ) -> LedgerFuture<'_, Dismissal>;
+
+    /// Records a token that our issuer is about to hand out, with what it descends from, and registers it, all in one
+    /// transaction with the revocations of the realm; or says why it may not be handed out.
+    ///
+    /// Only what is answered with [`Issuance::Issued`] may be signed: a revoke of what it continues, acknowledged
+    /// before this was called, is seen; one that comes later revokes it as well. An answer that was lost is a token
+    /// that nobody holds: ask for another one, under another `jti`.
+    fn issue(&self, realm: RealmId, now: UnixTime, order: Order) -> LedgerFuture<'_, Issuance>;
+
+    /// What is kept of a token that our issuer handed out: until it, and all that it descends from, is expired for
+    /// everybody.
+    fn find_issued(&self, realm: RealmId, jti: String) -> LedgerFuture<'_, Option<IssuedToken>>;
+
+    /// The devices whose newest token ends in [`from`, `until`), with that token and its end, by end and name, at most
+    /// `limit`. Those whose token was revoked are not among them.
+    fn expiring(
+        &self,
+        realm: RealmId,
+        from: UnixTime,
+        until: UnixTime,
+        limit: usize,
+    ) -> LedgerFuture<'_, Vec<(DeviceId, String, UnixTime)>>;
 
     /// Tells whenever it becomes able or unable to record entries.
     fn health(&self) -> watch::Receiver<Health>;
@@ -524,6 +583,32 @@ pub enum LedgerError {
         /// The server's time.
         now: UnixTime,
     },
+    /// What was asked revokes more tokens that descend from those named than one transaction takes. Nothing was
+    /// recorded; split the batch.
+    #[error("at least {tokens} tokens descend from those that are named, more than one call can revoke")]
+    TooManyDescendants {
+        /// How many were counted before this was given up.
+        tokens: usize,
+    },
+    /// A device cannot be enrolled as it is described.
+    #[error("the device cannot be enrolled")]
+    Enrollment(#[from] EnrollmentError),
+    /// The name is in use for a device with other keys, another subject or another audience. Choose another name, or
+    /// say that it shall be replaced.
+    #[error("device {device} is enrolled already, with other keys, another subject or another audience")]
+    DeviceTaken {
+        /// The name.
+        device: DeviceId,
+    },
+    /// The realm has as many devices as it can; dismiss some.
+    #[error("realm {realm} has {DEVICES_MAX} devices, which is the limit")]
+    DevicesFull {
+        /// Which realm.
+        realm: RealmId,
+    },
+    /// A token cannot be issued as it is described.
+    #[error("the token cannot be issued")]
+    Order(#[from] OrderError),
     /// More visitors than threads are worth; our own mistake.
     #[error("{visitors} visitors at a time, more than {REGISTRY_PARTS_MAX}")]
     TooManyVisitors {

@@ -6,6 +6,10 @@ mod stamp;
 
 pub mod keys;
 
+pub mod issuer;
+
+pub mod rotation;
+
 pub mod ledger;
 
 pub mod broker;
@@ -25,6 +29,8 @@ pub mod fleet;
 pub mod metrics;
 
 pub mod service;
+
+pub mod delivery;
 
 pub mod publisher;
 

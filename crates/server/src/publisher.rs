@@ -46,12 +46,12 @@ use std::time::Duration;
 
 use proof::ProofError;
 use revocast_core::exceptions::ExceptionsError;
-use revocast_core::limits::{CHUNK_BYTES_DEFAULT, LADDER_PIECES_MAX, RECENT_ENTRIES_MAX};
-use revocast_core::update::{Artifact, Layer, Piece, Question};
+use revocast_core::limits::{CHUNK_BYTES_DEFAULT, ISSUER_KEYS_BYTES_MAX, LADDER_PIECES_MAX, RECENT_ENTRIES_MAX};
+use revocast_core::update::{Artifact, IssuerKeys, Layer, Piece, Question, Role};
 use revocast_core::wire::{self, WireError};
 use revocast_core::{
-    Address, Delta, Digest, Epoch, FilterBuf, GeometryError, Index, Kind, LINE_BYTES, Manifest, Now, Position, Refusal,
-    Salt, Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, rice, sealed_bytes,
+    Address, Delta, Digest, Epoch, FilterBuf, GeometryError, Index, Keys, Kind, LINE_BYTES, Manifest, Now, Position,
+    PublicKey, Refusal, Salt, Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, rice, seal, sealed_bytes,
 };
 use thiserror::Error;
 
@@ -144,6 +144,15 @@ pub enum PublishError {
         /// What is wrong with it.
         #[source]
         cause: Refusal,
+    },
+    /// The root keys have not named the key that signs here: no device would believe it. Put the key back that they have
+    /// named, or name this one: `revocast publisher-key rotate`.
+    #[error("the keys of realm {realm} do not name publisher key {key}; no device would believe what it signs")]
+    NotAPublisher {
+        /// Which realm.
+        realm: revocast_core::RealmId,
+        /// The key that is here.
+        key: String,
     },
     /// The ledger ends before what was published from it: it was restored from a backup, or another
     /// server has written since. Going on would reuse sequences.
@@ -281,6 +290,8 @@ pub struct Publisher {
     forgettable: Option<(Forgettable, Duration)>,
     /// Something changed that the manifest does not say yet.
     stale: bool,
+    /// Why the keys of the issuer do not travel, if so.
+    issuer_trouble: Option<String>,
 }
 
 /// A publisher that is being loaded: it reads the entries that the ledger still holds, in order.
@@ -379,6 +390,7 @@ impl Publisher {
             committed: None,
             forgettable: None,
             stale: true,
+            issuer_trouble: None,
         };
         for object in objects {
             // An address this version does not know is left alone.
@@ -388,6 +400,7 @@ impl Publisher {
         }
         publisher.keep_keys()?;
         publisher.load_manifest(now, term)?;
+        publisher.load_issuer_keys();
         if publisher.cut_to > head {
             return Err(PublishError::LedgerBehind { realm: publisher.realm.id, head, published: publisher.cut_to });
         }
@@ -395,15 +408,106 @@ impl Publisher {
     }
 
     /// Lets the present version of the keys stand under its number, too: for devices that come back
-    /// when there are newer ones.
+    /// when there are newer ones. Refuses to sign where they do not name the key that is here.
     fn keep_keys(&mut self) -> Result<(), PublishError> {
-        let Some(shelved) = self.shelf.get(&Address::Keys) else { return Ok(()) };
-        let keys = decode(Address::Keys, &shelved.bytes, self.realm.id, Kind::Keys, wire::decode_keys)?;
+        let Some(keys) = self.keys()? else { return Ok(()) };
+        let own = self.signer.content.public();
+        if !content_keys(&keys).any(|key| key == own) {
+            return Err(PublishError::NotAPublisher { realm: self.realm.id, key: own.id().to_string() });
+        }
         let address = Address::KeysAt { version: keys.version };
-        if !self.shelf.contains_key(&address) {
+        if let Some(shelved) = self.shelf.get(&Address::Keys).filter(|_| !self.shelf.contains_key(&address)) {
             self.put(address, shelved.bytes.clone());
         }
         Ok(())
+    }
+
+    /// What the root keys have said last; `None` where they have said nothing yet.
+    fn keys(&self) -> Result<Option<Keys>, PublishError> {
+        let Some(shelved) = self.shelf.get(&Address::Keys) else { return Ok(None) };
+        decode(Address::Keys, &shelved.bytes, self.realm.id, Kind::Keys, wire::decode_keys).map(Some)
+    }
+
+    /// The version of the keys that the broker holds; `None` while it is not known to hold the newest.
+    #[must_use]
+    pub fn keys_version(&self) -> Option<u64> {
+        let retained = |address: &Address| self.shelf.get(address).is_some_and(|shelved| shelved.retained);
+        let version = self.keys().ok()??.version;
+        (retained(&Address::Keys) && retained(&Address::KeysAt { version })).then_some(version)
+    }
+
+    /// The keys whose signature on what stands at the broker is believed: ours, and those named beside it.
+    #[must_use]
+    pub fn believed(&self) -> Vec<PublicKey> {
+        let keys = self.keys().ok().flatten();
+        let named = keys.iter().flat_map(content_keys);
+        std::iter::once(self.signer.content.public()).chain(named).collect()
+    }
+
+    /// Takes in what the root keys have said, as it was stored with the ledger; it is published before anything that is
+    /// signed by a key that it names.
+    pub fn adopt_keys(&mut self, bytes: &[u8]) -> Result<(), PublishError> {
+        let keys = decode(Address::Keys, bytes, self.realm.id, Kind::Keys, wire::decode_keys)?;
+        if self.keys()?.is_some_and(|held| held.version >= keys.version) {
+            return Ok(());
+        }
+        for address in [Address::Keys, Address::KeysAt { version: keys.version }] {
+            let shelved = Shelved { bytes: bytes.to_vec(), stored: true, retained: false, superseded: None };
+            self.shelf.insert(address, shelved);
+        }
+        self.stale = true;
+        Ok(())
+    }
+
+    /// No set of issuer keys is dated before the one that was published last.
+    fn load_issuer_keys(&mut self) {
+        if let Some(held) = self.issuer_keys() {
+            self.clock.raise(held.issued_at);
+        }
+    }
+
+    fn issuer_keys(&self) -> Option<IssuerKeys> {
+        let address = Address::IssuerKeys;
+        let shelved = self.shelf.get(&address)?;
+        // One that cannot be read is replaced.
+        decode(address, &shelved.bytes, self.realm.id, Kind::IssuerKeys, wire::decode_issuer_keys).ok()
+    }
+
+    /// Takes in the public keys of the issuer, a JWK set; they are published if they have changed, or if another key
+    /// sealed them.
+    pub fn take_issuer_keys(&mut self, now: Now, jwks: &[u8], any: bool) {
+        let room = (self.settings.chunk_bytes as usize).saturating_sub(ENVELOPE_BYTES).min(ISSUER_KEYS_BYTES_MAX);
+        if jwks.len() > room {
+            self.issuer_trouble =
+                Some(format!("the keys of the issuer have {} bytes, more than the {room} that travel", jwks.len()));
+            return;
+        }
+        self.issuer_trouble = None;
+        let own = [self.signer.content.public()];
+        let ours = |shelved: &Shelved| {
+            Sealed::expect(&shelved.bytes, &self.realm.id, Kind::IssuerKeys)
+                .and_then(|sealed| sealed.by_threshold(&own, 1))
+                .is_ok()
+        };
+        let sealed = self.shelf.get(&Address::IssuerKeys).is_some_and(ours);
+        let held = self.issuer_keys();
+        if (sealed && held.as_ref().is_some_and(|held| held.jwks == jwks)) || (held.is_none() && !any) {
+            return;
+        }
+        let keys = IssuerKeys { issued_at: self.clock.take(now), jwks: jwks.to_vec() };
+        match wire::encode_issuer_keys(&keys) {
+            Ok(body) => {
+                self.put(Address::IssuerKeys, seal(Kind::IssuerKeys, &self.realm.id, &body, &[&self.signer.content]));
+                self.stale = true;
+            }
+            Err(error) => self.issuer_trouble = Some(format!("the keys of the issuer cannot be encoded: {error}")),
+        }
+    }
+
+    /// Why the keys of the issuer do not travel, if so.
+    #[must_use]
+    pub fn issuer_trouble(&self) -> Option<&str> {
+        self.issuer_trouble.as_deref()
     }
 
     fn load_manifest(&mut self, now: Now, term: Term) -> Result<(), PublishError> {
@@ -1255,6 +1359,11 @@ fn snapshot_bytes(index: &Index) -> usize {
     let list = bytes(Artifact::List).unwrap_or(0);
     let covered = bytes(Artifact::Exceptions).map(|exceptions| exceptions + bytes(Artifact::Filter).unwrap_or(0));
     (bytes(Artifact::Cutoffs).unwrap_or(0) + covered.map_or(list, |covered| covered.min(list))) as usize
+}
+
+/// The keys that may say something new.
+fn content_keys(keys: &Keys) -> impl Iterator<Item = PublicKey> {
+    keys.publishers.iter().filter(|publisher| publisher.role == Role::Content as u8).map(|publisher| publisher.key)
 }
 
 /// Opens an object of our own that was stored with the ledger.

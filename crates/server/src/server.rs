@@ -10,7 +10,7 @@ use std::time::Duration;
 use revocast_core::{RealmId, Sequence};
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -21,14 +21,16 @@ use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker 
 use crate::clock::Clock;
 use crate::config::{BrokerChoice, PublishingConfig, RemoteBroker, ServerConfig};
 use crate::credentials::{CredentialsFileError, Gate};
+use crate::delivery::{self, Delivering, PARCELS_WAITING_MAX};
 use crate::fleet::{self, Fleet, Lookout};
+use crate::issuer::{KeyringError, Keyrings};
 use crate::keys::{KeyError, Keys};
 use crate::leader::{self, Candidate, Office};
 use crate::ledger::{Health, Ledger, LedgerError, OpenError};
 use crate::metrics::Metrics;
 use crate::minting::LiveFilters;
 use crate::publisher::{HighWater, HighWaterError, Inquiries, Permit, Publishing, Settings, Signer};
-use crate::service::{LeaderView, PublishedRealms, Service};
+use crate::service::{Issuing, LeaderView, PublishedRealms, Service};
 use crate::tls::{ServerTls, TlsError};
 use crate::tokens::Issuers;
 
@@ -50,6 +52,8 @@ pub struct Server {
     settings: watch::Sender<Settings>,
     /// Hears the fleet.
     hearing: JoinHandle<()>,
+    /// Delivers tokens.
+    delivery: JoinHandle<()>,
     broker: Option<BrokerTask>,
     #[cfg(feature = "embedded-broker")]
     embedded: Option<EmbeddedBroker>,
@@ -65,7 +69,7 @@ impl Server {
         let gate = Gate::open(&config.keys, keys.admin(), config.limits, config.approve, Arc::clone(&clock))?;
         let gate = Arc::new(gate);
         let tls = config.tls.map(ServerTls::load).transpose()?.map(Arc::new);
-        let issuers = Arc::new(Issuers::new(&config.keys, keys.issuer()));
+        let issuers = Arc::new(Issuers::new(&config.keys, Keyrings::new(&config.keys, keys.issuer())?));
         let ledger = config.ledger.open(&config.data).await?;
         let mark = Arc::new(high_water(&config.data)?);
         if !config.resume {
@@ -99,6 +103,7 @@ impl Server {
         let office = watch::Sender::new(Office::Seeking);
         let inquiries = Arc::new(Inquiries::default());
         let settings = watch::Sender::new(settings_of(&config.publishing));
+        let (parcels, waiting) = mpsc::channel(PARCELS_WAITING_MAX);
         let service = Arc::new(Service::new(
             Arc::clone(&ledger),
             Arc::clone(&keys),
@@ -113,9 +118,21 @@ impl Server {
             },
             Arc::clone(&lookout),
             Arc::clone(&metrics),
+            Issuing { issuers: Arc::clone(&issuers), lifetime: config.tokens.lifetime, parcels },
         ));
+        let delivering = Delivering {
+            service: Arc::clone(&service),
+            broker: broker.clone(),
+            keys: Arc::clone(&keys),
+            clock: Arc::clone(&clock),
+            office: office.subscribe(),
+            prefix: config.publishing.prefix.clone(),
+            topic: config.tokens.topic,
+            clear: config.tokens.clear,
+        };
+        let delivery = tokio::spawn(delivery::run(delivering, waiting, stop.clone()));
         let hearing = tokio::spawn(fleet::hear(lookout, broker.clone(), Arc::clone(&ledger), Arc::clone(&keys)));
-        let router = api::router(Arc::clone(&service), Arc::clone(&gate), issuers);
+        let router = api::router(Arc::clone(&service), Arc::clone(&gate), Arc::clone(&issuers));
         let api = tokio::spawn(api::serve(listener, tls.clone(), router, stop));
         let (stop_leader, leader_stop) = oneshot::channel();
         let health = ledger.health();
@@ -149,6 +166,7 @@ impl Server {
             permit: permit.clone(),
             mark: Some(Arc::clone(&mark)),
             inquiries: Arc::clone(&inquiries),
+            issuers: Arc::clone(&issuers),
         };
         let leading = tokio::spawn(leader::run(candidate, publish, leader_stop));
         tracing::info!(%address, "serving");
@@ -165,6 +183,7 @@ impl Server {
             health,
             settings,
             hearing,
+            delivery,
             broker: Some(broker_task),
             #[cfg(feature = "embedded-broker")]
             embedded,
@@ -242,6 +261,9 @@ impl Server {
         // Awaited, since it holds the ledger.
         self.hearing.abort();
         let _ = (&mut self.hearing).await;
+        if timeout(STOP_TIMEOUT, &mut self.delivery).await.is_err() {
+            tracing::warn!("what is on its way to devices did not end in time");
+        }
         if let Some(broker) = self.broker.take() {
             broker.stop().await;
         }
@@ -258,6 +280,7 @@ impl Drop for Server {
         self.api.abort();
         self.leader.abort();
         self.hearing.abort();
+        self.delivery.abort();
     }
 }
 
@@ -349,6 +372,9 @@ pub enum StartError {
     /// The keys cannot be used.
     #[error(transparent)]
     Keys(#[from] KeyError),
+    /// The keys that sign tokens cannot be used.
+    #[error(transparent)]
+    Keyrings(#[from] KeyringError),
     /// The credentials cannot be used.
     #[error(transparent)]
     Credentials(#[from] CredentialsFileError),

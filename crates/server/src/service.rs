@@ -1,5 +1,8 @@
 //! What the server does, whoever asks: the API speaks HTTP, this speaks meaning.
 
+mod issuing;
+pub use issuing::{Issuing, LONG_LIFETIME, Minted, Parcel, TokenRequest};
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -7,8 +10,8 @@ use std::time::Duration;
 use revocast_core::update::{PublisherKey, Role};
 use revocast_core::wire::{self, WireError};
 use revocast_core::{
-    Address, Claims, FingerprintFunction, Fingerprinter, Issuer, Kind, Position, RealmId, RealmKey, Sequence, Term,
-    UnixMillis, UnixTime, Width, seal,
+    Address, Claims, DeviceId, FingerprintFunction, Fingerprinter, Issuer, Kind, Position, RealmId, RealmKey, Sequence,
+    Term, UnixMillis, UnixTime, Width, seal,
 };
 use thiserror::Error;
 use tokio::sync::watch;
@@ -16,25 +19,24 @@ use tokio::sync::watch;
 use crate::broker::LinkState;
 use crate::clock::Clock;
 use crate::fleet::{Lookout, Reached, View, Wait};
+use crate::issuer::{TemplateError, TokenKeyError};
 use crate::keys::{KeyError, Keys};
 use crate::leader::Office;
 use crate::ledger::{
     Action, Coverage, Entry, Expiry, Founding, Issued, LEEWAY_DEFAULT, Ledger, LedgerError, MAX_TOKEN_LIFETIME_DEFAULT,
-    Object, Realm, Receipt, Registration, Request, Scope, Statement,
+    NoToken, Object, Realm, Receipt, Registration, Request, Scope, Statement,
 };
 use crate::metrics::{EntryKind, Metrics};
 use crate::minting::LiveFilters;
 use crate::publisher::{Forecast, Inquiries, PublishError, Settings};
+use crate::rotation::{self, PUBLISHER_KEY_LIFETIME, RotationError, Taken};
+use crate::tokens::IssuersError;
 
 /// Largest leeway of a realm: clocks that differ by more than a day are not clocks.
 pub const LEEWAY_MAX: Duration = Duration::from_hours(24);
 
 /// Longest token lifetime of a realm: every revocation is kept that long.
 pub const MAX_TOKEN_LIFETIME_MAX: Duration = Duration::from_hours(10 * 365 * 24);
-
-/// How long the first publisher key may sign. Long, since replacing it needs the root key, which
-/// should be offline; the key is replaced when it must be, not by the calendar.
-const PUBLISHER_KEY_LIFETIME: Duration = Duration::from_hours(5 * 365 * 24);
 
 /// What a new realm shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,6 +115,8 @@ pub struct Published {
     pub trouble: Option<String>,
     /// Questions of devices since the start.
     pub questions: Questions,
+    /// Version of the keys that the broker holds; `None` while it is not known to hold the newest.
+    pub keys_version: Option<u64>,
 }
 
 impl Published {
@@ -189,6 +193,8 @@ pub struct Service {
     settings: watch::Receiver<Settings>,
     lookout: Arc<Lookout>,
     metrics: Arc<Metrics>,
+    issuing: Issuing,
+    rotating: tokio::sync::Mutex<()>,
     // Parameters of a realm never change, so what was read once holds.
     known: RwLock<BTreeMap<RealmId, Realm>>,
 }
@@ -210,6 +216,7 @@ impl Service {
         leader: LeaderView,
         lookout: Arc<Lookout>,
         metrics: Arc<Metrics>,
+        issuing: Issuing,
     ) -> Self {
         let LeaderView { office, inquiries, settings } = leader;
         Self {
@@ -224,6 +231,8 @@ impl Service {
             settings,
             lookout,
             metrics,
+            issuing,
+            rotating: tokio::sync::Mutex::default(),
             known: RwLock::default(),
         }
     }
@@ -609,6 +618,26 @@ impl Service {
         Ok(realm)
     }
 
+    /// Takes in the next version of a realm's keys, which its root keys have signed; durable when this returns, and
+    /// published soon after. Returns the version in force.
+    pub async fn replace_keys(&self, realm: RealmId, bytes: Vec<u8>) -> Result<u64, ServiceError> {
+        // One after the other: two different ones of one version would set devices against each other.
+        let _turn = self.rotating.lock().await;
+        let realm = self.realm(realm).await?.id;
+        let held = self.object(realm, Address::Keys).await?.unwrap_or_default();
+        match rotation::check(&held, &bytes, &realm, self.clock.now().wall)? {
+            Taken::Known => Ok(rotation::read(&held, &realm)?.version),
+            Taken::Next(keys) => {
+                let (term, _) = self.ledger.head(realm).await?;
+                let at = |address: Address| Object { address: address.to_string(), bytes: bytes.clone() };
+                let objects = vec![at(Address::Keys), at(Address::KeysAt { version: keys.version })];
+                self.ledger.store_objects(realm, term, objects, Vec::new()).await?;
+                tracing::warn!(%realm, version = keys.version, "the realm has new keys");
+                Ok(keys.version)
+            }
+        }
+    }
+
     fn keys_object(&self, realm: &Realm, now: UnixMillis) -> Result<Vec<u8>, ServiceError> {
         let trust = self.keys.trust();
         let not_after = now.plus(PUBLISHER_KEY_LIFETIME).floor();
@@ -719,6 +748,62 @@ pub enum ServiceError {
         /// Its id.
         root: String,
     },
+    /// The ledger does not grant the token.
+    #[error(transparent)]
+    NoToken(#[from] NoToken),
+    /// A cutoff lies ahead, and a token from before it would be revoked when it is handed out. Come back then.
+    #[error("a cutoff revokes tokens from before {not_before}, which is {} ms ahead", .ahead.as_millis())]
+    Held {
+        /// Of the cutoff.
+        not_before: UnixTime,
+        /// How far ahead that is.
+        ahead: Duration,
+    },
+    /// Another issuer signs the tokens of this realm: its keys were set. Ask it; or make a key for this realm here.
+    #[error(
+        "the tokens of realm {realm} are signed elsewhere; to issue them here make a key: revocast issuer-key generate --realm {realm}"
+    )]
+    IssuedElsewhere {
+        /// Which realm.
+        realm: RealmId,
+    },
+    /// Every key of the realm's issuer signs later. Wait, or make one that signs now.
+    #[error("no key of realm {realm} signs yet; revocast issuer-key list --realm {realm} says from when on")]
+    NoIssuerKey {
+        /// Which realm.
+        realm: RealmId,
+    },
+    /// A lifetime that no token of the realm may have.
+    #[error("a lifetime of {} s; from 1 to {} s is possible in this realm", .found.as_secs(), .max.as_secs())]
+    Lifetime {
+        /// What was asked for.
+        found: Duration,
+        /// The longest.
+        max: Duration,
+    },
+    /// Claims that no token can carry.
+    #[error("the claims cannot be used")]
+    Claims(#[from] TemplateError),
+    /// The keys of the issuer cannot be used.
+    #[error(transparent)]
+    Issuers(#[from] IssuersError),
+    /// A key of the issuer failed to sign.
+    #[error("the token cannot be signed")]
+    Sign(#[from] TokenKeyError),
+    /// What was shown as a refresh token was never one of ours, or would be larger than any.
+    #[error("it is no refresh token")]
+    RefreshForm,
+    /// The device is not enrolled, or no longer.
+    #[error("device {device} is not enrolled in realm {realm}")]
+    DeviceUnknown {
+        /// Where.
+        realm: RealmId,
+        /// Which.
+        device: DeviceId,
+    },
+    /// The keys of a realm that somebody brings cannot follow those in force.
+    #[error("the keys are not taken in")]
+    Rotation(#[from] RotationError),
     /// The operating system gave no random bytes.
     #[error("the operating system gave no random bytes")]
     Random(#[source] getrandom::Error),

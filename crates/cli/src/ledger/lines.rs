@@ -13,10 +13,12 @@ use base64::engine::general_purpose::STANDARD;
 use revocast_core::limits::{ACTOR_BYTES_MAX, REASON_BYTES_MAX, SCOPE_BYTES_MAX, SEALED_BYTES_MAX};
 use revocast_core::seal::Digester;
 use revocast_core::{
-    Fingerprint, FingerprintFunction, Fingerprinter, Issuer, Jti, RealmId, RealmKey, Sequence, Term, UnixTime, Width,
+    DeviceId, EnvelopePublicKey, Fingerprint, FingerprintFunction, Fingerprinter, Issuer, Jti, PublicKey, RealmId,
+    RealmKey, Sequence, Term, UnixTime, Width,
 };
 use revocast_server::ledger::{
-    Cause, Coverage, Enrolled, Entry, Inspection, Object, Piece, Realm, RealmRecord, Scope, Statement,
+    AUDIENCES_MAX, Cause, Coverage, Device, Enrolled, Entry, Inspection, IssuedToken, Object, Piece, Realm,
+    RealmRecord, RefreshState, RefreshToken, Scope, Statement,
 };
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +45,9 @@ enum Line {
     Lift(Lift),
     Resume(Resume),
     Issued(Issued),
+    Device(DeviceLine),
+    Token(TokenLine),
+    Refresh(RefreshLine),
     Object(ObjectLine),
     End(End),
 }
@@ -69,6 +74,18 @@ struct RealmLine {
     cutoffs: u64,
     registered: u64,
     covered_until: Option<u64>,
+    // Not in exports from before there were any.
+    #[serde(default, skip_serializing_if = "is_none")]
+    devices: u64,
+    #[serde(default, skip_serializing_if = "is_none")]
+    tokens: u64,
+    #[serde(default, skip_serializing_if = "is_none")]
+    refreshes: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // As serde calls it.
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What every entry has.
@@ -122,6 +139,48 @@ struct Issued {
 }
 
 #[derive(Serialize, Deserialize)]
+struct DeviceLine {
+    id: String,
+    signing: String,
+    sealing: String,
+    subject: String,
+    audience: Vec<String>,
+    enrolled_at: u64,
+    counter: u64,
+    holds: Option<String>,
+    held_until: Option<u64>,
+    barred: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct TokenLine {
+    jti: String,
+    iat: u64,
+    exp: u64,
+    sub: Option<String>,
+    kid: Option<String>,
+    client: Option<String>,
+    device: Option<String>,
+    parent: Option<String>,
+    family: String,
+    kept_until: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RefreshLine {
+    sha256: String,
+    exp: u64,
+    state: String,
+    jti: String,
+    iat: u64,
+    sub: Option<String>,
+    kid: Option<String>,
+    client: Option<String>,
+    device: Option<String>,
+    family: String,
+}
+
+#[derive(Serialize, Deserialize)]
 struct ObjectLine {
     address: String,
     bytes: String,
@@ -132,6 +191,12 @@ struct End {
     realms: u64,
     entries: u64,
     issued: u64,
+    #[serde(default, skip_serializing_if = "is_none")]
+    devices: u64,
+    #[serde(default, skip_serializing_if = "is_none")]
+    tokens: u64,
+    #[serde(default, skip_serializing_if = "is_none")]
+    refreshes: u64,
     objects: u64,
     sha256: String,
 }
@@ -158,6 +223,15 @@ impl<W: Write> Writer<W> {
                 let (fingerprint, name) = (format!("{:016x}", fingerprint.bits()), format!("{name:016x}"));
                 self.line(&Line::Issued(Issued { fingerprint, name, iat: iat.secs(), exp: exp.secs(), sub }))
             }),
+            Piece::Devices(devices) => {
+                devices.into_iter().try_for_each(|device| self.line(&Line::Device(device_line(device))))
+            }
+            Piece::Tokens(tokens) => {
+                tokens.into_iter().try_for_each(|token| self.line(&Line::Token(token_line(token))))
+            }
+            Piece::Refreshes(refreshes) => {
+                refreshes.into_iter().try_for_each(|refresh| self.line(&Line::Refresh(refresh_line(refresh))))
+            }
             Piece::Objects(objects) => objects.into_iter().try_for_each(|Object { address, bytes }| {
                 self.line(&Line::Object(ObjectLine { address, bytes: STANDARD.encode(bytes) }))
             }),
@@ -167,8 +241,8 @@ impl<W: Write> Writer<W> {
     /// Says that this is all.
     pub fn finish(mut self, seen: &Inspection) -> io::Result<W> {
         let sha256 = std::mem::take(&mut self.digest).finish().to_string();
-        let Inspection { realms, entries, issued, objects, .. } = *seen;
-        self.line(&Line::End(End { realms, entries, issued, objects, sha256 }))?;
+        let Inspection { realms, entries, issued, devices, tokens, refreshes, objects, .. } = *seen;
+        self.line(&Line::End(End { realms, entries, issued, devices, tokens, refreshes, objects, sha256 }))?;
         self.to.flush()?;
         Ok(self.to)
     }
@@ -182,7 +256,7 @@ impl<W: Write> Writer<W> {
 }
 
 fn realm_line(record: &RealmRecord) -> RealmLine {
-    let RealmRecord { realm, term, head, stored, cutoffs, coverage } = record;
+    let RealmRecord { realm, term, head, stored, cutoffs, devices, tokens, refreshes, coverage } = record;
     RealmLine {
         realm: realm.id.as_str().to_owned(),
         issuer: realm.issuer.clone(),
@@ -198,7 +272,43 @@ fn realm_line(record: &RealmRecord) -> RealmLine {
         cutoffs: *cutoffs,
         registered: coverage.registered,
         covered_until: coverage.covered_until.map(UnixTime::secs),
+        devices: *devices,
+        tokens: *tokens,
+        refreshes: *refreshes,
     }
+}
+
+fn device_line(device: Device) -> DeviceLine {
+    DeviceLine {
+        id: device.id.to_string(),
+        signing: STANDARD.encode(device.signing.0),
+        sealing: STANDARD.encode(device.sealing.as_bytes()),
+        subject: device.subject,
+        audience: device.audience,
+        enrolled_at: device.enrolled_at.secs(),
+        counter: device.counter,
+        holds: device.holds,
+        held_until: device.held_until.map(UnixTime::secs),
+        barred: device.barred,
+    }
+}
+
+fn token_line(token: IssuedToken) -> TokenLine {
+    let IssuedToken { jti, iat, exp, sub, kid, client, device, parent, family, kept_until } = token;
+    let (iat, exp, kept_until) = (iat.secs(), exp.secs(), kept_until.secs());
+    let device = device.map(|device| device.to_string());
+    TokenLine { jti, iat, exp, sub, kid, client, device, parent, family, kept_until }
+}
+
+fn refresh_line(refresh: RefreshToken) -> RefreshLine {
+    let RefreshToken { hash, exp, state, jti, iat, sub, kid, client, device, family } = refresh;
+    let state = match state {
+        RefreshState::Live => "live",
+        RefreshState::Spent => "spent",
+        RefreshState::Ended => "ended",
+    };
+    let (sha256, device) = (STANDARD.encode(hash), device.map(|device| device.to_string()));
+    RefreshLine { sha256, exp: exp.secs(), state: state.into(), jti, iat: iat.secs(), sub, kid, client, device, family }
 }
 
 fn entry_line(entry: Entry) -> Line {
@@ -234,7 +344,7 @@ pub struct Reader<R> {
     digest: Digester,
     line: u64,
     /// What the last line must say.
-    seen: [u64; 4],
+    seen: [u64; 7],
     width: Width,
     /// A line that did not fit into the piece before it.
     next: Option<Row>,
@@ -246,6 +356,9 @@ enum Row {
     Realm(RealmRecord),
     Entry(Entry),
     Issued(Enrolled),
+    Device(Device),
+    Token(IssuedToken),
+    Refresh(RefreshToken),
     Object(Object),
 }
 
@@ -253,7 +366,7 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 impl<R: BufRead> Reader<R> {
     pub fn new(from: R) -> Self {
-        Self { from, digest: Digester::default(), line: 0, seen: [0; 4], width: Width::W48, next: None, is_over: false }
+        Self { from, digest: Digester::default(), line: 0, seen: [0; 7], width: Width::W48, next: None, is_over: false }
     }
 
     /// The next row; `None` after the last line, which was as it must be.
@@ -273,8 +386,8 @@ impl<R: BufRead> Reader<R> {
         let (line, before) = self.read()?;
         let row = match line {
             Line::End(end) => {
-                let End { realms, entries, issued, objects, sha256 } = end;
-                if self.seen != [realms, entries, issued, objects] {
+                let End { realms, entries, issued, devices, tokens, refreshes, objects, sha256 } = end;
+                if self.seen != [realms, entries, issued, devices, tokens, refreshes, objects] {
                     return Err("it does not hold as much as its last line says".into());
                 }
                 if before.finish().to_string() != sha256 {
@@ -298,6 +411,9 @@ impl<R: BufRead> Reader<R> {
                 let sub = line.sub.map(|sub| within("sub", sub, SCOPE_BYTES_MAX)).transpose()?;
                 Row::Issued(Enrolled { fingerprint, name, iat: time(line.iat)?, exp: time(line.exp)?, sub })
             }
+            Line::Device(line) => Row::Device(device(line)?),
+            Line::Token(line) => Row::Token(issued_token(line)?),
+            Line::Refresh(line) => Row::Refresh(refresh_token(line)?),
             Line::Object(line) => Row::Object(Object { address: line.address, bytes: STANDARD.decode(line.bytes)? }),
             Line::Revoke(Revoke { record, jti, exp }) => {
                 Row::Entry(entry(record, Statement::Revoke { jti: token(jti)?, exp: time(exp)? })?)
@@ -314,11 +430,14 @@ impl<R: BufRead> Reader<R> {
             }
             Line::Resume(Resume { record, term }) => Row::Entry(entry(record, Statement::Resume { term: Term(term) })?),
         };
-        let [realms, entries, issued, objects] = &mut self.seen;
+        let [realms, entries, issued, devices, tokens, refreshes, objects] = &mut self.seen;
         let counter = match &row {
             Row::Realm(_) => realms,
             Row::Entry(_) => entries,
             Row::Issued(_) => issued,
+            Row::Device(_) => devices,
+            Row::Token(_) => tokens,
+            Row::Refresh(_) => refreshes,
             Row::Object(_) => objects,
         };
         *counter += 1;
@@ -349,12 +468,18 @@ impl<R: BufRead> Reader<R> {
             Some(Row::Realm(record)) => return Ok(Some(Piece::Realm(record))),
             Some(Row::Entry(entry)) => Piece::Entries(vec![entry]),
             Some(Row::Issued(issued)) => Piece::Issued(vec![issued]),
+            Some(Row::Device(device)) => Piece::Devices(vec![device]),
+            Some(Row::Token(token)) => Piece::Tokens(vec![token]),
+            Some(Row::Refresh(refresh)) => Piece::Refreshes(vec![refresh]),
             Some(Row::Object(object)) => Piece::Objects(vec![object]),
         };
         loop {
             match (&mut piece, self.row()?) {
                 (Piece::Entries(entries), Some(Row::Entry(entry))) if entries.len() < PIECE_ROWS => entries.push(entry),
                 (Piece::Issued(held), Some(Row::Issued(issued))) if held.len() < PIECE_ROWS => held.push(issued),
+                (Piece::Devices(held), Some(Row::Device(device))) if held.len() < PIECE_ROWS => held.push(device),
+                (Piece::Tokens(held), Some(Row::Token(token))) if held.len() < PIECE_ROWS => held.push(token),
+                (Piece::Refreshes(held), Some(Row::Refresh(more))) if held.len() < PIECE_ROWS => held.push(more),
                 (Piece::Objects(held), Some(Row::Object(object))) if held.len() < PIECE_OBJECTS => held.push(object),
                 (_, Some(row)) => {
                     self.next = Some(row);
@@ -410,6 +535,9 @@ fn realm_record(line: RealmLine) -> Outcome<RealmRecord> {
         head: Sequence(number(line.head)?),
         stored: number(line.entries)?,
         cutoffs: number(line.cutoffs)?,
+        devices: number(line.devices)?,
+        tokens: number(line.tokens)?,
+        refreshes: number(line.refreshes)?,
         coverage: Coverage { registered: number(line.registered)?, covered_until },
     })
 }
@@ -423,6 +551,69 @@ fn entry(record: Record, statement: Statement) -> Outcome<Entry> {
         reason: reason.map(|reason| within("reason", reason, REASON_BYTES_MAX)).transpose()?,
         actor: within("actor", actor, ACTOR_BYTES_MAX)?,
     })
+}
+
+fn device(line: DeviceLine) -> Outcome<Device> {
+    if line.audience.len() > AUDIENCES_MAX {
+        return Err(format!("{} audiences are more than {AUDIENCES_MAX}", line.audience.len()).into());
+    }
+    let audience = line.audience.into_iter().map(|text| within("audience", text, SCOPE_BYTES_MAX));
+    Ok(Device {
+        id: DeviceId::new(&line.id)?,
+        signing: PublicKey(bytes("a key", &line.signing)?),
+        sealing: EnvelopePublicKey::parse(bytes("a key", &line.sealing)?)?,
+        subject: within("subject", line.subject, SCOPE_BYTES_MAX)?,
+        audience: audience.collect::<Outcome<_>>()?,
+        enrolled_at: time(line.enrolled_at)?,
+        counter: line.counter,
+        holds: line.holds.map(token).transpose()?,
+        held_until: line.held_until.map(time).transpose()?,
+        barred: line.barred,
+    })
+}
+
+fn issued_token(line: TokenLine) -> Outcome<IssuedToken> {
+    Ok(IssuedToken {
+        jti: token(line.jti)?,
+        iat: time(line.iat)?,
+        exp: time(line.exp)?,
+        sub: name("sub", line.sub)?,
+        kid: name("kid", line.kid)?,
+        client: name("client", line.client)?,
+        device: line.device.as_deref().map(DeviceId::new).transpose()?,
+        parent: line.parent.map(token).transpose()?,
+        family: token(line.family)?,
+        kept_until: time(line.kept_until)?,
+    })
+}
+
+fn refresh_token(line: RefreshLine) -> Outcome<RefreshToken> {
+    let state = match line.state.as_str() {
+        "live" => RefreshState::Live,
+        "spent" => RefreshState::Spent,
+        "ended" => RefreshState::Ended,
+        other => return Err(format!("no refresh token is {other:?}").into()),
+    };
+    Ok(RefreshToken {
+        hash: bytes("a SHA-256", &line.sha256)?,
+        exp: time(line.exp)?,
+        state,
+        jti: token(line.jti)?,
+        iat: time(line.iat)?,
+        sub: name("sub", line.sub)?,
+        kid: name("kid", line.kid)?,
+        client: name("client", line.client)?,
+        device: line.device.as_deref().map(DeviceId::new).transpose()?,
+        family: token(line.family)?,
+    })
+}
+
+fn name(what: &str, text: Option<String>) -> Outcome<Option<String>> {
+    text.map(|text| within(what, text, SCOPE_BYTES_MAX)).transpose()
+}
+
+fn bytes(what: &str, text: &str) -> Outcome<[u8; 32]> {
+    STANDARD.decode(text)?.try_into().map_err(|_| format!("{what} has 32 bytes").into())
 }
 
 fn token(jti: String) -> Outcome<String> {

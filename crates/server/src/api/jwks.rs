@@ -49,20 +49,28 @@ fn unusable(error: &KeySetError) -> Problem {
     Problem::new(UNPROCESSABLE, "jwks", "the key set cannot be used").detail(error.to_string())
 }
 
-fn served(keys: Option<Arc<KeySet>>) -> Result<Response, Problem> {
-    let Some(keys) = keys else {
-        return Err(Problem::new(StatusCode::NOT_FOUND, "jwks-unknown", "there are no keys"));
-    };
-    let mut response = Json(keys.document()).into_response();
-    response.headers_mut().insert(header::CACHE_CONTROL, MAX_AGE);
-    Ok(response)
+/// Public keys (RFC 7517). None where tokens are signed with a secret.
+#[derive(Serialize, ToSchema)]
+struct PublicKeysBody {
+    #[schema(value_type = Vec<Object>)]
+    keys: Vec<Value>,
 }
 
-/// The keys that sign the tokens of a realm: those that were set, else the server's own.
+fn served(keys: Vec<Value>) -> Response {
+    let mut response = Json(PublicKeysBody { keys }).into_response();
+    response.headers_mut().insert(header::CACHE_CONTROL, MAX_AGE);
+    response
+}
+
+fn members(document: &Value) -> &[Value] {
+    document.get("keys").and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+/// The keys that sign the tokens of a realm: those that were set, and those of the server's own issuer for it.
 #[utoipa::path(
     get, path = "/v1/realms/{realm}/jwks.json", tag = "keys", security(()), params(RealmParameter),
     responses(
-        (status = 200, body = KeySetBody, description = "The keys."),
+        (status = 200, body = PublicKeysBody, description = "The keys."),
         (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "No such realm."),
         (status = 503, body = ProblemBody, content_type = "application/problem+json", description = "Not now."),
     )
@@ -73,19 +81,36 @@ async fn keys(
     RealmPath(realm): RealmPath,
 ) -> Result<Response, Problem> {
     let realm = service.realm(realm).await?;
-    served(issuers.keys(realm.id)?)
+    Ok(served(members(issuers.keys(&realm, service.now())?.document()).to_vec()))
 }
 
-/// The keys with which this server signs tokens.
+/// The keys with which this server signs tokens, of all realms.
 #[utoipa::path(
     get, path = "/.well-known/jwks.json", tag = "keys", security(()),
     responses(
-        (status = 200, body = KeySetBody, description = "The keys."),
+        (status = 200, body = PublicKeysBody, description = "The keys."),
         (status = 503, body = ProblemBody, content_type = "application/problem+json", description = "Not now."),
     )
 )]
-async fn own_keys(Extension(issuers): Extension<Arc<Issuers>>) -> Result<Response, Problem> {
-    served(issuers.own())
+async fn own_keys(
+    State(service): State<Arc<Service>>,
+    Extension(issuers): Extension<Arc<Issuers>>,
+) -> Result<Response, Problem> {
+    let (now, mut keys) = (service.now(), Vec::new());
+    for realm in service.realms().await? {
+        if let Some(ring) = issuers.issuing(realm.id)? {
+            let document = ring.jwks(now, realm.max_token_lifetime + realm.leeway);
+            keys.extend_from_slice(members(&document));
+        }
+    }
+    // Realms without keys of their own share one.
+    keys.sort_by(|a, b| kid(a).cmp(kid(b)));
+    keys.dedup_by(|a, b| kid(a) == kid(b));
+    Ok(served(keys))
+}
+
+fn kid(key: &Value) -> &str {
+    key.get("kid").and_then(Value::as_str).unwrap_or_default()
 }
 
 /// Sets the keys that sign the tokens of a realm, in place of those before.

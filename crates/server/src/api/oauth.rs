@@ -23,8 +23,8 @@ use super::access::{Caller, Denied, admit, bearer, scheme};
 use super::extract::{RealmParameter, RealmPath, require_type};
 use super::problem::{Problem, whole_seconds};
 use crate::credentials::{Gate, Offer, Role};
-use crate::ledger::{Expiry, Realm};
-use crate::service::Service;
+use crate::ledger::{Expiry, LedgerError, Realm};
+use crate::service::{Service, ServiceError};
 use crate::tokens::{Audience, Date, Issuers, Token};
 
 /// Parameters of one form; there are four that mean something.
@@ -35,6 +35,7 @@ pub(super) fn routes(gate: &Arc<Gate>) -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(revoke))
         .routes(routes!(revoke_alias))
         .routes(routes!(introspect))
+        .routes(routes!(token))
         .layer(Extension(Arc::clone(gate)))
 }
 
@@ -133,16 +134,20 @@ async fn ask(
 ) -> Result<Asked, Refused> {
     let RealmPath(realm) = realm?;
     let headers = request.headers().clone();
-    require_type(&request, "application/x-www-form-urlencoded")?;
-    let Form(pairs) = Form::<Vec<(String, String)>>::from_request(request, &())
-        .await
-        .map_err(|rejection| Refused { status: rejection.status(), ..Refused::request(rejection.body_text()) })?;
-    let form = once(pairs)?;
-    let caller = authenticate(gate, &headers, &form, role, realm)?;
+    let form = read_form(request).await?;
+    let caller = authenticate(gate, &headers, &form, &[role], Some(realm))?;
     let token = form.get("token").filter(|token| !token.is_empty()).cloned();
     let token = token.ok_or_else(|| Refused::request("the parameter token is missing"))?;
     let realm = service.realm(realm).await.map_err(Problem::from)?;
     Ok(Asked { caller, realm, token })
+}
+
+async fn read_form(request: Request) -> Result<BTreeMap<String, String>, Refused> {
+    require_type(&request, "application/x-www-form-urlencoded")?;
+    let Form(pairs) = Form::<Vec<(String, String)>>::from_request(request, &())
+        .await
+        .map_err(|rejection| Refused { status: rejection.status(), ..Refused::request(rejection.body_text()) })?;
+    once(pairs)
 }
 
 /// Parameters stand once (RFC 6749 section 3.2).
@@ -165,11 +170,11 @@ fn authenticate(
     gate: &Arc<Gate>,
     headers: &HeaderMap,
     form: &BTreeMap<String, String>,
-    role: Role,
-    realm: RealmId,
+    roles: &[Role],
+    realm: Option<RealmId>,
 ) -> Result<Caller, Refused> {
-    let realm = realm.to_string();
-    let admit = |offer: Option<Offer<'_>>| admit(gate, offer, &[role], Some(&realm)).map_err(Refused::from);
+    let realm = realm.map(|realm| realm.to_string());
+    let admit = |offer: Option<Offer<'_>>| admit(gate, offer, roles, realm.as_deref()).map_err(Refused::from);
     let in_body = form.get("client_secret");
     if in_body.is_some() && headers.contains_key(header::AUTHORIZATION) {
         return Err(Refused::request("the client authenticates in two ways; choose one"));
@@ -245,8 +250,8 @@ async fn revoke(
     let (Some(jti), Some(Date(exp))) = (jti, exp) else {
         return Err(unsupported("a token without jti and exp cannot be revoked; end it by a cutoff"));
     };
-    let keys = issuers.keys(realm.id).map_err(Problem::from)?;
-    let genuine = keys.is_some_and(|keys| token.is_signed_by(&keys));
+    let keys = issuers.keys(&realm, service.now()).map_err(Problem::from)?;
+    let genuine = token.is_signed_by(&keys);
     let exp = if genuine { Expiry::Vouched(exp) } else { Expiry::Claimed(exp) };
     caller.charge(1)?;
     let reason = Some("token revocation (RFC 7009)".to_owned());
@@ -353,8 +358,8 @@ async fn introspect(
     request: Request,
 ) -> Result<([(header::HeaderName, &'static str); 1], Json<Introspection>), Refused> {
     let Asked { realm, token, .. } = ask(&service, &gate, realm, Role::Reader, request).await?;
-    let keys = issuers.keys(realm.id).map_err(Problem::from)?;
-    let genuine = Token::parse(&token).ok().filter(|token| keys.is_some_and(|keys| token.is_signed_by(&keys)));
+    let keys = issuers.keys(&realm, service.now()).map_err(Problem::from)?;
+    let genuine = Token::parse(&token).ok().filter(|token| token.is_signed_by(&keys));
     let answer = match genuine {
         Some(token) => judge(&service, &realm, &token).await?,
         None => Introspection::default(),
@@ -399,4 +404,99 @@ async fn judge(service: &Service, realm: &Realm, token: &Token) -> Result<Intros
         nbf: shown.nbf.map(|Date(nbf)| nbf.secs()),
         scope: shown.scope,
     })
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only described; the form is read parameter by parameter")]
+struct RefreshForm {
+    /// `refresh_token`.
+    grant_type: String,
+    /// The one that came with the last token.
+    refresh_token: String,
+    /// Name of a credential, if it stands neither in the header nor in a bearer token.
+    client_id: Option<String>,
+    /// Its secret.
+    client_secret: Option<String>,
+}
+
+/// A token, as RFC 6749 section 5.1 has it.
+#[derive(Serialize, ToSchema)]
+struct Granted {
+    access_token: String,
+    /// `Bearer`.
+    token_type: &'static str,
+    /// Seconds.
+    expires_in: u64,
+    /// Spent once.
+    refresh_token: String,
+}
+
+/// Spends a refresh token: gets the next token, and the next refresh token (RFC 6749 section 6).
+///
+/// Each is spent once. One that is shown again was stolen, from the client or by it, and nobody can tell which: all tokens
+/// that came of it are revoked (RFC 9700 section 4.14). A client that lost the answer is in the same place, and begins
+/// anew.
+#[utoipa::path(
+    post, path = "/oauth2/token", tag = "oauth",
+    security(("basic" = ["client", "issuer"]), ("bearer" = ["client", "issuer"])),
+    request_body(content = RefreshForm, content_type = "application/x-www-form-urlencoded"),
+    responses(
+        (status = 200, body = Granted, description = "The next token."),
+        (status = 400, body = OAuthError,
+            description = "`invalid_request`, `invalid_grant`, `invalid_scope` or `unsupported_grant_type`."),
+        (status = 401, body = OAuthError, description = "`invalid_client`."),
+        (status = 403, body = OAuthError, description = "`unauthorized_client`: the role or the realm."),
+        (status = 413, body = OAuthError, description = "The body is too large."),
+        (status = 415, body = OAuthError, description = "The body is no form."),
+        (status = 429, body = OAuthError, description = "Too often; come back after `Retry-After`."),
+        (status = 503, body = OAuthError, description = "Not now, or not here; the refresh token is not spent."),
+        (status = 507, body = OAuthError, description = "No room is left; nothing was recorded."),
+    )
+)]
+async fn token(
+    State(service): State<Arc<Service>>,
+    Extension(gate): Extension<Arc<Gate>>,
+    request: Request,
+) -> Result<([(header::HeaderName, &'static str); 1], Json<Granted>), Refused> {
+    let headers = request.headers().clone();
+    let form = read_form(request).await?;
+    let grant = |error, what: String| Refused::new(StatusCode::BAD_REQUEST, error, what);
+    let text = form.get("refresh_token").filter(|text| !text.is_empty());
+    let said = text.and_then(|text| service.read_refresh(text).ok());
+    let realm = said.as_ref().map(|(realm, _)| *realm);
+    let caller = authenticate(&gate, &headers, &form, &[Role::Client, Role::Issuer], realm)?;
+    match form.get("grant_type").map(String::as_str) {
+        Some("refresh_token") => {}
+        Some(other) => {
+            return Err(grant("unsupported_grant_type", format!("{other:?}; refresh_token is the one there is")));
+        }
+        None => return Err(Refused::request("the parameter grant_type is missing")),
+    }
+    let Some(text) = text else {
+        return Err(Refused::request("the parameter refresh_token is missing"));
+    };
+    if form.contains_key("scope") {
+        return Err(grant(
+            "invalid_scope",
+            "a token gets what its refresh token came with; leave scope out".to_owned(),
+        ));
+    }
+    // Of another client, or of none: what is said of it is the same.
+    if said.is_none_or(|(_, client)| client != caller.name()) {
+        return Err(grant("invalid_grant", "no refresh token of this client".to_owned()));
+    }
+    let minted = service.refresh(text, caller.name()).await.map_err(|error| match error {
+        ServiceError::NoToken(why) => grant("invalid_grant", why.to_string()),
+        ServiceError::RefreshForm | ServiceError::Ledger(LedgerError::RealmUnknown { .. }) => {
+            grant("invalid_grant", "no refresh token of this client".to_owned())
+        }
+        other => Problem::from(other).into(),
+    })?;
+    let granted = Granted {
+        access_token: minted.token,
+        token_type: "Bearer",
+        expires_in: minted.exp.secs() - minted.iat.secs(),
+        refresh_token: minted.refresh.unwrap_or_default(),
+    };
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(granted)))
 }

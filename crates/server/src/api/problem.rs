@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::keys::KeyError;
-use crate::ledger::LedgerError;
+use crate::ledger::{LedgerError, NoToken};
+use crate::rotation::RotationError;
 use crate::service::ServiceError;
 use crate::tokens::IssuersError;
 
@@ -143,6 +144,7 @@ impl IntoResponse for Problem {
 impl From<ServiceError> for Problem {
     fn from(error: ServiceError) -> Self {
         let unprocessable = |kind, title| Self::new(StatusCode::UNPROCESSABLE_ENTITY, kind, title);
+        let conflict = |kind, title| Self::new(StatusCode::CONFLICT, kind, title);
         let problem = match &error {
             ServiceError::Ledger(error) => of_ledger(error),
             ServiceError::Key(KeyError::RootAbsent { .. }) => {
@@ -180,6 +182,32 @@ impl From<ServiceError> for Problem {
                 let title = "the publisher's key is not on this server";
                 Self::new(StatusCode::CONFLICT, "publisher-key-absent", title)
             }
+            ServiceError::NoToken(NoToken::CutOff { .. }) => conflict("cut-off", "a cutoff takes such tokens"),
+            ServiceError::NoToken(_) => conflict("no-token", "the token cannot be issued"),
+            ServiceError::IssuedElsewhere { .. } => {
+                conflict("issued-elsewhere", "the tokens of this realm are signed elsewhere")
+            }
+            ServiceError::Held { ahead, .. } => {
+                let title = "a cutoff lies just ahead; what is issued now would be revoked at once";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "cutoff-just-ahead", title).retry(*ahead)
+            }
+            ServiceError::NoIssuerKey { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "no-issuer-key", "no key signs tokens of this realm yet")
+            }
+            ServiceError::Lifetime { .. } => unprocessable("lifetime", "no token of this realm may live so long"),
+            ServiceError::Claims(_) => unprocessable("claims", "the claims cannot be used"),
+            ServiceError::Issuers(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "issuer-keys", "the keys of the issuer are not at hand")
+            }
+            ServiceError::RefreshForm => unprocessable("refresh-token", "the refresh token cannot be used"),
+            ServiceError::DeviceUnknown { .. } => {
+                Self::new(StatusCode::NOT_FOUND, "device-unknown", "no such device is enrolled")
+            }
+            ServiceError::Sign(_) => internal(),
+            ServiceError::Rotation(RotationError::Version { .. }) => {
+                Self::new(StatusCode::CONFLICT, "keys-version", "another version of the keys comes next")
+            }
+            ServiceError::Rotation(_) => unprocessable("keys-refused", "devices would refuse the keys"),
             ServiceError::Key(_)
             | ServiceError::Random(_)
             | ServiceError::Metrics
@@ -228,6 +256,15 @@ fn of_ledger(error: &LedgerError) -> Problem {
         LedgerError::BatchTooLarge { .. } | LedgerError::IssuedTooMany { .. } => {
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "batch-too-large", "the batch is too large")
         }
+        LedgerError::TooManyDescendants { .. } => {
+            unprocessable("too-many-descendants", "more tokens descend from those named than one call can revoke")
+        }
+        LedgerError::Enrollment(_) => unprocessable("device", "the device cannot be enrolled"),
+        LedgerError::DeviceTaken { .. } => {
+            Problem::new(StatusCode::CONFLICT, "device-taken", "the device is enrolled already, otherwise")
+        }
+        LedgerError::DevicesFull { .. } => full("devices-full", "the realm has no room for another device"),
+        LedgerError::Order(_) => unprocessable("token", "the token cannot be issued"),
         LedgerError::CutoffsFull { .. } => full("cutoffs-full", "the realm has no room for another cutoff"),
         LedgerError::RealmFull { .. } => full("realm-full", "the realm has no room for another entry"),
         LedgerError::SequenceExhausted { .. } => full("sequence-exhausted", "the realm has no numbers left"),

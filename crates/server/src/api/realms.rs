@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
+use axum::body::Bytes;
+use axum::extract::{FromRequest as _, Request, State};
 use axum::http::StatusCode;
 use revocast_core::{FingerprintFunction, RealmId, Width};
 use serde::{Deserialize, Serialize};
@@ -13,13 +14,13 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::access::Caller;
-use super::extract::{Body, UNPROCESSABLE, created};
+use super::extract::{Body, RealmParameter, RealmPath, UNPROCESSABLE, created, require_type, unreadable};
 use super::problem::{Problem, ProblemBody};
 use crate::ledger::{LEEWAY_DEFAULT, MAX_TOKEN_LIFETIME_DEFAULT, Realm};
 use crate::service::{NewRealm, Service};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
-    OpenApiRouter::new().routes(routes!(realms, create_realm))
+    OpenApiRouter::new().routes(routes!(realms, create_realm)).routes(routes!(replace_keys))
 }
 
 /// A realm as it is shown: all but its fingerprint key, which is for devices alone.
@@ -132,4 +133,32 @@ async fn create_realm(
     };
     let founding = service.create_realm(new).await?;
     Ok((created(founding.created), Json(founding.realm.into())))
+}
+
+/// Which keys of a realm are in force.
+#[derive(Serialize, ToSchema)]
+struct KeysBody {
+    /// Their version.
+    version: u64,
+}
+
+/// Takes in the next version of a realm's keys, sealed by its root keys: another publisher key, most often.
+#[utoipa::path(
+    put, path = "/v1/realms/{realm}/keys", tag = "realms", security(("bearer" = ["admin"])), params(RealmParameter),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The sealed `keys` object."),
+    responses(
+        (status = 200, body = KeysBody, description = "In force, and durable; published soon."),
+        (status = 409, body = ProblemBody, content_type = "application/problem+json",
+            description = "Another version comes next."),
+    )
+)]
+async fn replace_keys(
+    State(service): State<Arc<Service>>,
+    RealmPath(realm): RealmPath,
+    request: Request,
+) -> Result<Json<KeysBody>, Problem> {
+    require_type(&request, "application/octet-stream")?;
+    let bytes = Bytes::from_request(request, &()).await.map_err(|rejection| unreadable(&rejection))?;
+    let version = service.replace_keys(realm, bytes.to_vec()).await?;
+    Ok(Json(KeysBody { version }))
 }

@@ -103,6 +103,9 @@ struct PublishedBody {
     delta_bytes: u64,
     questions_answered: u64,
     questions_dropped: u64,
+    /// Version of the realm's keys on the broker; absent while it is not known to hold the newest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keys_version: Option<u64>,
     /// Bytes of the snapshot, in bits, for each live revocation; absent without any.
     #[serde(skip_serializing_if = "Option::is_none")]
     bits_per_revocation: Option<f64>,
@@ -130,7 +133,19 @@ struct FilterHealthBody {
 impl RealmStatusBody {
     fn new(status: RealmStatus, now: UnixMillis) -> Self {
         let published = status.published.map(
-            |Published { term, position, at, objects, revocations, sizes, filter, choice, trouble, questions }| {
+            |Published {
+                 term,
+                 position,
+                 at,
+                 objects,
+                 revocations,
+                 sizes,
+                 filter,
+                 choice,
+                 trouble,
+                 questions,
+                 keys_version,
+             }| {
                 PublishedBody {
                     term: term.0,
                     epoch: position.epoch.0,
@@ -146,6 +161,7 @@ impl RealmStatusBody {
                     delta_bytes: sizes.delta,
                     questions_answered: questions.answered,
                     questions_dropped: questions.dropped,
+                    keys_version,
                     bits_per_revocation: (revocations > 0).then(|| sizes.snapshot as f64 * 8.0 / revocations as f64),
                     filter_health: filter.map(|FilterHealth { fill, rate, meant }| FilterHealthBody {
                         fill,

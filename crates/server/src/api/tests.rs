@@ -13,6 +13,7 @@ use tower::ServiceExt as _;
 mod access;
 mod hostile;
 mod standards;
+mod tokens;
 
 use super::*;
 use crate::broker::LinkState;
@@ -20,13 +21,14 @@ use crate::clock::Clock;
 use crate::config::ApiLimits;
 use crate::credentials::{Credential, CredentialsFile, Realms, Role, SecretHash};
 use crate::fleet::{Fleet, Lookout};
+use crate::issuer::Keyrings;
 use crate::keys::Keys;
 use crate::leader::Office;
 use crate::ledger::{Ledger, MemoryLedger, Statement};
 use crate::metrics::Metrics;
 use crate::minting::LiveFilters;
 use crate::publisher::Settings;
-use crate::service::{LeaderView, PublishedRealms};
+use crate::service::{Issuing, LeaderView, Parcel, PublishedRealms};
 
 const NOW: u64 = 1_800_000_000;
 const DAY: u64 = 24 * 3_600;
@@ -116,12 +118,19 @@ impl Site {
         let fleet = Fleet::new("revocast", vec![keys.publisher().unwrap().public()]);
         let lookout = Arc::new(Lookout::new(fleet, clock.clone()));
         let metrics = Arc::new(Metrics::new(clock.now().wall));
-        let issuers = Arc::new(Issuers::new(&path, keys.issuer()));
+        let issuers = Arc::new(Issuers::new(&path, Keyrings::new(&path, keys.issuer()).unwrap()));
         let leader = LeaderView {
             office: tokio::sync::watch::channel(Office::Leading).1,
             inquiries: Arc::default(),
             settings: tokio::sync::watch::channel(Settings::default()).1,
         };
+        let (parcels, mut waiting) = tokio::sync::mpsc::channel::<Parcel>(8);
+        // Whoever would deliver: here everything arrives.
+        tokio::spawn(async move {
+            while let Some(parcel) = waiting.recv().await {
+                let _ = parcel.done.send(());
+            }
+        });
         let service = Service::new(
             ledger.clone(),
             keys,
@@ -132,6 +141,7 @@ impl Site {
             leader,
             Arc::clone(&lookout),
             Arc::clone(&metrics),
+            Issuing { issuers: Arc::clone(&issuers), lifetime: Duration::from_hours(1), parcels },
         );
         let admin = crate::keys::AdminToken::new(&token).unwrap();
         let gate = Arc::new(Gate::open(&path, &admin, limits, approve, Arc::clone(&clock) as Arc<dyn Clock>).unwrap());

@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use revocast_core::limits::CHUNK_BYTES_DEFAULT;
+use revocast_core::update::TokenTopic;
 use serde::{Deserialize, Serialize};
 
 /// Where the API listens unless told otherwise: this machine only.
@@ -205,6 +206,12 @@ settings! {
     epoch_dead_share: f64 = 0.25, "SHARE", Restart;
     /// An epoch is rebuilt when what came since takes this share of its base
     epoch_recent_share: f64 = 0.25, "SHARE", Restart;
+    /// How long a token of this server's issuer lives, unless the template of its realm or whoever asks says otherwise, seconds
+    token_lifetime_seconds: u64 = 3600, "SECONDS", Restart;
+    /// Topic on which a device awaits its tokens; {device_id} stands for it, {realm} for its realm
+    token_topic: String = TokenTopic::DEFAULT.into(), "TEMPLATE", Restart;
+    /// Whether tokens travel to devices in clear, for devices that cannot open them: true or false. Whoever reads the broker can use them
+    clear_tokens: bool = false, "BOOL", Restart;
     /// How long the leading server leads without a sign of life, seconds
     lease_seconds: u64 = 6, "SECONDS", Restart;
 

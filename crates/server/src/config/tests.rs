@@ -44,7 +44,7 @@ fn sample(setting: &Setting) -> &'static str {
         "RATE" | "SHARE" => "0.0625",
         "BOOL" => "true",
         "FORMAT" => "json",
-        "TOPIC" | "ID" | "NAME" | "LEVEL" => "some",
+        "TOPIC" | "TEMPLATE" | "ID" | "NAME" | "LEVEL" => "some",
         other => panic!("{}: no sample for {other}", setting.name),
     }
 }
@@ -248,6 +248,9 @@ fn values_out_of_range_are_refused() {
         ("epoch_dead_share = 0.0", "epoch_dead_share is 0.0"),
         ("epoch_recent_share = 1.5", "epoch_recent_share is 1.5"),
         ("lease_seconds = 1", "lease_seconds is 1s"),
+        ("token_lifetime_seconds = 0", "token_lifetime_seconds is 0ns"),
+        ("token_topic = 'tokens'", "token_topic cannot be used: the token topic has 0 levels {device_id}"),
+        ("token_topic = 'tokens/{device_id}/#'", "token_topic cannot be used: the token topic has the level \"#\""),
         ("requests_per_second = 0", "requests_per_second is 0"),
         ("request_timeout_seconds = 0", "request_timeout_seconds is 0ns"),
         ("concurrent_requests = 0", "concurrent_requests is 0"),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use revocast_core::{RealmId, Sequence, SigningKey};
+use revocast_core::{PublicKey, RealmId, Sequence};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
@@ -165,11 +165,12 @@ impl Lookout {
         self.news.send_replace(());
     }
 
-    /// Returns whether there is a publisher whose signatures can be believed: its key may come later than the server.
-    async fn read(&self, ledger: &dyn Ledger, keys: &Keys) -> Result<bool, LedgerError> {
-        let publishers: Vec<_> = keys.publisher().ok().map(SigningKey::public).into_iter().collect();
-        let known = !publishers.is_empty();
-        self.fleet().believe(publishers);
+    /// Returns the publisher whose signatures are believed: its key may come later than the server, and may change.
+    async fn read(&self, ledger: &dyn Ledger, keys: &Keys) -> Result<Option<PublicKey>, LedgerError> {
+        let publisher = publisher(keys);
+        if let Some(publisher) = publisher {
+            self.fleet().believe(publisher);
+        }
         for realm in ledger.realms().await? {
             let (_, head) = ledger.head(realm.id).await?;
             let mut fleet = self.fleet();
@@ -177,7 +178,7 @@ impl Lookout {
             fleet.reaches(&realm.id, head);
         }
         self.news.send_replace(());
-        Ok(known)
+        Ok(publisher)
     }
 }
 
@@ -185,6 +186,10 @@ impl fmt::Debug for Lookout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Lookout(..)")
     }
+}
+
+fn publisher(keys: &Keys) -> Option<PublicKey> {
+    keys.publisher().ok().map(|key| key.public())
 }
 
 /// Feeds a lookout with what comes on the broker and what the ledger holds, until it is dropped.
@@ -215,7 +220,7 @@ pub async fn hear(lookout: Arc<Lookout>, broker: Broker, ledger: Arc<dyn Ledger>
         tokio::select! {
             message = listener.next() => lookout.take_in(&mut listener, message),
             _ = reading.tick() => {
-                if !known || wakes.has_changed().unwrap_or(false) {
+                if known.is_none() || known != publisher(&keys) || wakes.has_changed().unwrap_or(false) {
                     wakes.mark_unchanged();
                     match lookout.read(&*ledger, &keys).await {
                         Ok(believed) => known = believed,

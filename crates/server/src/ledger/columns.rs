@@ -6,9 +6,10 @@
 
 use std::mem::size_of;
 
-use revocast_core::{Fingerprint, RealmId, Term, UnixTime, Width};
+use revocast_core::{DeviceId, Fingerprint, RealmId, Term, UnixTime, Width};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::issuance::{Device, IssuedToken, RefreshToken};
 use super::registry::{Coverage, Key};
 use super::rules::{Counters, Standing};
 use super::{Entry, Object, Realm, Scope, Statement};
@@ -127,6 +128,16 @@ impl Row {
         self.text(text.unwrap_or_default().as_bytes());
     }
 
+    fn maybe_number(&mut self, number: Option<u64>) {
+        self.0.push(u8::from(number.is_some()));
+        self.number(number.unwrap_or_default());
+    }
+
+    /// A time as a database keeps it.
+    fn time(&mut self, time: UnixTime) {
+        self.number(signed(time.secs()).cast_unsigned());
+    }
+
     fn sum(&self) -> i64 {
         xxh3_64(&self.0).cast_signed()
     }
@@ -172,6 +183,76 @@ pub(super) fn issued_sum(realm: RealmId, issued: IssuedColumns<'_>) -> i32 {
     row.sum() as i32
 }
 
+pub(super) fn device_sum(realm: RealmId, device: &Device) -> i64 {
+    let mut row = Row::of(5, realm);
+    row.text(device.id.as_bytes());
+    row.0.extend_from_slice(&device.signing.0);
+    row.0.extend_from_slice(device.sealing.as_bytes());
+    row.text(device.subject.as_bytes());
+    row.text(&list(&device.audience));
+    row.time(device.enrolled_at);
+    row.number(device.counter);
+    row.maybe_text(device.holds.as_deref());
+    row.maybe_number(device.held_until.map(|until| signed(until.secs()).cast_unsigned()));
+    row.0.push(u8::from(device.barred));
+    row.sum()
+}
+
+pub(super) fn token_sum(realm: RealmId, token: &IssuedToken) -> i64 {
+    let mut row = Row::of(6, realm);
+    row.text(token.jti.as_bytes());
+    row.time(token.iat);
+    row.time(token.exp);
+    for text in [&token.sub, &token.kid, &token.client, &token.parent] {
+        row.maybe_text(text.as_deref());
+    }
+    row.0.push(u8::from(token.device.is_some()));
+    row.text(token.family.as_bytes());
+    row.time(token.kept_until);
+    row.sum()
+}
+
+pub(super) fn refresh_sum(realm: RealmId, refresh: &RefreshToken) -> i64 {
+    let mut row = Row::of(7, realm);
+    row.0.extend_from_slice(&refresh.hash);
+    row.time(refresh.exp);
+    row.0.push(refresh.state as u8);
+    row.text(refresh.jti.as_bytes());
+    row.time(refresh.iat);
+    for text in [&refresh.sub, &refresh.kid, &refresh.client] {
+        row.maybe_text(text.as_deref());
+    }
+    row.0.push(u8::from(refresh.device.is_some()));
+    row.text(refresh.family.as_bytes());
+    row.sum()
+}
+
+/// The device whose family this is, if it is one of a device; `None` if no device has such a name.
+pub(super) fn device_of(family: &str, of_device: bool) -> Option<Option<DeviceId>> {
+    if of_device { DeviceId::new(family).ok().map(Some) } else { Some(None) }
+}
+
+/// Texts in one column: each after its length, four bytes in little-endian.
+pub(super) fn list(texts: &[String]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for text in texts {
+        bytes.extend_from_slice(&(text.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(text.as_bytes());
+    }
+    bytes
+}
+
+/// The texts in such a column; `None` if it holds something else.
+pub(super) fn texts(mut bytes: &[u8]) -> Option<Vec<String>> {
+    let mut texts = Vec::new();
+    while let Some((length, rest)) = bytes.split_first_chunk() {
+        let (text, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        texts.push(std::str::from_utf8(text).ok()?.to_owned());
+        bytes = rest;
+    }
+    bytes.is_empty().then_some(texts)
+}
+
 /// A realm with its number in one database, which nobody else sees.
 #[derive(Clone, Debug)]
 pub(super) struct RealmRow {
@@ -204,6 +285,11 @@ impl RealmRow {
             coverage.covered_until.map_or(u64::MAX, |until| signed(until.secs()).cast_unsigned()),
         ] {
             row.number(number);
+        }
+        let issued = [counters.devices, counters.tokens, counters.refreshes];
+        // Rows from before there were any have sums without these.
+        if issued != [0; 3] {
+            issued.into_iter().for_each(|number| row.number(number));
         }
         row.sum()
     }

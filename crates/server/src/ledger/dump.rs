@@ -1,12 +1,14 @@
 //! All that a ledger keeps, as it moves from one to another, and what must be true of it.
 //!
-//! Pieces come in one order: a realm, then its entries, its registered tokens and its objects, then the next realm.
+//! Pieces come in one order: a realm, then its entries, its registered tokens, its devices, the tokens and the refresh
+//! tokens of its issuer, and its objects, then the next realm.
 //! How they stand in a file is not decided here.
 
 use std::collections::BTreeSet;
 
-use revocast_core::{Fingerprint, RealmId, Sequence, Term, UnixTime};
+use revocast_core::{DeviceId, Fingerprint, RealmId, Sequence, Term, UnixTime};
 
+use super::issuance::{Device, IssuedToken, RefreshToken};
 use super::registry::Coverage;
 use super::rules::Counters;
 use super::{Cause, Entry, LedgerError, Object, Realm, Scope, Statement};
@@ -28,6 +30,12 @@ pub enum Piece {
     Entries(Vec<Entry>),
     /// Registered tokens, by fingerprint and name.
     Issued(Vec<Enrolled>),
+    /// Devices, by name.
+    Devices(Vec<Device>),
+    /// Tokens that our issuer handed out, by `jti`.
+    Tokens(Vec<IssuedToken>),
+    /// Refresh tokens, by hash.
+    Refreshes(Vec<RefreshToken>),
     /// Published objects, by address.
     Objects(Vec<Object>),
 }
@@ -45,18 +53,25 @@ pub struct RealmRecord {
     pub stored: u64,
     /// Scopes with a live cutoff.
     pub cutoffs: u64,
+    /// Devices enrolled.
+    pub devices: u64,
+    /// Tokens kept that our issuer handed out.
+    pub tokens: u64,
+    /// Refresh tokens kept.
+    pub refreshes: u64,
     /// How much of its tokens the registry knows.
     pub coverage: Coverage,
 }
 
 impl RealmRecord {
     pub(super) const fn of(realm: Realm, counters: Counters, coverage: Coverage) -> Self {
-        let Counters { term, head, stored, cutoffs } = counters;
-        Self { realm, term, head, stored, cutoffs, coverage }
+        let Counters { term, head, stored, cutoffs, devices, tokens, refreshes } = counters;
+        Self { realm, term, head, stored, cutoffs, devices, tokens, refreshes, coverage }
     }
 
     pub(super) const fn counters(&self) -> Counters {
-        Counters { term: self.term, head: self.head, stored: self.stored, cutoffs: self.cutoffs }
+        let Self { term, head, stored, cutoffs, devices, tokens, refreshes, .. } = *self;
+        Counters { term, head, stored, cutoffs, devices, tokens, refreshes }
     }
 }
 
@@ -102,6 +117,12 @@ pub struct Inspection {
     pub entries: u64,
     /// Registered tokens seen.
     pub issued: u64,
+    /// Devices seen.
+    pub devices: u64,
+    /// Tokens of our issuer seen.
+    pub tokens: u64,
+    /// Refresh tokens seen.
+    pub refreshes: u64,
     /// Objects seen.
     pub objects: u64,
     /// Things that are wrong.
@@ -122,6 +143,12 @@ struct Current {
     cut: BTreeSet<Scope>,
     registered: u64,
     token: Option<(Fingerprint, u64)>,
+    devices: u64,
+    device: Option<DeviceId>,
+    tokens: u64,
+    jti: Option<String>,
+    refreshes: u64,
+    hash: Option<[u8; 32]>,
     address: Option<String>,
 }
 
@@ -131,24 +158,24 @@ impl Inspection {
         let before = self.wrong;
         match piece {
             Piece::Realm(record) => self.realm(record),
-            Piece::Entries(entries) => self.of_realm(|current, tell| {
-                for entry in entries {
-                    current.entry(entry, tell);
-                }
-                (entries.len() as u64, 0, 0)
-            }),
-            Piece::Issued(issued) => self.of_realm(|current, tell| {
-                for issued in issued {
-                    current.issued(issued, tell);
-                }
-                (0, issued.len() as u64, 0)
-            }),
-            Piece::Objects(objects) => self.of_realm(|current, tell| {
-                for object in objects {
-                    current.object(object, tell);
-                }
-                (0, 0, objects.len() as u64)
-            }),
+            Piece::Entries(entries) => {
+                self.entries += self.each(entries, Current::entry);
+            }
+            Piece::Issued(issued) => {
+                self.issued += self.each(issued, Current::issued);
+            }
+            Piece::Devices(devices) => {
+                self.devices += self.each(devices, Current::device);
+            }
+            Piece::Tokens(tokens) => {
+                self.tokens += self.each(tokens, Current::token);
+            }
+            Piece::Refreshes(refreshes) => {
+                self.refreshes += self.each(refreshes, Current::refresh);
+            }
+            Piece::Objects(objects) => {
+                self.objects += self.each(objects, Current::object);
+            }
         }
         before == self.wrong
     }
@@ -186,29 +213,40 @@ impl Inspection {
             cut: BTreeSet::new(),
             registered: 0,
             token: None,
+            devices: 0,
+            device: None,
+            tokens: 0,
+            jti: None,
+            refreshes: 0,
+            hash: None,
             address: None,
         });
     }
 
-    fn of_realm(&mut self, look: impl FnOnce(&mut Current, &mut dyn FnMut(String)) -> (u64, u64, u64)) {
+    /// Looks at rows of the realm whose pieces come; returns how many they are.
+    fn each<T>(&mut self, rows: &[T], look: impl Fn(&mut Current, &T, &mut dyn FnMut(String))) -> u64 {
         let Some(mut current) = self.current.take() else {
             self.found("something stands before the first realm".into());
-            return;
+            return 0;
         };
-        let (entries, issued, objects) = look(&mut current, &mut |finding| self.found(finding));
-        self.entries += entries;
-        self.issued += issued;
-        self.objects += objects;
+        for row in rows {
+            look(&mut current, row, &mut |finding| self.found(finding));
+        }
         self.current = Some(current);
+        rows.len() as u64
     }
 
     fn end_realm(&mut self) {
-        let Some(Current { record, stored, cut, registered, .. }) = self.current.take() else { return };
+        let Some(current) = self.current.take() else { return };
+        let Current { record, stored, cut, registered, devices, tokens, refreshes, .. } = current;
         let id = record.realm.id;
         let counted = [
             ("entries", record.stored, stored),
             ("live cutoffs", record.cutoffs, cut.len() as u64),
             ("registered tokens", record.coverage.registered, registered),
+            ("devices", record.devices, devices),
+            ("tokens of its issuer", record.tokens, tokens),
+            ("refresh tokens", record.refreshes, refreshes),
         ];
         for (what, told, there) in counted {
             if told != there {
@@ -266,6 +304,45 @@ impl Current {
         }
         self.token = Some(place);
         self.registered += 1;
+    }
+
+    fn device(&mut self, device: &Device, tell: &mut dyn FnMut(String)) {
+        let Device { id, holds, held_until, barred, .. } = device;
+        if self.device.is_some_and(|last| last >= *id) {
+            tell(format!("device {id} of realm {} stands twice, or after one that comes later", self.id()));
+        }
+        if holds.is_some() != held_until.is_some() || *barred && holds.is_none() {
+            tell(format!("device {id} of realm {} holds half a token", self.id()));
+        }
+        self.device = Some(*id);
+        self.devices += 1;
+    }
+
+    fn token(&mut self, token: &IssuedToken, tell: &mut dyn FnMut(String)) {
+        let (id, jti) = (self.id(), &token.jti);
+        if self.jti.as_ref().is_some_and(|last| last >= jti) {
+            tell(format!("issued token {jti:?} of realm {id} stands twice, or after one that comes later"));
+        }
+        if token.exp < token.iat || token.kept_until < token.exp {
+            tell(format!("issued token {jti:?} of realm {id} is kept for less long than it lives"));
+        }
+        if token.device.is_some_and(|device| device.as_str() != token.family) {
+            tell(format!("issued token {jti:?} of realm {id} is in the family of another device"));
+        }
+        self.jti = Some(jti.clone());
+        self.tokens += 1;
+    }
+
+    fn refresh(&mut self, refresh: &RefreshToken, tell: &mut dyn FnMut(String)) {
+        let (id, jti) = (self.id(), &refresh.jti);
+        if self.hash.is_some_and(|last| last >= refresh.hash) {
+            tell(format!("the refresh token of {jti:?} of realm {id} stands twice, or after one that comes later"));
+        }
+        if refresh.device.is_some_and(|device| device.as_str() != refresh.family) {
+            tell(format!("the refresh token of {jti:?} of realm {id} is in the family of another device"));
+        }
+        self.hash = Some(refresh.hash);
+        self.refreshes += 1;
     }
 
     fn object(&mut self, object: &Object, tell: &mut dyn FnMut(String)) {

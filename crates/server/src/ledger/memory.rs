@@ -2,23 +2,27 @@
 //!
 //! Deterministic, and its futures are ready at once, so no runtime is needed to drive them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::future::ready;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use revocast_core::limits::ISSUED_BATCH_MAX;
-use revocast_core::{Fingerprint, Jti, RealmId, Sequence, Term, UnixTime};
+use revocast_core::{DeviceId, Fingerprint, Jti, RealmId, Sequence, Term, UnixTime};
 use tokio::sync::watch;
 
+use super::draft::{Base, Changes, Draft, Name, last_of, name_of};
 use super::dump::{Checked, Compaction, Enrolled, PIECE_ROWS, Piece, RealmRecord, Sink, Source};
+use super::issuance::{
+    Device, Dismissal, Enrollment, Issuance, IssuedToken, NewDevice, Order, RefreshState, RefreshToken,
+};
 use super::lease::{self, Bid, Leadership, Lease, Ruling};
-use super::registry::{self, Coverage, Issued, Key, Register, Registration, Visitor};
-use super::rules::{self, Counters, Halt, Last, Shelf, Standing, Subject};
+use super::registry::{self, Coverage, Issued, Key, Registration, Visitor};
+use super::rules::{self, Counters, Halt, Last, Standing, Subject};
 use super::{
-    Entry, Founding, Health, Ledger, LedgerError, LedgerFuture, Object, Realm, Receipt, Request, Scope, Statement,
-    TokenRecord,
+    Entry, Founding, Health, Ledger, LedgerError, LedgerFuture, Object, Realm, Receipt, Request, Statement,
+    TokenRecord, lineage,
 };
 
 /// Tokens shown to a visitor at a time. Few, so that tests see several of them.
@@ -92,12 +96,26 @@ impl MemoryLedger {
         self.lock().get_mut(&realm).ok_or(LedgerError::RealmUnknown { realm }).and_then(work)
     }
 
+    /// The value, once whoever waits for news has been woken.
+    fn told<T>(&self, result: Result<(T, Recorded), LedgerError>) -> Result<T, LedgerError> {
+        match result? {
+            (value, Recorded::Entries) => self.woken(Ok(value)),
+            (value, Recorded::Nothing) => Ok(value),
+        }
+    }
+
     fn woken<T>(&self, result: Result<T, LedgerError>) -> Result<T, LedgerError> {
         if result.is_ok() {
             self.commits.send_modify(|count| *count += 1);
         }
         result
     }
+}
+
+/// Whether a call recorded entries.
+enum Recorded {
+    Entries,
+    Nothing,
 }
 
 impl Default for MemoryLedger {
@@ -141,25 +159,10 @@ impl Ledger for MemoryLedger {
     fn append(&self, realm: RealmId, now: UnixTime, requests: Vec<Request>) -> LedgerFuture<'_, Vec<Receipt>> {
         let result = rules::check(&requests).and_then(|()| {
             self.with(realm, |keeping| {
-                let mut counters = keeping.counters;
-                let mut draft = Draft::of(keeping);
-                match rules::append(&mut draft, &keeping.realm, &mut counters, now, requests) {
-                    Ok(receipts) => {
-                        let entries = draft.entries;
-                        keeping.counters = counters;
-                        keeping.keep(entries);
-                        Ok(receipts)
-                    }
-                    Err(Halt::Refused(error)) => Err(error),
-                    Err(Halt::Storage(never)) => match never {},
-                }
+                keeping.decide(|draft, realm, counters, _| rules::append(draft, realm, counters, now, requests))
             })
         });
-        let result = match result {
-            Ok(receipts) if receipts.iter().any(|receipt| receipt.recorded) => self.woken(Ok(receipts)),
-            other => other,
-        };
-        Box::pin(ready(result))
+        Box::pin(ready(self.told(result)))
     }
 
     fn scan(&self, realm: RealmId, after: Sequence, limit: usize) -> LedgerFuture<'_, Vec<Entry>> {
@@ -183,27 +186,11 @@ impl Ledger for MemoryLedger {
             if issued.len() > ISSUED_BATCH_MAX {
                 return Err(LedgerError::IssuedTooMany { tokens: issued.len() });
             }
-            let (mut counters, mut coverage) = (keeping.counters, keeping.coverage);
-            let mut draft = Draft::of(keeping);
-            match registry::register(&mut draft, &keeping.realm, &mut counters, &mut coverage, now, issued) {
-                Ok(registration) => {
-                    let Draft { entries, issued, .. } = draft;
-                    let recorded = !entries.is_empty();
-                    keeping.counters = counters;
-                    keeping.coverage = coverage;
-                    keeping.keep(entries);
-                    keeping.issued.extend(issued);
-                    Ok((registration, recorded))
-                }
-                Err(Halt::Refused(error)) => Err(error),
-                Err(Halt::Storage(never)) => match never {},
-            }
+            keeping.decide(|draft, realm, counters, coverage| {
+                registry::register(draft, realm, counters, coverage, now, issued)
+            })
         });
-        Box::pin(ready(match result {
-            Ok((registration, true)) => self.woken(Ok(registration)),
-            Ok((registration, false)) => Ok(registration),
-            Err(error) => Err(error),
-        }))
+        Box::pin(ready(self.told(result)))
     }
 
     fn cover(&self, realm: RealmId, now: UnixTime, until: UnixTime) -> LedgerFuture<'_, Coverage> {
@@ -284,7 +271,7 @@ impl Ledger for MemoryLedger {
 
     fn token(&self, realm: RealmId, jti: String) -> LedgerFuture<'_, TokenRecord> {
         Box::pin(ready(self.with(realm, |keeping| {
-            let last = keeping.tokens.get(&jti);
+            let last = keeping.lasts.get(&name_of(Subject::Token(&jti)));
             let entry = last.and_then(|last| keeping.entries.get(&last.sequence)).cloned();
             // What is no `jti` is not there either.
             let key = Jti::new(&jti).ok().map(|jti| Key::of(&keeping.realm.fingerprinter, jti));
@@ -295,7 +282,7 @@ impl Ledger for MemoryLedger {
 
     fn cutoffs(&self, realm: RealmId) -> LedgerFuture<'_, Vec<Entry>> {
         Box::pin(ready(self.with(realm, |keeping| {
-            let live = keeping.scopes.values().filter(|last| matches!(last.standing, Standing::Cut { .. }));
+            let live = keeping.lasts.values().filter(|last| matches!(last.standing, Standing::Cut { .. }));
             let mut cutoffs: Vec<_> = live.filter_map(|last| keeping.entries.get(&last.sequence)).cloned().collect();
             cutoffs.sort_unstable_by_key(|entry| entry.sequence);
             Ok(cutoffs)
@@ -359,6 +346,12 @@ impl Ledger for MemoryLedger {
             // As databases order them.
             issued.sort_unstable_by_key(|issued| (issued.fingerprint, issued.name.cast_signed()));
             pieces.extend(issued.chunks(PIECE_ROWS).map(|part| Piece::Issued(part.to_vec())));
+            let devices: Vec<_> = keeping.devices.values().cloned().collect();
+            pieces.extend(devices.chunks(PIECE_ROWS).map(|part| Piece::Devices(part.to_vec())));
+            let tokens: Vec<_> = keeping.tokens.values().cloned().collect();
+            pieces.extend(tokens.chunks(PIECE_ROWS).map(|part| Piece::Tokens(part.to_vec())));
+            let refreshes: Vec<_> = keeping.refreshes.values().cloned().collect();
+            pieces.extend(refreshes.chunks(PIECE_ROWS).map(|part| Piece::Refreshes(part.to_vec())));
             let objects = keeping.objects.iter();
             let objects: Vec<_> =
                 objects.map(|(address, bytes)| Object { address: address.clone(), bytes: bytes.clone() }).collect();
@@ -392,7 +385,14 @@ impl Ledger for MemoryLedger {
                     (Piece::Objects(objects), Some(keeping)) => {
                         keeping.objects.extend(objects.into_iter().map(|object| (object.address, object.bytes)));
                     }
-                    (Piece::Entries(_) | Piece::Issued(_) | Piece::Objects(_), None) => {}
+                    (Piece::Devices(devices), Some(keeping)) => {
+                        keeping.devices.extend(devices.into_iter().map(|device| (device.id, device)));
+                    }
+                    (Piece::Tokens(tokens), Some(keeping)) => tokens.into_iter().for_each(|token| keeping.know(token)),
+                    (Piece::Refreshes(refreshes), Some(keeping)) => {
+                        refreshes.into_iter().for_each(|refresh| keeping.hold(refresh));
+                    }
+                    (_, None) => {}
                 }
             }
             let mut realms = self.lock();
@@ -410,6 +410,76 @@ impl Ledger for MemoryLedger {
         Box::pin(ready(Ok(Compaction { before: None, after: None })))
     }
 
+    fn enroll(&self, realm: RealmId, now: UnixTime, device: NewDevice) -> LedgerFuture<'_, Enrollment> {
+        let result = device.check().and_then(|()| {
+            self.with(realm, |keeping| {
+                keeping.decide(|draft, realm, counters, _| lineage::enroll(draft, realm, counters, now, device))
+            })
+        });
+        Box::pin(ready(self.told(result)))
+    }
+
+    fn device(&self, realm: RealmId, id: DeviceId) -> LedgerFuture<'_, Option<Device>> {
+        Box::pin(ready(self.with(realm, |keeping| Ok(keeping.devices.get(&id).cloned()))))
+    }
+
+    fn devices(&self, realm: RealmId, after: Option<DeviceId>, limit: usize) -> LedgerFuture<'_, Vec<Device>> {
+        Box::pin(ready(self.with(realm, |keeping| {
+            let later = keeping.devices.values().filter(|device| after.is_none_or(|after| device.id > after));
+            Ok(later.take(limit).cloned().collect())
+        })))
+    }
+
+    fn dismiss(
+        &self,
+        realm: RealmId,
+        now: UnixTime,
+        id: DeviceId,
+        reason: Option<String>,
+        actor: String,
+    ) -> LedgerFuture<'_, Dismissal> {
+        let result = rules::check_words(0, reason.as_deref(), &actor).and_then(|()| {
+            self.with(realm, |keeping| {
+                keeping.decide(|draft, realm, counters, _| {
+                    let cause = lineage::Cause { realm, now, reason: reason.as_deref(), actor: &actor };
+                    lineage::dismiss(draft, counters, &cause, id)
+                })
+            })
+        });
+        Box::pin(ready(self.told(result)))
+    }
+
+    fn issue(&self, realm: RealmId, now: UnixTime, order: Order) -> LedgerFuture<'_, Issuance> {
+        let result = self.with(realm, |keeping| {
+            keeping
+                .decide(|draft, realm, counters, coverage| lineage::issue(draft, realm, counters, coverage, now, order))
+        });
+        Box::pin(ready(self.told(result)))
+    }
+
+    fn find_issued(&self, realm: RealmId, jti: String) -> LedgerFuture<'_, Option<IssuedToken>> {
+        Box::pin(ready(self.with(realm, |keeping| Ok(keeping.tokens.get(&jti).cloned()))))
+    }
+
+    fn expiring(
+        &self,
+        realm: RealmId,
+        from: UnixTime,
+        until: UnixTime,
+        limit: usize,
+    ) -> LedgerFuture<'_, Vec<(DeviceId, String, UnixTime)>> {
+        Box::pin(ready(self.with(realm, |keeping| {
+            let ending = keeping.devices.values().filter(|device| !device.barred).filter_map(|device| {
+                let (holds, end) = (device.holds.clone()?, device.held_until?);
+                (from..until).contains(&end).then_some((device.id, holds, end))
+            });
+            let mut ending: Vec<_> = ending.collect();
+            ending.sort_unstable_by_key(|&(id, _, end)| (end, id));
+            ending.truncate(limit);
+            Ok(ending)
+        })))
+    }
+
     fn health(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
     }
@@ -425,11 +495,17 @@ struct Keeping {
     realm: Realm,
     counters: Counters,
     entries: BTreeMap<Sequence, Entry>,
-    tokens: BTreeMap<String, Last>,
-    scopes: BTreeMap<Scope, Last>,
+    lasts: BTreeMap<Name, Last>,
     objects: BTreeMap<String, Vec<u8>>,
     issued: BTreeMap<Key, Issued>,
     coverage: Coverage,
+    devices: BTreeMap<DeviceId, Device>,
+    tokens: BTreeMap<String, IssuedToken>,
+    /// The tokens of each family.
+    families: BTreeMap<String, BTreeSet<String>>,
+    refreshes: BTreeMap<[u8; 32], RefreshToken>,
+    /// The live ones of each family.
+    live_refreshes: BTreeMap<String, BTreeSet<[u8; 32]>>,
     /// The horizon when expired tokens were last looked for.
     swept: Option<UnixTime>,
 }
@@ -440,25 +516,79 @@ impl Keeping {
             realm,
             counters: Counters::new(),
             entries: BTreeMap::new(),
-            tokens: BTreeMap::new(),
-            scopes: BTreeMap::new(),
+            lasts: BTreeMap::new(),
             objects: BTreeMap::new(),
             issued: BTreeMap::new(),
             coverage: Coverage::default(),
+            devices: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            families: BTreeMap::new(),
+            refreshes: BTreeMap::new(),
+            live_refreshes: BTreeMap::new(),
             swept: None,
+        }
+    }
+
+    /// Runs one call: keeps what it changed, or nothing if it was refused.
+    fn decide<T>(
+        &mut self,
+        call: impl FnOnce(&mut Draft<&Self>, &Realm, &mut Counters, &mut Coverage) -> Result<T, Halt<Infallible>>,
+    ) -> Result<(T, Recorded), LedgerError> {
+        let (mut counters, mut coverage) = (self.counters, self.coverage);
+        let mut draft = Draft::new(self.realm.fingerprinter, &*self);
+        match call(&mut draft, &self.realm, &mut counters, &mut coverage) {
+            Ok(value) => {
+                draft.keep();
+                let changes = draft.changes();
+                let recorded = if changes.entries.is_empty() { Recorded::Nothing } else { Recorded::Entries };
+                (self.counters, self.coverage) = (counters, coverage);
+                self.change(changes);
+                Ok((value, recorded))
+            }
+            Err(Halt::Refused(error)) => Err(error),
+            Err(Halt::Storage(never)) => match never {},
+        }
+    }
+
+    fn change(&mut self, changes: Changes) {
+        self.keep(changes.entries);
+        self.issued.extend(changes.enrolled);
+        for (key, exp) in changes.prolonged {
+            if let Some(issued) = self.issued.get_mut(&key) {
+                issued.exp = exp;
+            }
+        }
+        changes.tokens.into_values().for_each(|token| self.know(token));
+        changes.refreshes.into_values().for_each(|refresh| self.hold(refresh));
+        for (id, device) in changes.devices {
+            match device {
+                Some(device) => self.devices.insert(id, device),
+                None => self.devices.remove(&id),
+            };
         }
     }
 
     fn keep(&mut self, entries: Vec<Entry>) {
         for entry in entries {
             if let (Some(subject), Some(last)) = (Subject::of(&entry.statement), last_of(&entry)) {
-                match subject {
-                    Subject::Token(jti) => self.tokens.insert(jti.to_owned(), last),
-                    Subject::Scope(scope) => self.scopes.insert(scope.clone(), last),
-                };
+                self.lasts.insert(name_of(subject), last);
             }
             self.entries.insert(entry.sequence, entry);
         }
+    }
+
+    fn know(&mut self, token: IssuedToken) {
+        self.families.entry(token.family.clone()).or_default().insert(token.jti.clone());
+        self.tokens.insert(token.jti.clone(), token);
+    }
+
+    fn hold(&mut self, refresh: RefreshToken) {
+        let live = self.live_refreshes.entry(refresh.family.clone()).or_default();
+        match refresh.state {
+            RefreshState::Live => live.insert(refresh.hash),
+            RefreshState::Spent | RefreshState::Ended => live.remove(&refresh.hash),
+        };
+        self.refreshes.insert(refresh.hash, refresh);
     }
 
     fn expire(&mut self, horizon: UnixTime) -> usize {
@@ -467,12 +597,26 @@ impl Keeping {
             Statement::Revoke { exp, .. } | Statement::Reinstate { exp, .. } => exp > horizon,
             Statement::Cutoff { .. } | Statement::Lift { .. } | Statement::Resume { .. } => true,
         });
-        self.tokens.retain(|_, last| match last.standing {
+        self.lasts.retain(|_, last| match last.standing {
             Standing::Revoked { exp } | Standing::Reinstated { exp } => exp > horizon,
             Standing::Cut { .. } | Standing::Lifted => true,
         });
         let dropped = before - self.entries.len();
         self.counters.stored = self.counters.stored.saturating_sub(dropped as u64);
+
+        self.tokens.retain(|_, token| token.kept_until > horizon);
+        self.families.retain(|_, jtis| {
+            jtis.retain(|jti| self.tokens.contains_key(jti));
+            !jtis.is_empty()
+        });
+        self.counters.tokens = self.tokens.len() as u64;
+        self.refreshes.retain(|_, refresh| refresh.exp > horizon);
+        self.live_refreshes.retain(|_, hashes| {
+            hashes.retain(|hash| self.refreshes.contains_key(hash));
+            !hashes.is_empty()
+        });
+        self.counters.refreshes = self.refreshes.len() as u64;
+
         if registry::sweep_is_due(self.swept, horizon) {
             self.swept = Some(horizon);
             self.issued.retain(|_, issued| issued.exp > horizon);
@@ -480,80 +624,44 @@ impl Keeping {
         }
         dropped
     }
-}
 
-/// The entries of one append, not yet kept.
-struct Draft<'a> {
-    keeping: &'a Keeping,
-    entries: Vec<Entry>,
-    tokens: BTreeMap<String, Last>,
-    scopes: BTreeMap<Scope, Last>,
-    issued: BTreeMap<Key, Issued>,
-}
-
-impl<'a> Draft<'a> {
-    const fn of(keeping: &'a Keeping) -> Self {
-        Self { keeping, entries: Vec::new(), tokens: BTreeMap::new(), scopes: BTreeMap::new(), issued: BTreeMap::new() }
-    }
-
-    fn kept(&self, key: Key) -> Option<&Issued> {
-        self.issued.get(&key).or_else(|| self.keeping.issued.get(&key))
+    fn family<'a>(&'a self, family: &str, horizon: UnixTime) -> impl Iterator<Item = &'a IssuedToken> {
+        let jtis = self.families.get(family).into_iter().flatten();
+        jtis.filter_map(|jti| self.tokens.get(jti)).filter(move |token| token.kept_until > horizon)
     }
 }
 
-impl Register for Draft<'_> {
-    fn enroll(&mut self, key: Key, issued: &Issued) -> Result<Option<UnixTime>, Infallible> {
-        let held = self.kept(key).map(|kept| kept.exp);
-        if held.is_none() {
-            self.issued.insert(key, issued.clone());
-        }
-        Ok(held)
+impl Base for &Keeping {
+    fn last(&self, name: &Name) -> Option<Last> {
+        self.lasts.get(name).copied()
     }
 
-    fn prolong(&mut self, key: Key, exp: UnixTime) -> Result<(), Infallible> {
-        if let Some(kept) = self.kept(key).cloned() {
-            self.issued.insert(key, Issued { exp, ..kept });
-        }
-        Ok(())
-    }
-}
-
-impl Shelf for Draft<'_> {
-    type Error = Infallible;
-
-    fn last(&mut self, subject: Subject<'_>) -> Result<Option<Last>, Infallible> {
-        Ok(match subject {
-            Subject::Token(jti) => self.tokens.get(jti).or_else(|| self.keeping.tokens.get(jti)),
-            Subject::Scope(scope) => self.scopes.get(scope).or_else(|| self.keeping.scopes.get(scope)),
-        }
-        .copied())
+    fn exp(&self, key: Key) -> Option<UnixTime> {
+        self.issued.get(&key).map(|issued| issued.exp)
     }
 
-    fn registered(&mut self, jti: &str) -> Result<Option<UnixTime>, Infallible> {
-        // What is no `jti` was refused before.
-        let key = Jti::new(jti).ok().map(|jti| Key::of(&self.keeping.realm.fingerprinter, jti));
-        Ok(key.and_then(|key| self.kept(key)).map(|kept| kept.exp))
+    fn token(&self, jti: &str) -> Option<IssuedToken> {
+        self.tokens.get(jti).cloned()
     }
 
-    fn put(&mut self, entry: &Entry) -> Result<(), Infallible> {
-        if let (Some(subject), Some(last)) = (Subject::of(&entry.statement), last_of(entry)) {
-            match subject {
-                Subject::Token(jti) => self.tokens.insert(jti.to_owned(), last),
-                Subject::Scope(scope) => self.scopes.insert(scope.clone(), last),
-            };
-        }
-        self.entries.push(entry.clone());
-        Ok(())
+    fn family(&self, family: &str, horizon: UnixTime) -> Vec<IssuedToken> {
+        Keeping::family(self, family, horizon).cloned().collect()
     }
-}
 
-fn last_of(entry: &Entry) -> Option<Last> {
-    let standing = match entry.statement {
-        Statement::Revoke { exp, .. } => Standing::Revoked { exp },
-        Statement::Reinstate { exp, .. } => Standing::Reinstated { exp },
-        Statement::Cutoff { not_before, .. } => Standing::Cut { not_before },
-        Statement::Lift { .. } => Standing::Lifted,
-        Statement::Resume { .. } => return None,
-    };
-    Some(Last { sequence: entry.sequence, standing })
+    fn family_size(&self, family: &str, horizon: UnixTime) -> usize {
+        Keeping::family(self, family, horizon).count()
+    }
+
+    fn refresh(&self, hash: &[u8; 32]) -> Option<RefreshToken> {
+        self.refreshes.get(hash).cloned()
+    }
+
+    fn live_refreshes(&self, family: &str) -> Vec<RefreshToken> {
+        let hashes = self.live_refreshes.get(family).into_iter().flatten();
+        hashes.filter_map(|hash| self.refreshes.get(hash)).cloned().collect()
+    }
+
+    fn device(&self, id: DeviceId) -> Option<Device> {
+        self.devices.get(&id).cloned()
+    }
 }

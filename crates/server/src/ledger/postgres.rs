@@ -5,6 +5,7 @@
 //! so that numbers have no holes and come in the order of commits. The database decides what is true: a lost connection
 //! stops nothing for good, and what was asked during it is told as unknown or as not done.
 
+mod issuance;
 mod registry;
 mod rows;
 mod schema;
@@ -12,12 +13,13 @@ mod session;
 mod whole;
 mod writer;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use revocast_core::{RealmId, Sequence, Term, UnixTime};
+use revocast_core::{DeviceId, RealmId, Sequence, Term, UnixTime};
 use rustls::ClientConfig;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,20 +27,22 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::config::SslMode;
 
+use self::issuance::{SELECT_DEVICE, Wanted, decided, find_tokens};
 use self::registry::Sweeps;
 use self::rows::{
     SELECT_ENTRY, SELECT_REALM, damaged, entry, find_realm, hold_all_realms, hold_realm, insert_entries, insert_realm,
     issued_columns, known_realm, object, put_objects, realm_row, text, unsigned, update_realm,
 };
 use self::session::{Database, Fault, News, Outcome, ReadOnly, Session, told};
-use self::writer::{Append, QUEUE_CALLS_MAX};
+use super::calls::{Ask, Call, QUEUE_CALLS_MAX, Reply};
 use super::columns::{KIND_CUTOFF, RealmRow, SUBJECT_JTI, place, signed};
 use super::lease::{self, Lease, Ruling};
 use super::registry::Key;
 use super::rules::{self, Counters};
 use super::{
-    Bid, Cause, Compaction, Coverage, Entry, Founding, Health, Issued, Leadership, Ledger, LedgerError, LedgerFuture,
-    Object, Realm, Receipt, Registration, Request, Sink, Source, TokenRecord, Visitor,
+    Bid, Cause, Compaction, Coverage, Device, Dismissal, Enrollment, Entry, Founding, Health, Issuance, Issued,
+    IssuedToken, Leadership, Ledger, LedgerError, LedgerFuture, NewDevice, Object, Order, Realm, Receipt, Registration,
+    Request, Sink, Source, TokenRecord, Visitor, lineage,
 };
 
 /// How often this server looks whether others recorded something: short beside the second in which a revocation
@@ -172,7 +176,7 @@ pub enum PostgresError {
 #[derive(Debug)]
 pub struct PostgresLedger {
     inner: Arc<Inner>,
-    appends: mpsc::Sender<Append>,
+    calls: mpsc::Sender<Call>,
     poll: JoinHandle<()>,
 }
 
@@ -187,11 +191,19 @@ impl PostgresLedger {
     pub async fn open(config: PostgresConfig) -> Result<Self, PostgresError> {
         let database = Arc::new(Database::new(&config).map_err(PostgresError::Connection)?);
         schema::prepare(&database).await?;
-        let (appends, queue) = mpsc::channel(QUEUE_CALLS_MAX);
+        let (calls, queue) = mpsc::channel(QUEUE_CALLS_MAX);
         // Ends with the last sender, once all that was asked is answered.
         tokio::spawn(writer::run(Arc::clone(&database), queue));
         let poll = tokio::spawn(poll(Arc::clone(&database)));
-        Ok(Self { inner: Arc::new(Inner { database, sweeps: Sweeps::default() }), appends, poll })
+        Ok(Self { inner: Arc::new(Inner { database, sweeps: Sweeps::default() }), calls, poll })
+    }
+
+    /// Joins the next group.
+    fn ask(&self, call: Call) -> Result<(), LedgerError> {
+        self.calls.try_send(call).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => LedgerError::Overloaded { waiting: QUEUE_CALLS_MAX },
+            mpsc::error::TrySendError::Closed(_) => LedgerError::Closed,
+        })
     }
 
     /// Does something in a task of its own: whoever drops the future that is returned undoes nothing.
@@ -268,10 +280,8 @@ impl Ledger for PostgresLedger {
     fn append(&self, realm: RealmId, now: UnixTime, requests: Vec<Request>) -> LedgerFuture<'_, Vec<Receipt>> {
         let (reply, answer) = oneshot::channel();
         let sent = rules::check(&requests).and_then(|()| {
-            self.appends.try_send(Append { realm, now, requests, reply }).map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => LedgerError::Overloaded { waiting: QUEUE_CALLS_MAX },
-                mpsc::error::TrySendError::Closed(_) => LedgerError::Closed,
-            })
+            let (ask, reply) = (Ask::Append(requests), Reply::Receipts(reply));
+            self.ask(Call { realm, now, ask, reply })
         });
         Box::pin(async move {
             sent?;
@@ -335,6 +345,8 @@ impl Ledger for PostgresLedger {
                         break;
                     }
                 }
+                let limit = signed(horizon.secs());
+                while !issuance::expire_piece(&inner.database, realm, limit, EXPIRE_PIECE).await? {}
                 registry::sweep(&inner.database, &inner.sweeps, realm, horizon).await?;
                 Ok(dropped)
             })
@@ -490,6 +502,118 @@ impl Ledger for PostgresLedger {
 
     fn compact(&self) -> LedgerFuture<'_, Compaction> {
         self.run(|inner| Box::pin(async move { whole::compact(&inner.database).await }))
+    }
+
+    fn enroll(&self, realm: RealmId, now: UnixTime, device: NewDevice) -> LedgerFuture<'_, Enrollment> {
+        self.run(move |inner| {
+            Box::pin(async move {
+                device.check()?;
+                let want = |realm: &Realm, wanted: &mut Wanted| wanted.device(realm, now, device.id);
+                decided(&inner.database, realm, want, |draft, realm, counters, _| {
+                    lineage::enroll(draft, realm, counters, now, device.clone())
+                })
+                .await
+            })
+        })
+    }
+
+    fn device(&self, realm: RealmId, id: DeviceId) -> LedgerFuture<'_, Option<Device>> {
+        Box::pin(async move {
+            let number = self.inner.known(realm).await?.number;
+            let sql = format!("{SELECT_DEVICE} WHERE realm = $1 AND id = $2");
+            let (sql, id) = (&sql, &id);
+            self.inner
+                .database
+                .read(|session| async move {
+                    let row = session.row(sql, &[&number, &id.as_bytes()]).await?;
+                    row.as_ref().map(|row| issuance::device(realm, row)).transpose()
+                })
+                .await
+        })
+    }
+
+    fn devices(&self, realm: RealmId, after: Option<DeviceId>, limit: usize) -> LedgerFuture<'_, Vec<Device>> {
+        Box::pin(async move {
+            let number = self.inner.known(realm).await?.number;
+            let sql = format!("{SELECT_DEVICE} WHERE realm = $1 AND id > $2 ORDER BY id LIMIT $3");
+            let (sql, after) = (&sql, after.as_ref().map_or(&[][..], DeviceId::as_bytes));
+            self.inner
+                .database
+                .read(|session| async move {
+                    let rows = session.rows(sql, &[&number, &after, &signed(limit as u64)]).await?;
+                    rows.iter().map(|row| issuance::device(realm, row)).collect()
+                })
+                .await
+        })
+    }
+
+    fn dismiss(
+        &self,
+        realm: RealmId,
+        now: UnixTime,
+        id: DeviceId,
+        reason: Option<String>,
+        actor: String,
+    ) -> LedgerFuture<'_, Dismissal> {
+        self.run(move |inner| {
+            Box::pin(async move {
+                rules::check_words(0, reason.as_deref(), &actor)?;
+                let want = |realm: &Realm, wanted: &mut Wanted| wanted.device(realm, now, id);
+                decided(&inner.database, realm, want, |draft, realm, counters, _| {
+                    let cause = lineage::Cause { realm, now, reason: reason.as_deref(), actor: &actor };
+                    lineage::dismiss(draft, counters, &cause, id)
+                })
+                .await
+            })
+        })
+    }
+
+    fn issue(&self, realm: RealmId, now: UnixTime, order: Order) -> LedgerFuture<'_, Issuance> {
+        let (reply, answer) = oneshot::channel();
+        let (ask, reply) = (Ask::Issue(Box::new(order)), Reply::Issuance(reply));
+        let sent = self.ask(Call { realm, now, ask, reply });
+        Box::pin(async move {
+            sent?;
+            answer.await.map_err(|_| LedgerError::Closed)?
+        })
+    }
+
+    fn find_issued(&self, realm: RealmId, jti: String) -> LedgerFuture<'_, Option<IssuedToken>> {
+        Box::pin(async move {
+            let number = self.inner.known(realm).await?.number;
+            let jtis = BTreeSet::from([jti]);
+            let jtis = &jtis;
+            let find = |session: Arc<Session>| async move { find_tokens(&session, number, realm, jtis).await };
+            Ok(self.inner.database.read(find).await?.pop())
+        })
+    }
+
+    fn expiring(
+        &self,
+        realm: RealmId,
+        from: UnixTime,
+        until: UnixTime,
+        limit: usize,
+    ) -> LedgerFuture<'_, Vec<(DeviceId, String, UnixTime)>> {
+        Box::pin(async move {
+            let number = self.inner.known(realm).await?.number;
+            let sql = format!(
+                "{SELECT_DEVICE} WHERE realm = $1 AND held_until >= $2 AND held_until < $3 AND NOT barred
+                 ORDER BY held_until, id LIMIT $4"
+            );
+            let sql = &sql;
+            let (from, until, limit) = (signed(from.secs()), signed(until.secs()), signed(limit as u64));
+            let devices = self
+                .inner
+                .database
+                .read(|session| async move {
+                    let rows = session.rows(sql, &[&number, &from, &until, &limit]).await?;
+                    rows.iter().map(|row| issuance::device(realm, row)).collect::<Outcome<Vec<_>>>()
+                })
+                .await?;
+            let held = |device: Device| Some((device.id, device.holds?, device.held_until?));
+            Ok(devices.into_iter().filter_map(held).collect())
+        })
     }
 
     fn health(&self) -> watch::Receiver<Health> {

@@ -7,6 +7,7 @@ use revocast_core::limits::{
 };
 use revocast_core::{Issuer, Jti, RealmId, Sequence, Term, UnixTime};
 
+use super::lineage::{self, Cause, DESCENDANTS_MAX, Lineage};
 use super::{Action, Entry, Expiry, LedgerError, RESUME_GAP, Realm, Receipt, Request, Scope, Statement};
 
 /// The largest number a ledger stores: databases count in signed 64 bits.
@@ -22,11 +23,17 @@ pub(super) struct Counters {
     pub(super) stored: u64,
     /// Scopes with a live cutoff.
     pub(super) cutoffs: u64,
+    /// Devices enrolled.
+    pub(super) devices: u64,
+    /// Tokens kept that our issuer handed out.
+    pub(super) tokens: u64,
+    /// Refresh tokens kept.
+    pub(super) refreshes: u64,
 }
 
 impl Counters {
     pub(super) const fn new() -> Self {
-        Self { term: Term(1), head: Sequence(0), stored: 0, cutoffs: 0 }
+        Self { term: Term(1), head: Sequence(0), stored: 0, cutoffs: 0, devices: 0, tokens: 0, refreshes: 0 }
     }
 }
 
@@ -104,13 +111,19 @@ pub(super) fn check(requests: &[Request]) -> Result<(), LedgerError> {
                 }
             },
         }
-        let reason_bytes = request.reason.as_ref().map_or(0, String::len);
-        if reason_bytes > REASON_BYTES_MAX {
-            return Err(LedgerError::ReasonTooLong { index, bytes: reason_bytes });
-        }
-        if request.actor.len() > ACTOR_BYTES_MAX {
-            return Err(LedgerError::ActorTooLong { index, bytes: request.actor.len() });
-        }
+        check_words(index, request.reason.as_deref(), &request.actor)?;
+    }
+    Ok(())
+}
+
+/// Refuses a reason or an actor that is too long.
+pub(super) fn check_words(index: usize, reason: Option<&str>, actor: &str) -> Result<(), LedgerError> {
+    let reason_bytes = reason.map_or(0, str::len);
+    if reason_bytes > REASON_BYTES_MAX {
+        return Err(LedgerError::ReasonTooLong { index, bytes: reason_bytes });
+    }
+    if actor.len() > ACTOR_BYTES_MAX {
+        return Err(LedgerError::ActorTooLong { index, bytes: actor.len() });
     }
     Ok(())
 }
@@ -134,8 +147,9 @@ pub(super) fn found(
     }
 }
 
-/// Records what is new in `requests`. After a [`Halt`] the transaction, `counters` included, must be undone.
-pub(super) fn append<S: Shelf>(
+/// Records what is new in `requests`, and revokes what descends from the tokens they revoke (design rule 22). After a
+/// [`Halt`] the transaction, `counters` included, must be undone.
+pub(super) fn append<S: Lineage>(
     shelf: &mut S,
     realm: &Realm,
     counters: &mut Counters,
@@ -143,31 +157,63 @@ pub(super) fn append<S: Shelf>(
     requests: Vec<Request>,
 ) -> Result<Vec<Receipt>, Halt<S::Error>> {
     let mut receipts = Vec::with_capacity(requests.len());
-    for Request { action, reason, actor } in requests {
-        let last = match &action {
-            Action::Revoke { jti, .. } | Action::Reinstate { jti } => shelf.last(Subject::Token(jti)),
-            Action::Cutoff { scope, .. } | Action::Lift { scope } => shelf.last(Subject::Scope(scope)),
+    let mut descendants = 0;
+    for request in requests {
+        // Our issuer handed out nothing, so nothing descends from anything.
+        if counters.tokens == 0 {
+            receipts.push(record(shelf, realm, counters, now, request)?);
+            continue;
         }
-        .map_err(Halt::Storage)?;
-        let action = match action {
-            Action::Revoke { jti, exp } => {
-                let registered = shelf.registered(&jti).map_err(Halt::Storage)?;
-                Action::Revoke { exp: vouch(realm, now, exp, registered), jti }
+        let mut receipt = record(shelf, realm, counters, now, request.clone())?;
+        let Request { action, reason, actor } = request;
+        match action {
+            Action::Revoke { jti, .. } => {
+                let cause = Cause { realm, now, reason: reason.as_deref(), actor: &actor };
+                let toll = lineage::revoke_descendants(shelf, counters, &cause, &jti)?;
+                receipt.recorded |= toll.recorded > 0;
+                receipt.sequence = toll.sequence.map_or(receipt.sequence, |last| last.max(receipt.sequence));
+                descendants += toll.recorded;
+                if descendants > DESCENDANTS_MAX {
+                    return Err(Halt::Refused(LedgerError::TooManyDescendants { tokens: descendants }));
+                }
             }
-            other @ (Action::Reinstate { .. } | Action::Cutoff { .. } | Action::Lift { .. }) => other,
-        };
-        let receipt = match decide(realm, now, action, last) {
-            Decision::Held { sequence, exp } => Receipt { sequence, recorded: false, exp },
-            Decision::NothingToUndo => Receipt { sequence: counters.head, recorded: false, exp: None },
-            Decision::Record { statement, exp } => {
-                let sequence = number(realm.id, counters, &statement, last).map_err(Halt::Refused)?;
-                shelf.put(&Entry { sequence, at: now, statement, reason, actor }).map_err(Halt::Storage)?;
-                Receipt { sequence, recorded: true, exp }
-            }
-        };
+            Action::Reinstate { jti } => lineage::reinstated(shelf, &jti)?,
+            Action::Cutoff { .. } | Action::Lift { .. } => {}
+        }
         receipts.push(receipt);
     }
     Ok(receipts)
+}
+
+/// Records what is new in one request, whatever else it means.
+pub(super) fn record<S: Shelf>(
+    shelf: &mut S,
+    realm: &Realm,
+    counters: &mut Counters,
+    now: UnixTime,
+    Request { action, reason, actor }: Request,
+) -> Result<Receipt, Halt<S::Error>> {
+    let last = match &action {
+        Action::Revoke { jti, .. } | Action::Reinstate { jti } => shelf.last(Subject::Token(jti)),
+        Action::Cutoff { scope, .. } | Action::Lift { scope } => shelf.last(Subject::Scope(scope)),
+    }
+    .map_err(Halt::Storage)?;
+    let action = match action {
+        Action::Revoke { jti, exp } => {
+            let registered = shelf.registered(&jti).map_err(Halt::Storage)?;
+            Action::Revoke { exp: vouch(realm, now, exp, registered), jti }
+        }
+        other @ (Action::Reinstate { .. } | Action::Cutoff { .. } | Action::Lift { .. }) => other,
+    };
+    Ok(match decide(realm, now, action, last) {
+        Decision::Held { sequence, exp } => Receipt { sequence, recorded: false, exp },
+        Decision::NothingToUndo => Receipt { sequence: counters.head, recorded: false, exp: None },
+        Decision::Record { statement, exp } => {
+            let sequence = number(realm.id, counters, &statement, last).map_err(Halt::Refused)?;
+            shelf.put(&Entry { sequence, at: now, statement, reason, actor }).map_err(Halt::Storage)?;
+            Receipt { sequence, recorded: true, exp }
+        }
+    })
 }
 
 /// The entry that begins a new term; moves `counters` to it.
@@ -307,6 +353,6 @@ pub(super) fn number(
 }
 
 /// A time as ledgers store it. Nothing that a clock will see is changed by this.
-fn storable(time: UnixTime) -> UnixTime {
+pub(super) fn storable(time: UnixTime) -> UnixTime {
     time.min(UnixTime::from_secs(NUMBER_MAX))
 }

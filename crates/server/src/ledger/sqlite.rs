@@ -6,6 +6,7 @@
 //! power cut. After a failed write that is not plainly "disk full" nothing is written any more,
 //! since memory and disk may then differ; a restart reads what the disk really holds.
 
+mod issuance;
 mod layouts;
 mod registry;
 mod whole;
@@ -20,7 +21,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use revocast_core::{FingerprintFunction, Fingerprinter, RealmId, RealmKey, Sequence, Term, UnixTime, Width};
+use revocast_core::{DeviceId, FingerprintFunction, Fingerprinter, RealmId, RealmKey, Sequence, Term, UnixTime, Width};
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
 use rusqlite::types::FromSql;
@@ -29,29 +30,25 @@ use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
 use self::registry::Sweep;
+use super::calls::{Answer, Ask, Call, GROUP_REQUESTS_MAX, QUEUE_CALLS_MAX, Reply};
 use super::columns::{self, Columns, KIND_CUTOFF, RealmRow, SUBJECT_JTI, entry_sum, object_sum, signed};
 use super::postgres::{PostgresError, PostgresUrlError};
 use super::rules::{self, Counters, Halt, Last, Shelf, Subject};
 use super::{
-    Bid, Cause, Compaction, Coverage, Entry, Founding, Health, Issued, Leadership, Ledger, LedgerError, LedgerFuture,
-    Object, Realm, Receipt, Registration, Request, Sink, Source, Statement, TokenRecord, Visitor,
+    Bid, Cause, Compaction, Coverage, Device, Dismissal, Enrollment, Entry, Founding, Health, Issuance, Issued,
+    IssuedToken, Leadership, Ledger, LedgerError, LedgerFuture, NewDevice, Object, Order, Realm, Receipt, Registration,
+    Request, Sink, Source, Statement, TokenRecord, Visitor, lineage,
 };
 
 /// Marks a file as ours: "RVCL".
 const APPLICATION_ID: i32 = 0x5256_434c;
 
-/// Layout of the tables. A newer one is refused, never guessed at; layouts 1, without a registry, and 2, without
-/// checksums, are brought up to it.
-const LAYOUT: i32 = 3;
+/// Layout of the tables. A newer one is refused, never guessed at; layouts 1, without a registry, 2, without checksums,
+/// and 3, without devices and the tokens of our issuer, are brought up to it.
+const LAYOUT: i32 = 4;
 
 const DATABASE_FILE: &str = "ledger.db";
 const LOCK_FILE: &str = "revocast.lock";
-
-/// Requests that one commit may cover: more would delay the first of them for little gain.
-const GROUP_REQUESTS_MAX: usize = 1_024;
-
-/// Calls that may wait. At ten thousand acknowledged a second this is less than half a second.
-const QUEUE_CALLS_MAX: usize = 4_096;
 
 /// Entries forgotten in one transaction, so that appends get their turn in between: at 16 µs each
 /// (three trees change, two of them in random places) an append waits some 30 ms at most.
@@ -81,7 +78,10 @@ CREATE TABLE realms (
     cutoffs INTEGER NOT NULL,
     registered INTEGER NOT NULL DEFAULT 0,
     covered_until INTEGER,
-    sum INTEGER NOT NULL DEFAULT 0
+    sum INTEGER NOT NULL DEFAULT 0,
+    devices INTEGER NOT NULL DEFAULT 0,
+    tokens INTEGER NOT NULL DEFAULT 0,
+    refreshes INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- sum, here and elsewhere: see `ledger::columns`.
@@ -270,8 +270,10 @@ impl Ledger for SqliteLedger {
 
     fn append(&self, realm: RealmId, now: UnixTime, requests: Vec<Request>) -> LedgerFuture<'_, Vec<Receipt>> {
         let (reply, answer) = oneshot::channel();
-        let sent =
-            rules::check(&requests).and_then(|()| self.write(Write::Append(Append { realm, now, requests, reply })));
+        let sent = rules::check(&requests).and_then(|()| {
+            let (ask, reply) = (Ask::Append(requests), Reply::Receipts(reply));
+            self.write(Write::Call(Call { realm, now, ask, reply }))
+        });
         Box::pin(async move {
             sent?;
             answer.await.map_err(|_| LedgerError::Closed)?
@@ -328,6 +330,10 @@ impl Ledger for SqliteLedger {
                     break;
                 }
             }
+            let piece = move |transaction: &Transaction<'_>| {
+                Ok((issuance::expire_piece(transaction, realm, horizon)?, News::No))
+            };
+            while !self.exclusive(piece).await? {}
             self.sweep(realm, horizon).await?;
             Ok(dropped)
         })
@@ -434,6 +440,86 @@ impl Ledger for SqliteLedger {
 
     fn compact(&self) -> LedgerFuture<'_, Compaction> {
         Box::pin(self.tidy())
+    }
+
+    fn enroll(&self, realm: RealmId, now: UnixTime, device: NewDevice) -> LedgerFuture<'_, Enrollment> {
+        Box::pin(async move {
+            device.check()?;
+            self.decided(realm, move |rows, realm, counters, _| lineage::enroll(rows, realm, counters, now, device))
+                .await
+        })
+    }
+
+    fn device(&self, realm: RealmId, id: DeviceId) -> LedgerFuture<'_, Option<Device>> {
+        self.read(move |connection| issuance::find_device(connection, &known_realm(connection, realm)?, id))
+    }
+
+    fn devices(&self, realm: RealmId, after: Option<DeviceId>, limit: usize) -> LedgerFuture<'_, Vec<Device>> {
+        self.read(move |connection| {
+            let number = known_realm(connection, realm)?.number;
+            let select = connection.prepare_cached(&format!(
+                "{} WHERE realm = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
+                issuance::SELECT_DEVICE
+            ))?;
+            let after = after.as_ref().map_or("", DeviceId::as_str);
+            issuance::all(select, params![number, after, signed(limit as u64)], realm, issuance::device)
+        })
+    }
+
+    fn dismiss(
+        &self,
+        realm: RealmId,
+        now: UnixTime,
+        id: DeviceId,
+        reason: Option<String>,
+        actor: String,
+    ) -> LedgerFuture<'_, Dismissal> {
+        Box::pin(async move {
+            rules::check_words(0, reason.as_deref(), &actor)?;
+            self.decided(realm, move |rows, realm, counters, _| {
+                let cause = lineage::Cause { realm, now, reason: reason.as_deref(), actor: &actor };
+                lineage::dismiss(rows, counters, &cause, id)
+            })
+            .await
+        })
+    }
+
+    fn issue(&self, realm: RealmId, now: UnixTime, order: Order) -> LedgerFuture<'_, Issuance> {
+        let (reply, answer) = oneshot::channel();
+        let (ask, reply) = (Ask::Issue(Box::new(order)), Reply::Issuance(reply));
+        let sent = self.write(Write::Call(Call { realm, now, ask, reply }));
+        Box::pin(async move {
+            sent?;
+            answer.await.map_err(|_| LedgerError::Closed)?
+        })
+    }
+
+    fn find_issued(&self, realm: RealmId, jti: String) -> LedgerFuture<'_, Option<IssuedToken>> {
+        self.read(move |connection| {
+            let number = known_realm(connection, realm)?.number;
+            issuance::find_token(connection, number, realm, &jti)
+        })
+    }
+
+    fn expiring(
+        &self,
+        realm: RealmId,
+        from: UnixTime,
+        until: UnixTime,
+        limit: usize,
+    ) -> LedgerFuture<'_, Vec<(DeviceId, String, UnixTime)>> {
+        self.read(move |connection| {
+            let number = known_realm(connection, realm)?.number;
+            let select = connection.prepare_cached(&format!(
+                "{} INDEXED BY devices_by_end WHERE realm = ?1 AND held_until >= ?2 AND held_until < ?3 AND barred = 0
+                 AND held_until IS NOT NULL ORDER BY held_until, id LIMIT ?4",
+                issuance::SELECT_DEVICE
+            ))?;
+            let values = params![number, signed(from.secs()), signed(until.secs()), signed(limit as u64)];
+            let devices = issuance::all(select, values, realm, issuance::device)?;
+            let held = |device: Device| Some((device.id, device.holds?, device.held_until?));
+            Ok(devices.into_iter().filter_map(held).collect())
+        })
     }
 
     fn health(&self) -> watch::Receiver<Health> {
@@ -552,16 +638,9 @@ enum News {
 }
 
 enum Write {
-    Append(Append),
+    Call(Call),
     Store(Store),
     Alone(Box<dyn FnOnce(&mut Writer) + Send>),
-}
-
-struct Append {
-    realm: RealmId,
-    now: UnixTime,
-    requests: Vec<Request>,
-    reply: oneshot::Sender<Result<Vec<Receipt>, LedgerError>>,
 }
 
 /// Published objects to keep and to drop, if the realm is still in `term`.
@@ -615,7 +694,7 @@ impl Writer {
             while let Some(write) = next.take() {
                 match write {
                     Write::Alone(work) => work(self),
-                    group @ (Write::Append(_) | Write::Store(_)) => next = self.group(group, queue),
+                    group @ (Write::Call(_) | Write::Store(_)) => next = self.group(group, queue),
                 }
                 self.shorten_log();
             }
@@ -652,7 +731,7 @@ impl Writer {
         self.health.send_replace(Health::Stopped { cause });
     }
 
-    /// Appends and stores what has queued up, in one transaction; returns what ended the group, if anything.
+    /// Decides and stores what has queued up, in one transaction; returns what ended the group, if anything.
     ///
     /// With the entries of one group go the objects that tell of the group before: publishing costs no fsync of its own.
     fn group(&mut self, first: Write, queue: &Receiver<Write>) -> Option<Write> {
@@ -661,10 +740,10 @@ impl Writer {
         let mut next = Some(first);
         loop {
             match next.take() {
-                Some(Write::Append(Append { realm, now, requests, reply })) => {
-                    requests_taken += requests.len();
+                Some(Write::Call(Call { realm, now, ask, reply })) => {
+                    requests_taken += ask.requests();
                     replies.push(reply);
-                    calls.push((realm, now, requests));
+                    calls.push((realm, now, ask));
                 }
                 Some(Write::Store(Store { realm, term, puts, deletes, reply })) => {
                     requests_taken += 1;
@@ -683,7 +762,7 @@ impl Writer {
         }
 
         let results = self.transact(|transaction| {
-            let (answers, news) = append_all(transaction, calls)?;
+            let (answers, news) = decide_all(transaction, calls)?;
             let mut outcomes = Vec::with_capacity(calls_to_store.len());
             for (realm, term, puts, deletes) in calls_to_store {
                 outcomes.push(match store(transaction, realm, term, puts, deletes) {
@@ -698,7 +777,7 @@ impl Writer {
         match results {
             Ok((answers, outcomes)) => {
                 for (reply, answer) in replies.into_iter().zip(answers) {
-                    let _ = reply.send(answer);
+                    reply.send(answer);
                 }
                 for (reply, outcome) in store_replies.into_iter().zip(outcomes) {
                     let _ = reply.send(outcome);
@@ -706,7 +785,7 @@ impl Writer {
             }
             Err(error) => {
                 for reply in replies {
-                    let _ = reply.send(Err(error.clone()));
+                    reply.send(Err(error.clone()));
                 }
                 for reply in store_replies {
                     let _ = reply.send(Err(error.clone()));
@@ -760,16 +839,16 @@ impl Writer {
     }
 }
 
-type Call = (RealmId, UnixTime, Vec<Request>);
-type Answer = Result<Vec<Receipt>, LedgerError>;
-
 /// Runs the calls of a group one after the other; a refused one leaves no trace among the others.
-fn append_all(transaction: &Transaction<'_>, calls: Vec<Call>) -> Outcome<(Vec<Answer>, News)> {
+fn decide_all(
+    transaction: &Transaction<'_>,
+    calls: Vec<(RealmId, UnixTime, Ask)>,
+) -> Outcome<(Vec<Result<Answer, LedgerError>>, News)> {
     let mut realms: BTreeMap<RealmId, RealmRow> = BTreeMap::new();
     let mut answers = Vec::with_capacity(calls.len());
     let mut shelf = rows_of(transaction)?;
     let mut news = News::No;
-    for (id, now, requests) in calls {
+    for (id, now, ask) in calls {
         if let btree_map::Entry::Vacant(place) = realms.entry(id)
             && let Some(row) = find_realm(transaction, id)?
         {
@@ -779,20 +858,23 @@ fn append_all(transaction: &Transaction<'_>, calls: Vec<Call>) -> Outcome<(Vec<A
             answers.push(Err(LedgerError::RealmUnknown { realm: id }));
             continue;
         };
-        // A single request that is refused has written nothing.
-        let several = requests.len() > 1;
+        // A single request that is refused has written nothing, unless it takes others with it.
+        let several = match &ask {
+            Ask::Append(requests) => requests.len() > 1 || row.counters.tokens > 0,
+            Ask::Issue(_) => true,
+        };
         if several {
             transaction.prepare_cached("SAVEPOINT call")?.execute([])?;
         }
-        let mut counters = row.counters;
+        let (mut counters, mut coverage) = (row.counters, row.coverage);
         shelf.turn_to(row);
-        match rules::append(&mut shelf, &row.realm, &mut counters, now, requests) {
-            Ok(receipts) => {
-                if counters != row.counters {
+        match ask.decide(&mut shelf, &row.realm, &mut counters, &mut coverage, now) {
+            Ok(answer) => {
+                if counters.head != row.counters.head {
                     news = News::Yes;
                 }
-                row.counters = counters;
-                answers.push(Ok(receipts));
+                (row.counters, row.coverage) = (counters, coverage);
+                answers.push(Ok(answer));
             }
             Err(Halt::Refused(error)) => {
                 if several {
@@ -833,6 +915,7 @@ fn store(
 
 /// The rows of one realm, inside a transaction.
 struct Rows<'a> {
+    connection: &'a Connection,
     last: CachedStatement<'a>,
     insert: CachedStatement<'a>,
     known: CachedStatement<'a>,
@@ -852,6 +935,7 @@ struct Turned {
 /// The rows of no realm yet.
 fn rows_of<'a>(transaction: &'a Transaction<'_>) -> Outcome<Rows<'a>> {
     Ok(Rows {
+        connection: transaction,
         // Named, since the planner prefers to walk the table backward: ORDER BY ... LIMIT looks cheap.
         last: transaction.prepare_cached(&format!(
             "{SELECT_ENTRY} INDEXED BY entries_by_subject
@@ -984,7 +1068,7 @@ fn object(realm: RealmId, row: &Row<'_>) -> Outcome<Object> {
 }
 
 const SELECT_REALM: &str = "SELECT number, id, issuer, function, key, width, leeway, max_token_lifetime, created,
-    term, head, stored, cutoffs, registered, covered_until, sum FROM realms";
+    term, head, stored, cutoffs, registered, covered_until, sum, devices, tokens, refreshes FROM realms";
 
 fn find_realm(connection: &Connection, realm: RealmId) -> Outcome<Option<RealmRow>> {
     let mut statement = connection.prepare_cached(&format!("{SELECT_REALM} WHERE id = ?1"))?;
@@ -1026,6 +1110,9 @@ fn unchecked_realm_row(row: &Row<'_>) -> Outcome<RealmRow> {
         head: Sequence(number(10, "a sequence")?),
         stored: number(11, "a count")?,
         cutoffs: number(12, "a count")?,
+        devices: number(16, "a count")?,
+        tokens: number(17, "a count")?,
+        refreshes: number(18, "a count")?,
     };
     let until = column::<Option<i64>>(row, 14, "a time")?.map(|until| unsigned(until, "a time")).transpose()?;
     let coverage = Coverage { registered: number(13, "a count")?, covered_until: until.map(UnixTime::from_secs) };
@@ -1036,8 +1123,8 @@ fn insert_realm(connection: &Connection, row: &RealmRow) -> Outcome<()> {
     let RealmRow { number, realm, counters, coverage } = row;
     connection.execute(
         "INSERT INTO realms (number, id, issuer, function, key, width, leeway, max_token_lifetime, created,
-         term, head, stored, cutoffs, registered, covered_until, sum)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+         term, head, stored, cutoffs, registered, covered_until, sum, devices, tokens, refreshes)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
         params![
             number,
             realm.id.as_str(),
@@ -1055,6 +1142,9 @@ fn insert_realm(connection: &Connection, row: &RealmRow) -> Outcome<()> {
             signed(coverage.registered),
             coverage.covered_until.map(|until| signed(until.secs())),
             row.sum(),
+            signed(counters.devices),
+            signed(counters.tokens),
+            signed(counters.refreshes),
         ],
     )?;
     Ok(())
@@ -1077,7 +1167,7 @@ fn update_realm(connection: &Connection, row: &RealmRow) -> Outcome<()> {
     connection
         .prepare_cached(
             "UPDATE realms SET term = ?2, head = ?3, stored = ?4, cutoffs = ?5, registered = ?6, covered_until = ?7,
-             sum = ?8 WHERE number = ?1",
+             sum = ?8, devices = ?9, tokens = ?10, refreshes = ?11 WHERE number = ?1",
         )?
         .execute(params![
             number,
@@ -1088,6 +1178,9 @@ fn update_realm(connection: &Connection, row: &RealmRow) -> Outcome<()> {
             signed(coverage.registered),
             coverage.covered_until.map(|until| signed(until.secs())),
             row.sum(),
+            signed(counters.devices),
+            signed(counters.tokens),
+            signed(counters.refreshes),
         ])?;
     Ok(())
 }
@@ -1188,6 +1281,7 @@ fn found(folder: &Path, path: &Path) -> Result<(), OpenError> {
         let transaction = connection.transaction()?;
         transaction.execute_batch(SCHEMA)?;
         transaction.execute_batch(registry::SCHEMA)?;
+        transaction.execute_batch(issuance::SCHEMA)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", LAYOUT)?;
         transaction.commit()?;
@@ -1228,7 +1322,7 @@ fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     // Issued tokens fall into random pages: a call of 2,000 changes as many, 8 MB of them. With SQLite's 2 MB they
     // would be written to the log before the commit, some of them twice.
     connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB).map_err(fail)?;
-    connection.set_prepared_statement_cache_capacity(32);
+    connection.set_prepared_statement_cache_capacity(64);
 
     let finding: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(fail)?;
     if finding != "ok" {
@@ -1246,7 +1340,7 @@ fn open_reader(path: &Path) -> Result<Connection, OpenError> {
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
             .map_err(|error| open_error(path, error))?;
-    connection.set_prepared_statement_cache_capacity(32);
+    connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
 }
 

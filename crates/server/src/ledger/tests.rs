@@ -62,6 +62,9 @@ fn held(sequence: u64, days: u64) -> Receipt {
     Receipt { recorded: false, ..fresh(sequence, days) }
 }
 
+mod issuance;
+use issuance::*;
+
 #[path = "../../../../tests/src/postgres.rs"]
 // Public where it lives, and not all of it is used here.
 #[allow(dead_code, unreachable_pub)]
@@ -169,8 +172,30 @@ over_all! {
     whoever_leads_goes_on_leading
     a_bid_that_cannot_be_is_refused
     all_that_is_kept_is_shown_and_restored
+    a_device_is_enrolled_once_and_replaced_only_on_purpose
+    devices_are_listed_in_order
+    what_no_device_can_be_is_not_enrolled
+    a_dismissed_device_loses_its_tokens
+    an_issued_token_is_registered_and_remembered
+    what_cannot_be_issued_is_refused_and_leaves_nothing
+    revoking_a_token_revokes_what_descends_from_it_and_nothing_else
+    a_repeated_revoke_takes_what_has_come_since
+    a_reinstate_lifts_only_the_revoke_of_its_own_token
+    a_revoked_token_is_not_continued
+    a_device_whose_token_was_revoked_stays_barred_after_that_has_expired
+    a_token_under_a_cutoff_is_not_continued
+    a_counter_is_granted_once
+    a_token_is_continued_by_its_own_device_alone_while_it_lives
+    what_replaces_a_token_outlives_it
+    a_refresh_token_is_spent_once
+    a_refresh_token_spent_twice_revokes_all_that_came_of_it
+    a_refresh_token_ends_with_the_token_that_it_came_with
+    a_lineage_is_kept_until_every_ancestor_has_expired
+    tokens_that_end_soon_are_told
+    calls_of_one_group_are_decided_one_after_the_other
     ;
     nobody_is_woken_for_nothing
+    a_family_has_a_limit
 }
 
 async fn a_realm_is_founded_once(ledger: &dyn Ledger) {
@@ -816,6 +841,18 @@ async fn fill(ledger: &dyn Ledger) {
     ledger.create_realm(realm("c"), vec![]).await.unwrap();
 }
 
+/// Something of everything that our issuer hands out, for realm `a`; one entry among it.
+async fn hand_out(ledger: &dyn Ledger) {
+    enrolled(ledger, "d").await;
+    enrolled(ledger, "e").await;
+    issue(ledger, for_device("d", "d1")).await;
+    issue(ledger, renewal("d", "d2", "d1", 1)).await;
+    issue(ledger, for_device("e", "e1")).await;
+    one(ledger, vouched("e1", 0)).await;
+    issue(ledger, refreshed("r1", None, Some(1))).await;
+    issue(ledger, refreshed("r2", Some(1), Some(2))).await;
+}
+
 /// All rows in order, however they were cut into pieces.
 async fn dumped(ledger: &dyn Ledger) -> Result<Vec<Piece>, LedgerError> {
     let pieces = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -849,11 +886,13 @@ fn source(pieces: Vec<Piece>) -> Source {
 
 async fn all_that_is_kept_is_shown_and_restored(ledger: &dyn Ledger) {
     fill(ledger).await;
+    hand_out(ledger).await;
     let pieces = dumped(ledger).await.unwrap();
     let mut inspection = Inspection::default();
     assert!(pieces.iter().all(|piece| inspection.take(piece)) && inspection.finish(), "{:?}", inspection.findings);
-    let Inspection { realms, entries, issued, objects, .. } = inspection;
-    assert_eq!((realms, entries, issued, objects), (3, 4_509, 4_502, 2));
+    let Inspection { realms, entries, issued, devices, tokens, refreshes, objects, .. } = inspection;
+    assert_eq!((realms, entries, issued, objects), (3, 4_510, 4_507, 2));
+    assert_eq!((devices, tokens, refreshes), (2, 5, 2));
 
     let copy = MemoryLedger::new();
     copy.restore(source(pieces.clone())).await.unwrap();
@@ -882,14 +921,35 @@ async fn an_empty_ledger_is_restored_whole_or_not_at_all(ledger: &dyn Ledger) {
     let original = MemoryLedger::new();
     original.create_realm(realm("a"), vec![]).await.unwrap();
     fill(&original).await;
+    hand_out(&original).await;
     let pieces = dumped(&original).await.unwrap();
 
     let cut: Vec<_> = pieces[..pieces.len() - 2].iter().cloned().map(Ok).collect();
     let broken = cut.into_iter().chain([Err(Arc::new(std::io::Error::other("torn")) as Cause)]);
     let refused = ledger.restore(Box::new(broken)).await.unwrap_err();
     assert!(matches!(&refused, LedgerError::Unreadable(cause) if cause.to_string() == "torn"), "{refused}");
-    let wrong: [(&str, Change); 5] = [
-        ("counts 2 entries, and 9 are there", |pieces| {
+    let wrong: [(&str, Change); 10] = [
+        ("device e of realm a stands twice", |pieces| {
+            let Piece::Devices(devices) = &mut pieces[3] else { panic!() };
+            devices[0] = devices[1].clone();
+        }),
+        ("device d of realm a holds half a token", |pieces| {
+            let Piece::Devices(devices) = &mut pieces[3] else { panic!() };
+            devices[0].held_until = None;
+        }),
+        ("is kept for less long than it lives", |pieces| {
+            let Piece::Tokens(tokens) = &mut pieces[4] else { panic!() };
+            tokens[0].kept_until = NOW;
+        }),
+        ("counts 5 tokens of its issuer, and 4 are there", |pieces| {
+            let Piece::Tokens(tokens) = &mut pieces[4] else { panic!() };
+            tokens.pop();
+        }),
+        ("is in the family of another device", |pieces| {
+            let Piece::Refreshes(refreshes) = &mut pieces[5] else { panic!() };
+            refreshes[0].device = Some(device_id("d"));
+        }),
+        ("counts 2 entries, and 10 are there", |pieces| {
             let Piece::Realm(record) = &mut pieces[0] else { panic!() };
             record.stored = 2;
         }),
@@ -922,7 +982,10 @@ async fn an_empty_ledger_is_restored_whole_or_not_at_all(ledger: &dyn Ledger) {
     // And it goes on.
     let resumed = 7 + RESUME_GAP;
     assert_eq!(one(ledger, vouched("v", 4)).await, held(resumed + 1, 4));
-    assert_eq!(one(ledger, vouched("w", 1)).await, fresh(resumed + 2, 1));
+    assert_eq!(one(ledger, vouched("w", 1)).await, fresh(resumed + 3, 1));
+    issue(ledger, renewal("d", "d3", "d2", 2)).await;
+    issue(ledger, refreshed("r3", Some(2), None)).await;
+    assert_eq!(one(ledger, vouched("d1", 0)).await.sequence, Sequence(resumed + 6));
     assert_eq!(ledger.create_realm(realm("d"), vec![]).await.unwrap().realm, realm("d"));
     assert_eq!(register(ledger, vec![issued("t", 100)]).await.repeated, 1);
 }
@@ -1368,7 +1431,7 @@ async fn a_ledger_from_before_the_registry_opens_and_works() {
         (layout, rows.unwrap().collect::<Result<Vec<_>, _>>().unwrap())
     };
     assert_eq!(columns(&path), columns(&fresh.path().join("ledger.db")));
-    assert_eq!(columns(&path).0, 3);
+    assert_eq!(columns(&path).0, 4);
     let ledger = SqliteLedger::open(folder.path()).unwrap();
     assert_eq!(ledger.coverage(id("a")).await.unwrap().registered, 2);
 }
@@ -1384,6 +1447,7 @@ async fn a_ledger_from_before_the_checksums_gets_them() {
     drop(ledger);
     // What tells the two layouts apart is the column of sums.
     let old = rusqlite::Connection::open(&path).unwrap();
+    without_issuance(&old);
     for table in ["realms", "entries", "objects", "issued"] {
         old.execute_batch(&format!("ALTER TABLE {table} DROP COLUMN sum")).unwrap();
     }
@@ -1395,6 +1459,52 @@ async fn a_ledger_from_before_the_checksums_gets_them() {
     assert!(!one(&ledger, vouched("v", 4)).await.recorded);
 }
 
+/// Takes from a file what layout 4 added.
+fn without_issuance(file: &rusqlite::Connection) {
+    for table in ["devices", "tokens", "refreshes"] {
+        file.execute_batch(&format!("DROP TABLE {table}; ALTER TABLE realms DROP COLUMN {table}")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_ledger_from_before_our_issuer_hands_out_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    let ledger = SqliteLedger::open(folder.path()).unwrap();
+    ledger.create_realm(realm("a"), vec![]).await.unwrap();
+    fill(&ledger).await;
+    let before = dumped(&ledger).await.unwrap();
+    drop(ledger);
+    let old = rusqlite::Connection::open(&path).unwrap();
+    without_issuance(&old);
+    old.pragma_update(None, "user_version", 3).unwrap();
+    drop(old);
+
+    let ledger = SqliteLedger::open(folder.path()).unwrap();
+    assert_eq!(dumped(&ledger).await.unwrap(), before);
+    hand_out(&ledger).await;
+    let after = dumped(&ledger).await.unwrap();
+    drop(ledger);
+    assert_eq!(dumped(&SqliteLedger::open(folder.path()).unwrap()).await.unwrap(), after);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_from_before_our_issuer_hands_out_tokens() {
+    let server = server::Postgres::start();
+    let (ledger, url) = in_postgres(&server).await;
+    ledger.create_realm(realm("a"), vec![]).await.unwrap();
+    fill(&ledger).await;
+    let before = dumped(&ledger).await.unwrap();
+    drop(ledger);
+    for table in ["devices", "tokens", "refreshes"] {
+        server.sql(&url, &format!("DROP TABLE revocast_{table}; ALTER TABLE revocast_realms DROP COLUMN {table}"));
+    }
+    server.sql(&url, "UPDATE revocast_layout SET layout = 1");
+    let ledger = reopened(&url).await;
+    assert_eq!(dumped(&ledger).await.unwrap(), before);
+    hand_out(&ledger).await;
+}
+
 /// Everything that can be read, whatever the order of the tables in the file.
 async fn content(folder: &Path) -> Result<Vec<Piece>, String> {
     let ledger = SqliteLedger::open(folder).map_err(|error| error.to_string())?;
@@ -1404,9 +1514,20 @@ async fn content(folder: &Path) -> Result<Vec<Piece>, String> {
         let told = |error: LedgerError| error.to_string();
         let (term, head) = ledger.head(id).await.map_err(told)?;
         let coverage = ledger.coverage(id).await.map_err(told)?;
-        pieces.push(Piece::Realm(RealmRecord { realm, term, head, stored: 0, cutoffs: 0, coverage }));
+        pieces.push(Piece::Realm(RealmRecord {
+            realm,
+            term,
+            head,
+            stored: 0,
+            cutoffs: 0,
+            devices: 0,
+            tokens: 0,
+            refreshes: 0,
+            coverage,
+        }));
         pieces.push(Piece::Entries(ledger.scan(id, Sequence(0), usize::MAX).await.map_err(told)?));
         pieces.push(Piece::Objects(ledger.objects(id).await.map_err(told)?));
+        pieces.push(Piece::Devices(ledger.devices(id, None, 9).await.map_err(told)?));
         let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
         let shown = Arc::clone(&seen);
         let visitor: Visitor = Box::new(move |batch| {
@@ -1431,6 +1552,7 @@ async fn small_ledger(folder: &Path) {
         .unwrap();
     one(&ledger, reinstate("u")).await;
     register(&ledger, vec![issued("t", 100), issued("x", 200)]).await;
+    hand_out(&ledger).await;
     ledger.cover(id("a"), NOW, NOW).await.unwrap();
     let object = Object { address: "manifest".into(), bytes: (0..=255).cycle().take(9_000).collect() };
     ledger.store_objects(id("a"), Term(1), vec![object], vec![]).await.unwrap();

@@ -12,8 +12,8 @@ use std::time::Duration;
 use revocast_core::limits::ASK_PATIENCE;
 use revocast_core::update::{DeviceTopic, Question};
 use revocast_core::{
-    Address, Digest, FilterBuf, Fingerprint, Kind, Manifest, RealmId, Salt, Sealed, Sequence, UnixMillis, UnixTime,
-    wire,
+    Address, Digest, FilterBuf, Fingerprint, Kind, Manifest, PublicKey, RealmId, Salt, Sealed, Sequence, UnixMillis,
+    UnixTime, wire,
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -31,6 +31,7 @@ use crate::ledger::{Coverage, Ledger, LedgerError, Object, Realm, Statement, Vis
 use crate::metrics::{Metrics, StepKind};
 use crate::minting::LiveFilters;
 use crate::service::{Published, PublishedRealms};
+use crate::tokens::Issuers;
 
 /// How long to wait for a retained message before taking it for missing, where the broker gives no sign that nothing
 /// more will come.
@@ -71,6 +72,9 @@ const QUESTIONS_WAITING_MAX: usize = 256;
 /// Bytes of a question that is looked at: four times the longest.
 const QUESTION_BYTES_MAX: usize = 1024;
 
+/// How often it is looked whether the keys of the realm or of its issuer have changed.
+const KEYS_LOOK: Duration = Duration::from_secs(2);
+
 /// Pauses after a failure: the first, and the longest.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -105,6 +109,8 @@ pub struct Publishing {
     pub mark: Option<Arc<HighWater>>,
     /// Where forecasts are asked for.
     pub inquiries: Arc<Inquiries>,
+    /// Whose keys sign tokens.
+    pub issuers: Arc<Issuers>,
 }
 
 /// How publishing ended.
@@ -356,6 +362,7 @@ async fn publish(
     };
     let mut work: Option<Work<'_>> = None;
     let mut building: Option<Building<'_>> = None;
+    let mut looked_at_keys = None;
     loop {
         publishing.permitted()?;
         wakes.mark_unchanged();
@@ -383,6 +390,10 @@ async fn publish(
             publishing.catch_up(&mut publisher).await?;
             publishing.send_live(&mut publisher).await?;
             publishing.answer(&publisher, desk, asked_by)?;
+            if looked_at_keys.is_none_or(|at| uptime.saturating_sub(at) >= KEYS_LOOK) {
+                looked_at_keys = Some(uptime);
+                publishing.look_at_keys(&mut publisher).await?;
+            }
             if work.is_none() {
                 work = course.next(publishing, &mut publisher, &mut building).await?;
             }
@@ -410,6 +421,7 @@ async fn publish(
             Some(question) = desk.questions.recv() => desk.take_in(question),
             Some(sent) = desk.sending.join_next() => publishing.sent(realm, sent.is_ok_and(|sent| sent.is_ok())),
             () = sleep(until), if idle => {}
+            () = sleep(KEYS_LOOK) => {}
         }
     }
 }
@@ -672,6 +684,20 @@ impl Publishing {
         if self.permit.is_valid(self.clock.now()) { Ok(()) } else { Err(RunError::Deposed) }
     }
 
+    /// Takes up what root keys have said since, and changed keys of the issuer.
+    async fn look_at_keys(&self, publisher: &mut Publisher) -> Result<(), RunError> {
+        let realm = publisher.realm.id;
+        if let Some(object) = self.ledger.object(realm, Address::Keys.to_string()).await? {
+            publisher.adopt_keys(&object.bytes)?;
+        }
+        let now = self.clock.now();
+        match self.issuers.keys(&publisher.realm, now.wall.floor()) {
+            Ok(keys) => publisher.take_issuer_keys(now, keys.document().to_string().as_bytes(), !keys.is_empty()),
+            Err(error) => tracing::error!(%realm, error = %chain(&error), "the keys of the issuer cannot be read"),
+        }
+        Ok(())
+    }
+
     fn foretell(&self, publisher: &Publisher, inquirer: Inquirer) {
         // Whoever asked may have gone.
         let _ = inquirer.send(publisher.forecast(self.clock.now()));
@@ -843,7 +869,7 @@ impl Publishing {
         let found = self.fetch(realm, &[Address::Manifest, Address::Keys]).await?;
         let manifest = found.iter().find(|(address, _)| *address == Address::Manifest);
         let manifest = manifest.and_then(|(_, bytes)| bytes.as_deref());
-        if let Some(standing) = manifest.and_then(|bytes| self.own_manifest(realm, bytes)) {
+        if let Some(standing) = manifest.and_then(|bytes| own_manifest(realm, &publisher.believed(), bytes)) {
             let (term, reached) = (publisher.term(), publisher.book().sequence());
             if standing.term > term || (standing.term == term && standing.sequence > reached) {
                 // Another server may have published since this one read the ledger.
@@ -874,13 +900,6 @@ impl Publishing {
         }
         found.extend(parts.flatten().map(|address| (*address, None)));
         Ok(found)
-    }
-
-    /// A manifest at the broker, if our own key signed it.
-    fn own_manifest(&self, realm: RealmId, bytes: &[u8]) -> Option<Manifest> {
-        let sealed = Sealed::expect(bytes, &realm, Kind::Manifest).ok()?;
-        let body = sealed.by_threshold(&[self.signer.content.public()], 1).ok()?;
-        body.try_map(wire::decode_manifest).ok().map(revocast_core::Verified::into_inner)
     }
 
     async fn fetch(&self, realm: RealmId, addresses: &[Address]) -> Result<Vec<(Address, Option<Vec<u8>>)>, RunError> {
@@ -954,6 +973,7 @@ impl Publishing {
     async fn committed(&self, realm: RealmId, publisher: &Publisher, audit: &Audit, expired: &mut UnixTime) {
         let Some(manifest) = publisher.manifest() else { return };
         let trouble = publisher.clock_alarm().map(|alarm| alarm.to_string()).or_else(|| audit.trouble.clone());
+        let trouble = trouble.or_else(|| publisher.issuer_trouble().map(str::to_owned));
         let (sizes, choice) = (publisher.sizes(), publisher.choice());
         let trouble = trouble.or_else(|| match publisher.salts_refused() {
             0 => None,
@@ -971,6 +991,7 @@ impl Publishing {
                 choice,
                 trouble,
                 questions: published.questions,
+                keys_version: publisher.keys_version(),
             };
         });
         if let Some(mark) = &self.mark {
@@ -1014,6 +1035,13 @@ impl Publishing {
     fn tell(&self, realm: RealmId, change: impl FnOnce(&mut Published)) {
         self.published.send_modify(|realms| change(realms.entry(realm).or_default()));
     }
+}
+
+/// A manifest at the broker, if a key of ours signed it.
+fn own_manifest(realm: RealmId, believed: &[PublicKey], bytes: &[u8]) -> Option<Manifest> {
+    let sealed = Sealed::expect(bytes, &realm, Kind::Manifest).ok()?;
+    let body = sealed.by_threshold(believed, 1).ok()?;
+    body.try_map(wire::decode_manifest).ok().map(revocast_core::Verified::into_inner)
 }
 
 async fn settle(sending: &mut JoinSet<Result<(), BrokerError>>) -> Result<(), BrokerError> {

@@ -10,13 +10,14 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use revocast_core::RealmId;
+use revocast_core::{RealmId, UnixTime};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
 use super::keyset::{KeySet, KeySetError};
-use crate::keys::IssuerKey;
+use crate::issuer::{Keyring, KeyringError, Keyrings};
+use crate::ledger::Realm;
 use crate::stamp::Stamp;
 
 /// A larger file is something else, and is not read.
@@ -48,7 +49,7 @@ struct TransmitterFile {
 /// Whose signatures are believed.
 pub struct Issuers {
     folder: PathBuf,
-    own: Option<Arc<KeySet>>,
+    rings: Keyrings,
     keys: Kept<KeySet>,
     transmitters: Kept<Transmitter>,
 }
@@ -56,24 +57,39 @@ pub struct Issuers {
 type Kept<T> = Mutex<HashMap<RealmId, (Stamp, Arc<T>)>>;
 
 impl Issuers {
-    /// Those in the folder of the keys; where a realm has none, the server's own issuer key is its key.
+    /// Those in the folder of the keys; where a realm has none, those of our own issuer are its keys.
     #[must_use]
-    pub fn new(folder: &Path, own: &IssuerKey) -> Self {
-        // An Ed25519 key always is a set.
-        let own = KeySet::parse(&own.jwks()).ok().map(Arc::new);
-        Self { folder: folder.to_owned(), own, keys: Mutex::default(), transmitters: Mutex::default() }
+    pub fn new(folder: &Path, rings: Keyrings) -> Self {
+        Self { folder: folder.to_owned(), rings, keys: Mutex::default(), transmitters: Mutex::default() }
     }
 
-    /// The keys with which this server signs tokens.
-    #[must_use]
-    pub fn own(&self) -> Option<Arc<KeySet>> {
-        self.own.clone()
+    /// The keys with which our own issuer signs the tokens of a realm.
+    pub fn ring(&self, realm: RealmId) -> Result<Arc<Keyring>, IssuersError> {
+        Ok(self.rings.ring(realm)?)
     }
 
-    /// The keys that sign the tokens of a realm.
-    pub fn keys(&self, realm: RealmId) -> Result<Option<Arc<KeySet>>, IssuersError> {
-        let found = read(&self.path("jwks", realm), realm, &self.keys, |value| KeySet::parse(&value))?;
-        Ok(found.or_else(|| self.own()))
+    /// The ring with which tokens of a realm are issued here; `None` where somebody else issues them.
+    pub fn issuing(&self, realm: RealmId) -> Result<Option<Arc<Keyring>>, IssuersError> {
+        let here = self.foreign(realm)?.is_none() || self.rings.has_own(realm)?;
+        Ok(if here { Some(self.rings.ring(realm)?) } else { None })
+    }
+
+    /// The keys that sign the tokens of a realm: those that were set, and those of our own issuer unless it has none for
+    /// this realm.
+    pub fn keys(&self, realm: &Realm, now: UnixTime) -> Result<KeySet, IssuersError> {
+        let foreign = self.foreign(realm.id)?;
+        let Some(ring) = self.issuing(realm.id)? else {
+            return Ok(foreign.map_or_else(KeySet::empty, |keys| KeySet::clone(&keys)));
+        };
+        let base = foreign.map_or_else(KeySet::empty, |keys| KeySet::clone(&keys));
+        let life = realm.max_token_lifetime + realm.leeway;
+        // Keys that signed or will sign are keys.
+        base.with_own(ring.published(now, life))
+            .map_err(|error| IssuersError::Unusable { path: self.folder.clone(), what: error.to_string() })
+    }
+
+    fn foreign(&self, realm: RealmId) -> Result<Option<Arc<KeySet>>, IssuersError> {
+        read(&self.path("jwks", realm), realm, &self.keys, |value| KeySet::parse(&value))
     }
 
     /// Who sends events about a realm, if anybody.
@@ -163,6 +179,9 @@ pub enum IssuersError {
         #[source]
         source: io::Error,
     },
+    /// The keys of our own issuer cannot be used.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
     /// A file holds something else.
     #[error("{} cannot be used: {what}", .path.display())]
     Unusable {

@@ -2,10 +2,13 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::hmac;
 use ring::signature::{self, RsaParameters, RsaPublicKeyComponents, UnparsedPublicKey, VerificationAlgorithm};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use thiserror::Error;
+
+use crate::issuer::TokenKey;
 
 /// Keys in one set. An issuer has two or three.
 const KEYS_MAX: usize = 32;
@@ -32,7 +35,12 @@ enum Public {
     Ed25519(Vec<u8>),
     P256(Vec<u8>),
     P384(Vec<u8>),
-    Rsa { n: Vec<u8>, e: Vec<u8> },
+    Rsa {
+        n: Vec<u8>,
+        e: Vec<u8>,
+    },
+    /// Of our own issuer alone, and never in the document.
+    Secret(hmac::Key),
 }
 
 #[derive(Deserialize)]
@@ -51,6 +59,12 @@ struct Jwk {
 }
 
 impl KeySet {
+    /// No keys: they follow with [`KeySet::with_own`].
+    #[must_use]
+    pub fn empty() -> Self {
+        Self { document: json!({ "keys": [] }), keys: Vec::new() }
+    }
+
     /// Reads a JWK set. Keys for encryption are passed over; a secret one is refused.
     pub fn parse(document: &Value) -> Result<Self, KeySetError> {
         let entries = document.get("keys").and_then(Value::as_array).ok_or(KeySetError::NoKeys)?;
@@ -76,10 +90,40 @@ impl KeySet {
         Ok(Self { document: document.clone(), keys })
     }
 
+    /// The set with keys of our own issuer besides. Secrets verify and do not stand in the document.
+    pub fn with_own<'a>(mut self, own: impl Iterator<Item = &'a TokenKey>) -> Result<Self, KeySetError> {
+        let mut entries = self.document.get("keys").and_then(Value::as_array).cloned().unwrap_or_default();
+        for (index, key) in own.enumerate() {
+            let key = match (key.jwk(), key.secret()) {
+                (Some(jwk), _) => {
+                    let unusable = |what: String| KeySetError::Key { index, what };
+                    let key = Jwk::deserialize(&jwk).map_err(|error| unusable(error.to_string()))?;
+                    entries.push(jwk);
+                    key.check().map_err(|what| unusable(what.to_owned()))?
+                }
+                (None, Some(secret)) => Key {
+                    kid: Some(key.kid().to_owned()),
+                    alg: Some(key.algorithm().name().to_owned()),
+                    public: Public::Secret(hmac::Key::new(hmac::HMAC_SHA256, secret)),
+                },
+                (None, None) => continue,
+            };
+            self.keys.push(key);
+        }
+        self.document = json!({ "keys": entries });
+        Ok(self)
+    }
+
     /// The set as it was given.
     #[must_use]
     pub const fn document(&self) -> &Value {
         &self.document
+    }
+
+    /// Whether validators find no key in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.document.get("keys").and_then(Value::as_array).is_none_or(Vec::is_empty)
     }
 
     /// Whether a key of the set made this signature by this algorithm. A token that names its key means that one.
@@ -114,6 +158,7 @@ impl Key {
             (Public::Rsa { n, e }, "PS256") => rsa(&signature::RSA_PSS_2048_8192_SHA256, n, e),
             (Public::Rsa { n, e }, "PS384") => rsa(&signature::RSA_PSS_2048_8192_SHA384, n, e),
             (Public::Rsa { n, e }, "PS512") => rsa(&signature::RSA_PSS_2048_8192_SHA512, n, e),
+            (Public::Secret(key), "HS256") => hmac::verify(key, message, signature).ok(),
             // The algorithm of another kind of key, or none that signs with a private one.
             _ => None,
         }
@@ -183,8 +228,6 @@ pub enum KeySetError {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     /// RFC 7515, appendices A.2 and A.3: RS256 and ES256.

@@ -4,17 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use revocast_core::limits::ISSUED_BATCH_MAX;
-use revocast_core::{Fingerprint, Jti, RealmId, UnixTime};
+use revocast_core::{Fingerprint, RealmId, UnixTime};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-use super::rows::{damaged, fetch, hold_realm, issued_columns, update_realm, write};
+use super::issuance::{Wanted, decided};
+use super::rows::{damaged, hold_realm, issued_columns, update_realm};
 use super::session::{Database, Fault, News, Outcome};
-use crate::ledger::LedgerError;
 use crate::ledger::columns::{column, fingerprint, signed};
-use crate::ledger::draft::{Draft, name_of};
-use crate::ledger::registry::{self, Coverage, Issued, Key, Registration, Visitor};
-use crate::ledger::rules::{Halt, Subject};
+use crate::ledger::registry::{self, Coverage, Issued, Registration, Visitor};
+use crate::ledger::{LedgerError, Realm};
 
 /// Tokens fetched, and shown to a visitor, at a time.
 const VISIT_BATCH: i64 = 4_096;
@@ -37,35 +36,11 @@ pub(super) async fn register(
     if issued.len() > ISSUED_BATCH_MAX {
         return Err(LedgerError::IssuedTooMany { tokens: issued.len() });
     }
-    let issued = &issued;
-    database
-        .transact(|session| async move {
-            let mut row = hold_realm(&session, realm).await?;
-            let mut names: Vec<_> = issued.iter().map(|issued| name_of(Subject::Token(&issued.jti))).collect();
-            names.sort_unstable();
-            names.dedup();
-            let jtis = issued.iter().filter_map(|issued| Jti::new(&issued.jti).ok());
-            let mut keys: Vec<_> = jtis.map(|jti| Key::of(&row.realm.fingerprinter, jti)).collect();
-            keys.sort_unstable();
-            keys.dedup();
-            let fetched = fetch(&session, &row, &names, &keys).await?;
-            let mut draft = Draft::new(row.realm.fingerprinter, fetched);
-            let (mut counters, mut coverage) = (row.counters, row.coverage);
-            let done = registry::register(&mut draft, &row.realm, &mut counters, &mut coverage, now, issued.clone());
-            let done = match done {
-                Ok(done) => done,
-                Err(Halt::Refused(error)) => return Err(error.into()),
-                Err(Halt::Storage(never)) => match never {},
-            };
-            draft.keep();
-            let changes = draft.changes();
-            let news = if changes.entries.is_empty() { News::No } else { News::Yes };
-            row.counters = counters;
-            row.coverage = coverage;
-            write(&session, &row, &changes).await?;
-            Ok((done, news))
-        })
-        .await
+    let want = |realm: &Realm, wanted: &mut Wanted| issued.iter().for_each(|issued| wanted.token(realm, &issued.jti));
+    decided(database, realm, want, |draft, realm, counters, coverage| {
+        registry::register(draft, realm, counters, coverage, now, issued.clone())
+    })
+    .await
 }
 
 pub(super) async fn cover(

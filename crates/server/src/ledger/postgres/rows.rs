@@ -1,21 +1,23 @@
 //! Rows in and out: every statement that more than one room uses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use revocast_core::{FingerprintFunction, Fingerprinter, RealmId, RealmKey, Sequence, Term, UnixTime, Width};
 use tokio_postgres::Row;
 
+use super::issuance::{insert_tokens, put_devices, put_refreshes, remove_devices};
 use super::session::{Fault, Outcome, Session};
 use crate::ledger::columns::{
     self, Columns, IssuedColumns, RealmRow, entry_sum, issued_sum, object_sum, place, signed,
 };
-use crate::ledger::draft::{Changes, Fetched, Name};
+use crate::ledger::draft::{Changes, Name};
 use crate::ledger::registry::{Coverage, Issued, Key};
 use crate::ledger::rules::{Counters, Last};
 use crate::ledger::{Entry, LedgerError, Object, Realm};
 
 pub(super) const SELECT_REALM: &str = "SELECT number, id, issuer, function, key, width, leeway, max_token_lifetime,
-    created, term, head, stored, cutoffs, registered, covered_until, sum FROM revocast_realms";
+    created, term, head, stored, cutoffs, registered, covered_until, sum, devices, tokens, refreshes
+    FROM revocast_realms";
 
 pub(super) const SELECT_ENTRY: &str =
     "SELECT sequence, at, kind, subject_kind, subject, value, reason, actor, sum FROM revocast_entries";
@@ -87,6 +89,9 @@ pub(super) fn realm_row(row: &Row) -> Outcome<RealmRow> {
         head: Sequence(unsigned(row.get(10), "a sequence")?),
         stored: unsigned(row.get(11), "a count")?,
         cutoffs: unsigned(row.get(12), "a count")?,
+        devices: unsigned(row.get(16), "a count")?,
+        tokens: unsigned(row.get(17), "a count")?,
+        refreshes: unsigned(row.get(18), "a count")?,
     };
     let coverage = Coverage {
         registered: unsigned(row.get(13), "a count")?,
@@ -105,8 +110,8 @@ pub(super) async fn insert_realm(session: &Session, row: &RealmRow) -> Outcome<(
     session
         .change(
             "INSERT INTO revocast_realms (number, id, issuer, function, key, width, leeway, max_token_lifetime,
-             created, term, head, stored, cutoffs, registered, covered_until, sum)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+             created, term, head, stored, cutoffs, registered, covered_until, sum, devices, tokens, refreshes)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
             &[
                 number,
                 &realm.id.as_str(),
@@ -124,6 +129,9 @@ pub(super) async fn insert_realm(session: &Session, row: &RealmRow) -> Outcome<(
                 &signed(coverage.registered),
                 &coverage.covered_until.map(|until| signed(until.secs())),
                 &row.sum(),
+                &signed(counters.devices),
+                &signed(counters.tokens),
+                &signed(counters.refreshes),
             ],
         )
         .await?;
@@ -136,7 +144,7 @@ pub(super) async fn update_realm(session: &Session, row: &RealmRow) -> Outcome<(
     session
         .change(
             "UPDATE revocast_realms SET term = $2, head = $3, stored = $4, cutoffs = $5, registered = $6,
-             covered_until = $7, sum = $8 WHERE number = $1",
+             covered_until = $7, sum = $8, devices = $9, tokens = $10, refreshes = $11 WHERE number = $1",
             &[
                 number,
                 &i64::from(counters.term.0),
@@ -146,6 +154,9 @@ pub(super) async fn update_realm(session: &Session, row: &RealmRow) -> Outcome<(
                 &signed(coverage.registered),
                 &coverage.covered_until.map(|until| signed(until.secs())),
                 &row.sum(),
+                &signed(counters.devices),
+                &signed(counters.tokens),
+                &signed(counters.refreshes),
             ],
         )
         .await?;
@@ -227,44 +238,26 @@ pub(super) async fn put_objects(session: &Session, number: i64, realm: RealmId, 
     Ok(())
 }
 
-/// The entries that hold for these subjects, and the `exp`s under which these tokens are registered.
-pub(super) async fn fetch(session: &Session, row: &RealmRow, names: &[Name], keys: &[Key]) -> Outcome<Fetched> {
-    let width = row.realm.fingerprinter.width();
-    let lasts = async {
-        // Nothing is kept, so nothing holds: an import into a young realm asks nothing.
-        if names.is_empty() || row.counters.stored == 0 {
-            return Ok(Vec::new());
-        }
-        let kinds: Vec<_> = names.iter().map(|(kind, _)| i16::from(*kind)).collect();
-        let subjects: Vec<_> = names.iter().map(|(_, subject)| subject.as_bytes()).collect();
-        session
-            .rows(
-                "SELECT w.nth, e.sequence, e.kind, e.value
-                 FROM unnest($2::INT8[], $3::INT2[], $4::BYTEA[]) AS w (nth, subject_kind, subject)
-                 CROSS JOIN LATERAL (SELECT sequence, kind, value FROM revocast_entries
-                     WHERE realm = $1 AND subject_kind = w.subject_kind AND subject = w.subject
-                     ORDER BY sequence DESC LIMIT 1) AS e",
-                &[&row.number, &nths(names.len()), &kinds, &subjects],
-            )
-            .await
-    };
-    let exps = async {
-        if keys.is_empty() || row.coverage.registered == 0 {
-            return Ok(Vec::new());
-        }
-        let places: Vec<_> = keys.iter().map(|key| place(*key, width)).collect();
-        let (fingerprints, names): (Vec<_>, Vec<_>) = places.into_iter().unzip();
-        session
-            .rows(
-                "SELECT w.nth, i.exp FROM unnest($2::INT8[], $3::INT8[], $4::INT8[]) AS w (nth, fingerprint, name)
-                 JOIN revocast_issued AS i ON i.realm = $1 AND i.fingerprint = w.fingerprint AND i.name = w.name",
-                &[&row.number, &nths(keys.len()), &fingerprints, &names],
-            )
-            .await
-    };
-    let (lasts, exps) = tokio::try_join!(lasts, exps)?;
-    let mut fetched = Fetched::default();
-    for row in &lasts {
+/// The entries that hold for these subjects.
+pub(super) async fn lasts(session: &Session, row: &RealmRow, names: &[Name]) -> Outcome<HashMap<Name, Last>> {
+    // Nothing is kept, so nothing holds: an import into a young realm asks nothing.
+    if names.is_empty() || row.counters.stored == 0 {
+        return Ok(HashMap::new());
+    }
+    let kinds: Vec<_> = names.iter().map(|(kind, _)| i16::from(*kind)).collect();
+    let subjects: Vec<_> = names.iter().map(|(_, subject)| subject.as_bytes()).collect();
+    let rows = session
+        .rows(
+            "SELECT w.nth, e.sequence, e.kind, e.value
+             FROM unnest($2::INT8[], $3::INT2[], $4::BYTEA[]) AS w (nth, subject_kind, subject)
+             CROSS JOIN LATERAL (SELECT sequence, kind, value FROM revocast_entries
+                 WHERE realm = $1 AND subject_kind = w.subject_kind AND subject = w.subject
+                 ORDER BY sequence DESC LIMIT 1) AS e",
+            &[&row.number, &nths(names.len()), &kinds, &subjects],
+        )
+        .await?;
+    let mut found = HashMap::with_capacity(rows.len());
+    for row in &rows {
         let name = usize::try_from(row.get::<_, i64>(0)).ok().and_then(|nth| names.get(nth));
         let sequence = Sequence(unsigned(row.get(1), "a sequence")?);
         let kind: i16 = row.get(2);
@@ -273,16 +266,34 @@ pub(super) async fn fetch(session: &Session, row: &RealmRow, names: &[Name], key
             .and_then(|(kind, value)| columns::standing(kind, value))
             .ok_or_else(|| damaged(format!("entry {sequence} has kind {kind}")))?;
         if let Some(name) = name {
-            fetched.lasts.insert(name.clone(), Last { sequence, standing });
+            found.insert(name.clone(), Last { sequence, standing });
         }
     }
-    for row in &exps {
+    Ok(found)
+}
+
+/// The `exp`s under which these tokens are registered.
+pub(super) async fn exps(session: &Session, row: &RealmRow, keys: &[Key]) -> Outcome<BTreeMap<Key, UnixTime>> {
+    if keys.is_empty() || row.coverage.registered == 0 {
+        return Ok(BTreeMap::new());
+    }
+    let places: Vec<_> = keys.iter().map(|key| place(*key, row.realm.fingerprinter.width())).collect();
+    let (fingerprints, names): (Vec<_>, Vec<_>) = places.into_iter().unzip();
+    let rows = session
+        .rows(
+            "SELECT w.nth, i.exp FROM unnest($2::INT8[], $3::INT8[], $4::INT8[]) AS w (nth, fingerprint, name)
+             JOIN revocast_issued AS i ON i.realm = $1 AND i.fingerprint = w.fingerprint AND i.name = w.name",
+            &[&row.number, &nths(keys.len()), &fingerprints, &names],
+        )
+        .await?;
+    let mut found = BTreeMap::new();
+    for row in &rows {
         let key = usize::try_from(row.get::<_, i64>(0)).ok().and_then(|nth| keys.get(nth));
         if let Some(key) = key {
-            fetched.exps.insert(*key, time(row.get(1))?);
+            found.insert(*key, time(row.get(1))?);
         }
     }
-    Ok(fetched)
+    Ok(found)
 }
 
 /// 0, 1, 2, ...: what comes back says which of those asked for it answers.
@@ -298,7 +309,20 @@ pub(super) async fn write(session: &Session, row: &RealmRow, changes: &Changes) 
     let entries = insert_entries(session, row.number, realm.id, &changes.entries);
     let issued = insert_issued(session, row.number, realm.id, &enrolled);
     let prolonged = prolong(session, row, changes);
-    tokio::try_join!(entries, issued, prolonged, update_realm(session, row))?;
+    let tokens: Vec<_> = changes.tokens.values().cloned().collect();
+    let refreshes: Vec<_> = changes.refreshes.values().cloned().collect();
+    let devices: Vec<_> = changes.devices.values().flatten().cloned().collect();
+    let gone: Vec<_> = changes.devices.iter().filter(|(_, device)| device.is_none()).map(|(id, _)| *id).collect();
+    tokio::try_join!(
+        entries,
+        issued,
+        prolonged,
+        put_devices(session, row.number, realm.id, &devices),
+        remove_devices(session, row.number, &gone),
+        insert_tokens(session, row.number, realm.id, &tokens),
+        put_refreshes(session, row.number, realm.id, &refreshes),
+        update_realm(session, row),
+    )?;
     Ok(())
 }
 

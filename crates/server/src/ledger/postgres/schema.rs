@@ -13,7 +13,7 @@ use crate::ledger::LedgerError;
 pub(super) const LAYOUT: i64 = STEPS.len().cast_signed() as i64;
 
 /// Each brings the layout before it to the next.
-const STEPS: &[&str] = &[LAYOUT_1];
+const STEPS: &[&str] = &[LAYOUT_1, LAYOUT_2];
 
 const FOUNDATION: &str = "
 CREATE TABLE IF NOT EXISTS revocast_layout (
@@ -87,6 +87,65 @@ CREATE TABLE IF NOT EXISTS revocast_leader (
 );
 INSERT INTO revocast_leader (one, server, address, until)
     VALUES (TRUE, NULL, NULL, '1970-01-01T00:00:00Z') ON CONFLICT DO NOTHING;
+";
+
+// Devices, the tokens of our issuer, and refresh tokens. A realm that issued nothing keeps its checksum.
+// of_device: whether the family is that of a device.
+// state: 0 live, 1 spent, 2 ended.
+const LAYOUT_2: &str = "
+ALTER TABLE revocast_realms ADD COLUMN IF NOT EXISTS devices INT8 NOT NULL DEFAULT 0;
+ALTER TABLE revocast_realms ADD COLUMN IF NOT EXISTS tokens INT8 NOT NULL DEFAULT 0;
+ALTER TABLE revocast_realms ADD COLUMN IF NOT EXISTS refreshes INT8 NOT NULL DEFAULT 0;
+CREATE TABLE IF NOT EXISTS revocast_devices (
+    realm INT8 NOT NULL,
+    id BYTEA NOT NULL,
+    signing BYTEA NOT NULL,
+    sealing BYTEA NOT NULL,
+    subject BYTEA NOT NULL,
+    audience BYTEA NOT NULL,
+    enrolled_at INT8 NOT NULL,
+    counter INT8 NOT NULL,
+    holds BYTEA,
+    held_until INT8,
+    barred BOOLEAN NOT NULL,
+    sum INT8 NOT NULL,
+    PRIMARY KEY (realm, id)
+);
+CREATE INDEX IF NOT EXISTS revocast_devices_by_end ON revocast_devices (realm, held_until, id) WHERE NOT barred;
+CREATE TABLE IF NOT EXISTS revocast_tokens (
+    realm INT8 NOT NULL,
+    jti BYTEA NOT NULL,
+    iat INT8 NOT NULL,
+    exp INT8 NOT NULL,
+    sub BYTEA,
+    kid BYTEA,
+    client BYTEA,
+    of_device BOOLEAN NOT NULL,
+    parent BYTEA,
+    family BYTEA NOT NULL,
+    kept_until INT8 NOT NULL,
+    sum INT8 NOT NULL,
+    PRIMARY KEY (realm, jti)
+);
+CREATE INDEX IF NOT EXISTS revocast_tokens_by_family ON revocast_tokens (realm, family, kept_until);
+CREATE INDEX IF NOT EXISTS revocast_tokens_by_end ON revocast_tokens (realm, kept_until);
+CREATE TABLE IF NOT EXISTS revocast_refreshes (
+    realm INT8 NOT NULL,
+    hash BYTEA NOT NULL,
+    exp INT8 NOT NULL,
+    state INT2 NOT NULL,
+    jti BYTEA NOT NULL,
+    iat INT8 NOT NULL,
+    sub BYTEA,
+    kid BYTEA,
+    client BYTEA,
+    of_device BOOLEAN NOT NULL,
+    family BYTEA NOT NULL,
+    sum INT8 NOT NULL,
+    PRIMARY KEY (realm, hash)
+);
+CREATE INDEX IF NOT EXISTS revocast_refreshes_by_family ON revocast_refreshes (realm, family) WHERE state = 0;
+CREATE INDEX IF NOT EXISTS revocast_refreshes_by_end ON revocast_refreshes (realm, exp);
 ";
 
 /// Attempts at making tables: each one that another server disturbs has brought that one forward.

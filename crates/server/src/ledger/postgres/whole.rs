@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use revocast_core::UnixTime;
+use revocast_core::{RealmId, UnixTime};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
+use tokio_postgres::Row;
 
+use super::issuance::{self, SELECT_DEVICE, SELECT_REFRESH, SELECT_TOKEN, insert_tokens, put_devices, put_refreshes};
 use super::rows::{
     IssuedRow, SELECT_ENTRY, SELECT_REALM, damaged, entry, insert_entries, insert_issued, insert_realm, issued_columns,
     object, put_objects, realm_row, unsigned,
@@ -88,6 +90,13 @@ async fn read_all(session: &Session, pieces: &mpsc::Sender<Piece>) -> Outcome<()
                 return Ok(());
             }
         }
+        let all = Table { session, number, realm: id, pieces };
+        if !all.show(SELECT_DEVICE, "id", issuance::device, Piece::Devices).await?
+            || !all.show(SELECT_TOKEN, "jti", issuance::token, Piece::Tokens).await?
+            || !all.show(SELECT_REFRESH, "hash", issuance::refresh, Piece::Refreshes).await?
+        {
+            return Ok(());
+        }
         let rows = session.rows("SELECT address FROM revocast_objects WHERE realm = $1", &[&number]).await?;
         let mut addresses: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
         addresses.sort_unstable();
@@ -106,6 +115,37 @@ async fn read_all(session: &Session, pieces: &mpsc::Sender<Piece>) -> Outcome<()
         }
     }
     Ok(())
+}
+
+/// The rows of one realm, on their way to whoever takes a dump.
+struct Table<'a> {
+    session: &'a Session,
+    number: i64,
+    realm: RealmId,
+    pieces: &'a mpsc::Sender<Piece>,
+}
+
+impl Table<'_> {
+    /// Shows rows in order of a column of bytes, which `select` names first; returns whether anybody wants more.
+    async fn show<T>(
+        &self,
+        select: &str,
+        column: &str,
+        parse: fn(RealmId, &Row) -> Outcome<T>,
+        piece: fn(Vec<T>) -> Piece,
+    ) -> Outcome<bool> {
+        let sql = format!("{select} WHERE realm = $1 AND {column} > $2 ORDER BY {column} LIMIT $3");
+        let mut after = Some(Vec::new());
+        while let Some(from) = after {
+            let rows = self.session.rows(&sql, &[&self.number, &from, &signed(PIECE_ROWS as u64)]).await?;
+            let found = rows.iter().map(|row| parse(self.realm, row)).collect::<Outcome<Vec<_>>>()?;
+            after = rows.last().filter(|_| rows.len() == PIECE_ROWS).map(|row| row.get::<_, &[u8]>(0).to_vec());
+            if !found.is_empty() && self.pieces.send(piece(found)).await.is_err() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 }
 
 /// Writes everything in one transaction, which nobody sees until it is whole.
@@ -158,7 +198,16 @@ pub(super) async fn restore(database: &Database, source: Source) -> Result<(), L
                 (Piece::Objects(objects), Some(row)) => {
                     put_objects(&session, row.number, row.realm.id, &objects).await?;
                 }
-                (Piece::Entries(_) | Piece::Issued(_) | Piece::Objects(_), None) => {}
+                (Piece::Devices(devices), Some(row)) => {
+                    put_devices(&session, row.number, row.realm.id, &devices).await?;
+                }
+                (Piece::Tokens(tokens), Some(row)) => {
+                    insert_tokens(&session, row.number, row.realm.id, &tokens).await?;
+                }
+                (Piece::Refreshes(refreshes), Some(row)) => {
+                    put_refreshes(&session, row.number, row.realm.id, &refreshes).await?;
+                }
+                (_, None) => {}
             }
         }
         session.end().await
@@ -172,12 +221,15 @@ pub(super) async fn restore(database: &Database, source: Source) -> Result<(), L
     read
 }
 
-const TABLES: [&str; 6] = [
+const TABLES: [&str; 9] = [
     "revocast_layout",
     "revocast_realms",
     "revocast_entries",
     "revocast_objects",
     "revocast_issued",
+    "revocast_devices",
+    "revocast_tokens",
+    "revocast_refreshes",
     "revocast_leader",
 ];
 

@@ -3,7 +3,9 @@
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use super::registry::{IssuedRow, SELECT_ISSUED};
-use super::{LAYOUT, Outcome, SELECT_ENTRY, SELECT_REALM, column, damaged, unchecked_entry, unchecked_realm_row};
+use super::{
+    LAYOUT, Outcome, SELECT_ENTRY, SELECT_REALM, column, damaged, issuance, unchecked_entry, unchecked_realm_row,
+};
 use crate::ledger::Object;
 use crate::ledger::columns::{entry_sum, object_sum};
 
@@ -14,13 +16,18 @@ pub(super) fn advance(connection: &mut Connection, layout: i32) -> Outcome<()> {
     }
     tracing::info!(from = layout, to = LAYOUT, "bringing the ledger to a newer layout");
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    match layout {
-        1 => {
-            add_registry(&transaction)?;
-            add_sums(&transaction)?;
-        }
-        2 => add_sums(&transaction)?,
-        _ => return Err(damaged(format!("it has layout {layout}"))),
+    if !(1..LAYOUT).contains(&layout) {
+        return Err(damaged(format!("it has layout {layout}")));
+    }
+    if layout < 2 {
+        add_registry(&transaction)?;
+    }
+    if layout < 3 {
+        add_sums(&transaction)?;
+    }
+    add_issuance(&transaction)?;
+    if layout < 3 {
+        write_sums(&transaction)?;
     }
     transaction.pragma_update(None, "user_version", LAYOUT)?;
     Ok(transaction.commit()?)
@@ -46,11 +53,24 @@ fn add_registry(transaction: &Transaction<'_>) -> Outcome<()> {
 /// Rows whose sums are written at a time: an update under a read of the same table would not be told what it meets.
 const PIECE: usize = 10_000;
 
-/// From layout 2 to 3: what stands there now is taken to be right, since nothing says otherwise.
+/// From layout 2 to 3, before the sums are there.
 fn add_sums(transaction: &Transaction<'_>) -> Outcome<()> {
     for table in ["realms", "entries", "objects", "issued"] {
         transaction.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN sum INTEGER NOT NULL DEFAULT 0"))?;
     }
+    Ok(())
+}
+
+/// From layout 3 to 4. A realm that issued nothing keeps its checksum.
+fn add_issuance(transaction: &Transaction<'_>) -> Outcome<()> {
+    for column in ["devices", "tokens", "refreshes"] {
+        transaction.execute_batch(&format!("ALTER TABLE realms ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0"))?;
+    }
+    Ok(transaction.execute_batch(issuance::SCHEMA)?)
+}
+
+/// Sums of rows that had none: what stands there now is taken to be right, since nothing says otherwise.
+fn write_sums(transaction: &Transaction<'_>) -> Outcome<()> {
     let mut realms = Vec::new();
     let mut select = transaction.prepare(SELECT_REALM)?;
     let mut rows = select.query([])?;

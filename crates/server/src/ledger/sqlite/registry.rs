@@ -10,18 +10,18 @@ use std::thread;
 
 use revocast_core::limits::ISSUED_BATCH_MAX;
 use revocast_core::{Fingerprint, Jti, RealmId, UnixTime, Width};
-use rusqlite::{CachedStatement, Connection, Row, Transaction, params};
+use rusqlite::{Connection, Row, Transaction, params};
 use tokio::sync::oneshot;
 
 use super::{
-    EXPIRE_PIECE, News, Outcome, Rows, SqliteLedger, Turned, Write, damaged, known_realm, open_reader, rows_of,
-    unsigned, update_realm,
+    EXPIRE_PIECE, News, Outcome, Rows, SqliteLedger, Turned, Write, damaged, known_realm, open_reader, unsigned,
+    update_realm,
 };
+use crate::ledger::LedgerError;
 use crate::ledger::columns::{self, IssuedColumns, RealmRow, column, issued_sum, place, signed};
 use crate::ledger::registry::{self, Coverage, Issued, Key, Register, Registration, Visitor};
-use crate::ledger::rules::{Halt, Last, Shelf, Subject};
+use crate::ledger::rules::Halt;
 use crate::ledger::sqlite;
-use crate::ledger::{Entry, LedgerError};
 
 /// Joins the schema of a new ledger.
 ///
@@ -66,21 +66,8 @@ impl SqliteLedger {
         if issued.len() > ISSUED_BATCH_MAX {
             return Err(LedgerError::IssuedTooMany { tokens: issued.len() });
         }
-        self.exclusive(move |transaction| {
-            let mut row = known_realm(transaction, realm)?;
-            let (mut counters, mut coverage) = (row.counters, row.coverage);
-            let mut rows = RegistryRows::of(rows_of(transaction)?, transaction, &row)?;
-            let done = registry::register(&mut rows, &row.realm, &mut counters, &mut coverage, now, issued);
-            let done = done.map_err(|halt| match halt {
-                Halt::Refused(error) => Halt::Refused(error),
-                Halt::Storage(halt) => halt,
-            })?;
-            let news = if counters == row.counters { News::No } else { News::Yes };
-            if (counters, coverage) != (row.counters, row.coverage) {
-                (row.counters, row.coverage) = (counters, coverage);
-                update_realm(transaction, &row)?;
-            }
-            Ok((done, news))
+        self.decided(realm, move |rows, realm, counters, coverage| {
+            registry::register(rows, realm, counters, coverage, now, issued)
         })
         .await
     }
@@ -161,34 +148,11 @@ impl SqliteLedger {
     }
 }
 
-/// The rows of one realm and its registry, inside a transaction.
-struct RegistryRows<'a> {
-    rows: Rows<'a>,
-    enroll: CachedStatement<'a>,
-    prolong: CachedStatement<'a>,
-    realm: RealmId,
-    number: i64,
-    width: Width,
-}
-
-impl<'a> RegistryRows<'a> {
-    fn of(mut rows: Rows<'a>, transaction: &'a Transaction<'_>, row: &RealmRow) -> Outcome<Self> {
-        rows.turn_to(row);
-        Ok(Self {
-            rows,
-            enroll: transaction.prepare_cached(&format!("{INSERT_ISSUED} ON CONFLICT DO NOTHING"))?,
-            prolong: transaction.prepare_cached(
-                "UPDATE issued SET exp = ?4, sum = ?5 WHERE realm = ?1 AND fingerprint = ?2 AND name = ?3",
-            )?,
-            realm: row.realm.id,
-            number: row.number,
-            width: row.realm.fingerprinter.width(),
-        })
-    }
-}
-
 pub(super) const INSERT_ISSUED: &str =
     "INSERT INTO issued (realm, fingerprint, name, iat, exp, sub, sum) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+
+const ENROLL: &str = "INSERT INTO issued (realm, fingerprint, name, iat, exp, sub, sum)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING";
 
 pub(super) const SELECT_ISSUED: &str = "SELECT fingerprint, name, iat, exp, sub, sum FROM issued";
 
@@ -227,42 +191,30 @@ pub(super) fn issued(realm: RealmId, row: &Row<'_>) -> Outcome<IssuedRow> {
     }
 }
 
-impl Shelf for RegistryRows<'_> {
-    type Error = Halt<rusqlite::Error>;
-
-    fn last(&mut self, subject: Subject<'_>) -> Outcome<Option<Last>> {
-        self.rows.last(subject)
-    }
-
-    fn registered(&mut self, jti: &str) -> Outcome<Option<UnixTime>> {
-        // Those of this very call, too.
-        self.rows.exp_of_jti(jti)
-    }
-
-    fn put(&mut self, entry: &Entry) -> Outcome<()> {
-        self.rows.put(entry)
-    }
-}
-
-impl Register for RegistryRows<'_> {
+impl Register for Rows<'_> {
     fn enroll(&mut self, key: Key, issued: &Issued) -> Outcome<Option<UnixTime>> {
-        let (fingerprint, name) = place(key, self.width);
+        let Turned { number, id, fingerprinter, .. } = self.turned()?;
+        let (fingerprint, name) = place(key, fingerprinter.width());
         let (iat, exp) = (signed(issued.iat.secs()), signed(issued.exp.secs()));
         let row = IssuedRow { place: (fingerprint, name), iat, exp, sub: issued.sub.clone() };
-        let sum = row.sum(self.realm);
-        let new = self.enroll.execute(params![self.number, fingerprint, name, iat, exp, row.sub, sum])?;
+        let mut enroll = self.connection.prepare_cached(ENROLL)?;
+        let new = enroll.execute(params![number, fingerprint, name, iat, exp, row.sub, row.sum(id)])?;
         if new > 0 {
             return Ok(None);
         }
-        let held = self.rows.exp_of(key, self.width)?;
+        let held = self.exp_of(key, fingerprinter.width())?;
         held.map(Some).ok_or_else(|| damaged(format!("the token at {fingerprint}, {name} is there and is not")))
     }
 
     fn prolong(&mut self, key: Key, exp: UnixTime) -> Outcome<()> {
-        let (fingerprint, name) = place(key, self.width);
-        if let Some(held) = self.rows.issued(key, self.width)? {
+        let Turned { number, id, fingerprinter, .. } = self.turned()?;
+        let (fingerprint, name) = place(key, fingerprinter.width());
+        if let Some(held) = self.issued(key, fingerprinter.width())? {
             let moved = IssuedRow { exp: signed(exp.secs()), ..held };
-            self.prolong.execute(params![self.number, fingerprint, name, moved.exp, moved.sum(self.realm)])?;
+            let mut prolong = self.connection.prepare_cached(
+                "UPDATE issued SET exp = ?4, sum = ?5 WHERE realm = ?1 AND fingerprint = ?2 AND name = ?3",
+            )?;
+            prolong.execute(params![number, fingerprint, name, moved.exp, moved.sum(id)])?;
         }
         Ok(())
     }

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 
-use revocast_core::UnixTime;
-use rusqlite::{Connection, ErrorCode, Transaction, params};
+use revocast_core::{RealmId, UnixTime};
+use rusqlite::{Connection, ErrorCode, Row, Transaction, params};
 use tokio::sync::oneshot;
 
+use super::issuance::{self, SELECT_DEVICE, SELECT_REFRESH, SELECT_TOKEN};
 use super::registry::{INSERT_ISSUED, IssuedRow, SELECT_ISSUED, fingerprint, issued};
 use super::{
     Outcome, SELECT_ENTRY, SELECT_OBJECT, SELECT_REALM, SqliteLedger, Write, Writer, damaged, entry, insert_entry,
@@ -105,6 +106,16 @@ fn dump_realm(connection: &Connection, row: RealmRow, wanted: &mut dyn FnMut(Pie
         return Ok(false);
     }
 
+    let more =
+        show(connection, SELECT_DEVICE, "id", number, id, issuance::device, |rows| wanted(Piece::Devices(rows)))?
+            && show(connection, SELECT_TOKEN, "jti", number, id, issuance::token, |rows| wanted(Piece::Tokens(rows)))?
+            && show(connection, SELECT_REFRESH, "hash", number, id, issuance::refresh, |rows| {
+                wanted(Piece::Refreshes(rows))
+            })?;
+    if !more {
+        return Ok(false);
+    }
+
     // One at a time: each may have a quarter of a megabyte.
     let mut statement = connection.prepare(&format!("{SELECT_OBJECT} WHERE realm = ?1 ORDER BY address"))?;
     let mut rows = statement.query([number])?;
@@ -114,6 +125,28 @@ fn dump_realm(connection: &Connection, row: RealmRow, wanted: &mut dyn FnMut(Pie
         }
     }
     Ok(true)
+}
+
+/// Shows the rows of one table in order of a column; returns whether more is wanted.
+fn show<T>(
+    connection: &Connection,
+    select: &str,
+    order: &str,
+    number: i64,
+    realm: RealmId,
+    parse: fn(RealmId, &Row<'_>) -> Outcome<T>,
+    mut wanted: impl FnMut(Vec<T>) -> bool,
+) -> Outcome<bool> {
+    let mut statement = connection.prepare(&format!("{select} WHERE realm = ?1 ORDER BY {order}"))?;
+    let mut rows = statement.query([number])?;
+    let mut piece = Vec::new();
+    while let Some(row) = rows.next()? {
+        piece.push(parse(realm, row)?);
+        if piece.len() == PIECE_ROWS && !wanted(std::mem::take(&mut piece)) {
+            return Ok(false);
+        }
+    }
+    Ok(piece.is_empty() || wanted(piece))
 }
 
 /// Writes everything, inside a transaction that whoever calls ends.
@@ -147,8 +180,23 @@ pub(super) fn restore(transaction: &Transaction<'_>, source: Source) -> Outcome<
                     insert.execute(params![row.number, place.0, place.1, token.iat, token.exp, token.sub, sum])?;
                 }
             }
+            (Piece::Devices(devices), Some(row)) => {
+                for device in &devices {
+                    issuance::put_device(transaction, row.number, row.realm.id, device)?;
+                }
+            }
+            (Piece::Tokens(tokens), Some(row)) => {
+                for token in &tokens {
+                    issuance::put_token(transaction, row.number, row.realm.id, token)?;
+                }
+            }
+            (Piece::Refreshes(refreshes), Some(row)) => {
+                for refresh in &refreshes {
+                    issuance::put_refresh(transaction, row.number, row.realm.id, refresh)?;
+                }
+            }
             (Piece::Objects(objects), Some(row)) => put_objects(transaction, row.number, row.realm.id, objects)?,
-            (Piece::Entries(_) | Piece::Issued(_) | Piece::Objects(_), None) => {}
+            (_, None) => {}
         }
     }
     Ok(())
