@@ -1079,6 +1079,20 @@ impl Agent {
         ask(method, &format!("{}{path}", self.url), None, body)
     }
 
+    /// Asks with headers, as a proxy does; gives the status and the headers of the answer.
+    pub fn ask_as(&self, path: &str, headers: &[(&str, String)]) -> Result<(u16, BTreeMap<String, String>), String> {
+        let agent =
+            ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).build().new_agent();
+        let mut request = agent.get(format!("{}{path}", self.url));
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        let response = request.call().map_err(|error| error.to_string())?;
+        let text = |value: &ureq::http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
+        let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+        Ok((response.status().as_u16(), headers))
+    }
+
     /// Waits until it stands at `sequence` or beyond and believes what it has.
     #[track_caller]
     pub fn wait_until_at(&self, sequence: u64) {
