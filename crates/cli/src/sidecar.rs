@@ -71,6 +71,7 @@ impl Sidecar {
             .route("/introspect", post(introspect))
             .route("/auth", get(auth))
             .route(ENVOY_PREFIX, any(authz))
+            .route(&format!("{ENVOY_PREFIX}/"), any(authz))
             .route(&format!("{ENVOY_PREFIX}/{{*path}}"), any(authz))
             .with_state(self)
     }
