@@ -14,7 +14,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use revocast_core::{Claims, Config, Digest, Doubt, Finding, Hold, Jti, Profile, RealmId, UnixTime, Verdict};
 use revocast_device::{
-    Asker, Checker, ClientId, Credentials, Decision, Device, DeviceConfig, DiskStore, KeyAddress, KeyFile,
+    Asker, Checker, ClientId, Credentials, Decision, Device, DeviceConfig, DiskStore, InboxError, KeyAddress, KeyFile,
     KeySourceError, LiveKeys, Policy, Prefix, StartError, Status, SystemClock, TlsRoots, random_seed, trust_from_file,
 };
 use serde::Deserialize;
@@ -25,7 +25,7 @@ use tokio::sync::{oneshot, watch};
 use crate::args::Agent;
 use crate::output::{Failure, Output, read_file};
 use crate::sidecar::{Rules, Sidecar};
-use crate::{asked_to_end, holding, runtime};
+use crate::{asked_to_end, holding, own_token, runtime};
 
 /// Where the agent answers unless told otherwise.
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8181);
@@ -49,8 +49,13 @@ pub fn run(output: Output, arguments: &Agent) -> Result<ExitCode, Failure> {
         )
         .usage());
     }
-    let config = device_config(arguments)?;
+    let mut config = device_config(arguments)?;
     let (rules, source) = rules(arguments)?.unzip();
+    let source = source.flatten();
+    if let (Some(rules), None) = (&rules, &source) {
+        // Nobody named a place for keys: those that the server publishes.
+        config = config.with_issuer_keys(rules.keys.clone());
+    }
     runtime()?.block_on(async {
         let listener = TcpListener::bind(listen).await.map_err(|error| {
             Failure::new("busy-port", format!("cannot listen on {listen}"), &error)
@@ -63,6 +68,10 @@ pub fn run(output: Output, arguments: &Agent) -> Result<ExitCode, Failure> {
             let failure = Failure::new("not-started", "the agent did not start", &error);
             match error {
                 StartError::Link(_) => failure.help("name them with --broker-ca FILE, for mqtts:// only").usage(),
+                StartError::Inbox(InboxError::NoAudience) => {
+                    failure.help("name the audience of its tokens with --audience, or with --token-audience").usage()
+                }
+                StartError::Inbox(_) => failure.help("an identity is of one device in one realm").usage(),
                 StartError::Budget { budget, needed } => too_small(budget, needed),
                 StartError::Store(_) | StartError::Interrupted => failure,
             }
@@ -75,6 +84,8 @@ pub fn run(output: Output, arguments: &Agent) -> Result<ExitCode, Failure> {
             asked_for,
         });
         let sidecar = Arc::new(Sidecar::new(device.checker(), (!arguments.no_ask).then(|| device.asker()), rules));
+        // A token is given to nobody but programs on this machine.
+        let own_token = if listen.ip().is_loopback() { own_token::router(device.inbox()) } else { Router::new() };
         let words = format!("answers on http://{address}, state in {}", arguments.state.display());
         output.result(
             words,
@@ -89,7 +100,7 @@ pub fn run(output: Output, arguments: &Agent) -> Result<ExitCode, Failure> {
                 budget = outgrown(status) => drop(tell.send(budget)),
             }
         };
-        let serving = axum::serve(listener, router(shared, sidecar)).with_graceful_shutdown(ends);
+        let serving = axum::serve(listener, router(shared, sidecar, own_token)).with_graceful_shutdown(ends);
         serving.await.map_err(|error| Failure::new("io", "the interface failed", &error))?;
         logging.abort();
         if let Some(following) = following {
@@ -135,8 +146,12 @@ fn device_config(arguments: &Agent) -> Result<DeviceConfig, Failure> {
     let broker = arguments.broker.parse().map_err(|error| bad("--broker", &error))?;
     let realm = RealmId::new(&arguments.realm).map_err(|error| bad("--realm", &error))?;
     let trust = trust_from_file(&arguments.trust).map_err(|error| bad("--trust", &error))?;
+    let identity = own_token::identity(arguments)?;
     let client_id = if let Some(text) = &arguments.client_id {
         ClientId::new(text)
+    } else if let Some(identity) = &identity {
+        // The server delivers to the device under its name.
+        ClientId::new(identity.device().as_str())
     } else {
         // Stable as long as the state is, and different for every state folder.
         let folder = std::path::absolute(&arguments.state).unwrap_or_else(|_| arguments.state.clone());
@@ -169,15 +184,21 @@ fn device_config(arguments: &Agent) -> Result<DeviceConfig, Failure> {
         let password = password.trim_end_matches(['\r', '\n']).to_owned();
         config = config.with_credentials(Credentials { username: username.clone(), password });
     }
+    if let Some(identity) = identity {
+        config = config.with_inbox(own_token::inbox(arguments, identity)?);
+    }
     Ok(config)
 }
 
-/// What tokens must meet; nothing without keys.
-fn rules(arguments: &Agent) -> Result<Option<(Rules, KeySource)>, Failure> {
-    let Some(path) = &arguments.jwks else { return Ok(None) };
-    let source = KeySource::of(path, arguments.jwks_ca.as_deref())?;
+/// What tokens must meet, and where keys come from if a place was named; nothing without an audience.
+fn rules(arguments: &Agent) -> Result<Option<(Rules, Option<KeySource>)>, Failure> {
+    if arguments.audience.is_empty() {
+        return Ok(None);
+    }
+    let place = arguments.jwks.as_deref();
+    let source = place.map(|place| KeySource::of(place, arguments.jwks_ca.as_deref())).transpose()?;
     let rules = Rules {
-        keys: source.keys(),
+        keys: source.as_ref().map(KeySource::keys).unwrap_or_default(),
         audiences: arguments.audience.clone(),
         token_type: arguments.token_type.clone(),
         leeway: arguments.leeway,
@@ -259,13 +280,14 @@ struct Shared {
     asked_for: Option<Profile>,
 }
 
-fn router(shared: Arc<Shared>, sidecar: Arc<Sidecar>) -> Router {
-    const PATHS: &str = "GET /check, POST /verify, POST /introspect, GET /auth, /authz/..., GET /status";
+fn router(shared: Arc<Shared>, sidecar: Arc<Sidecar>, own_token: Router) -> Router {
+    const PATHS: &str = "GET /check, POST /verify, POST /introspect, GET /auth, /authz/..., GET /status, GET /token";
     Router::new()
         .route("/check", get(check))
         .route("/status", get(status))
         .with_state(shared)
         .merge(sidecar.router())
+        .merge(own_token)
         .fallback(|| async { Problem(StatusCode::NOT_FOUND, "unknown-path", PATHS.into()) })
         .method_not_allowed_fallback(|| async { Problem(StatusCode::METHOD_NOT_ALLOWED, "wrong-method", PATHS.into()) })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))

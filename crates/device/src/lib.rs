@@ -44,6 +44,8 @@
 //!   two stands a [`Policy`], and there is no default one.
 //! - A device without state, with state too old, or with a clock it cannot trust answers `Unknown`.
 //!   It never says "not revoked" for want of knowledge, and never stops saying "revoked".
+//! - A device that was given an [`Identity`] holds a token of its own, renewed in time: see
+//!   [`Device::inbox`]. The issuer's keys come over the same link ([`Device::issuer_keys`]).
 //! - Every [`Refusal`](revocast_core::Refusal) of something that arrived is counted, logged and
 //!   reported; see [`Status`].
 //!
@@ -62,7 +64,7 @@ pub use config::{
 };
 
 mod store;
-pub use store::{Candidate, DiskStore, Heads, Store, StoreError, VolatileStore};
+pub use store::{Candidate, DiskStore, Heads, Slot, Store, StoreError, VolatileStore};
 
 mod link;
 pub use link::{Link, LinkConfig, LinkConfigError, LinkEvent, LinkStats, Transport};
@@ -90,6 +92,14 @@ mod key_source;
 #[cfg(feature = "https-keys")]
 pub use key_source::KeyAddress;
 pub use key_source::{KeyFile, KeySourceError};
+
+mod identity;
+pub use identity::{Enrollment, Identity, IdentityError, Malformed};
+
+mod issuer_keys;
+
+mod inbox;
+pub use inbox::{HeldToken, Inbox, InboxConfig, InboxError, NotHeld, TokenState};
 
 mod fallback;
 pub use fallback::{AskError, Asker};
