@@ -7,6 +7,7 @@
 #![expect(clippy::missing_panics_doc, reason = "every function in here panics when a test has to end")]
 #![expect(clippy::must_use_candidate, reason = "some are called for what they insist on")]
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -1081,8 +1082,11 @@ impl Agent {
 
     /// Asks with headers, as a proxy does; gives the status and the headers of the answer.
     pub fn ask_as(&self, path: &str, headers: &[(&str, String)]) -> Result<(u16, BTreeMap<String, String>), String> {
-        let agent =
-            ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).build().new_agent();
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(PATIENCE))
+            .build()
+            .new_agent();
         let mut request = agent.get(format!("{}{path}", self.url));
         for (name, value) in headers {
             request = request.header(*name, value);

@@ -425,11 +425,11 @@ def take_device(body, length):
 
 
 def read_renew(body):
-    counter, nonce, at, device, jti = body.take("Q16sQBH")
-    require(counter > 0 and jti <= 256)
-    device, jti = take_device(body, device), body.skip(jti)
+    counter, nonce, at, device = body.take("Q16sQB")
+    require(counter > 0)
+    device = take_device(body, device)
     body.end()
-    return {"device": device, "counter": counter, "nonce": nonce.hex(), "at": at, "jti": text(jti) or None}
+    return {"device": device, "counter": counter, "nonce": nonce.hex(), "at": at}
 
 
 def read_delivery(body):

@@ -174,7 +174,6 @@ fn object(findings: &mut Findings, bytes: &[u8], trust: Option<&Trust>, keys: Op
             findings.add("device", renew.device.as_str());
             findings.add("counter", renew.counter);
             findings.add("at", renew.at.to_string());
-            findings.add("holds jti", renew.jti.as_deref());
         }
         Kind::Delivery => {
             let delivery = wire::decode_delivery(body).map_err(unreadable)?;

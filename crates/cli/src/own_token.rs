@@ -2,13 +2,14 @@
 //!
 //! The text of the token is given there and nowhere else, never in a log.
 
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use revocast_core::TokenTopic;
-use revocast_device::{Identity, Inbox, InboxConfig, NotHeld, SystemClock, TokenState};
+use revocast_device::{Call, Identity, Inbox, InboxConfig, NotHeld, SystemClock, TokenState};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::agent::Problem;
@@ -37,13 +38,31 @@ pub fn router(inbox: Option<Inbox>) -> Router {
     Router::new().route("/token", get(token)).with_state(inbox)
 }
 
-async fn token(State(inbox): State<Option<Inbox>>) -> Response {
+/// A call that the token shall be shown at (RFC 9449).
+#[derive(Deserialize)]
+struct Called {
+    method: Option<String>,
+    uri: Option<String>,
+}
+
+/// With `?method=POST&uri=https://…` a proof for that call comes with it, for the header `DPoP`; it is good once.
+async fn token(State(inbox): State<Option<Inbox>>, Query(called): Query<Called>) -> Response {
     let Some(inbox) = inbox else {
         let detail = "start the agent with --identity".to_owned();
         return Problem(StatusCode::NOT_FOUND, "no-identity", detail).into_response();
     };
+    let mut standing = standing(&inbox);
+    if let (Called { method: Some(method), uri: Some(uri) }, Some(token)) = (called, standing["token"].as_str()) {
+        let call = Call::Http { method: &method, uri: &uri };
+        match inbox.identity().prover().prove(SystemClock::now(), &call, token) {
+            Ok(proof) => standing["proof"] = proof.into(),
+            Err(error) => {
+                return Problem(StatusCode::INTERNAL_SERVER_ERROR, "no-random", error.to_string()).into_response();
+            }
+        }
+    }
     // No proxy and no browser keeps it.
-    ([(header::CACHE_CONTROL, "no-store")], Json(standing(&inbox))).into_response()
+    ([(header::CACHE_CONTROL, "no-store")], Json(standing)).into_response()
 }
 
 /// How it stands, looked at again just now.

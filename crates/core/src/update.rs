@@ -482,7 +482,9 @@ pub struct Answer {
 }
 
 /// What a device asks when it wants a new token, signed by its own key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// It does not name the token that it holds: the ledger knows, and a `jti` is nobody else's business.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Renew {
     /// Who asks.
     pub device: DeviceId,
@@ -493,8 +495,6 @@ pub struct Renew {
     pub nonce: Nonce,
     /// When it was made, by the device's clock. For people who look into it; nothing is decided by it.
     pub at: UnixMillis,
-    /// The decoded `jti` of the token that the device holds; `None` if it holds none.
-    pub jti: Option<Box<str>>,
 }
 
 /// What the server sends to one device, sealed by a content key.
@@ -560,17 +560,13 @@ pub enum NoRenewal {
     CutOff = 2,
     /// Its counter is not above the last: a replay, or a device that was restored from a copy.
     Replayed = 3,
-    /// The token that it names was not issued to it.
-    NotHeld = 4,
     /// The server has no time now. Ask again.
-    Busy = 5,
-    /// The token that it holds expired too long ago.
-    Expired = 6,
+    Busy = 4,
 }
 
 impl NoRenewal {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 6] = [Self::Revoked, Self::CutOff, Self::Replayed, Self::NotHeld, Self::Busy, Self::Expired];
+    pub const ALL: [Self; 4] = [Self::Revoked, Self::CutOff, Self::Replayed, Self::Busy];
 
     /// The name used in logs and JSON.
     #[must_use]
@@ -579,9 +575,7 @@ impl NoRenewal {
             Self::Revoked => "revoked",
             Self::CutOff => "cut-off",
             Self::Replayed => "replayed",
-            Self::NotHeld => "not-held",
             Self::Busy => "busy",
-            Self::Expired => "expired",
         }
     }
 
@@ -592,9 +586,7 @@ impl NoRenewal {
             1 => Some(Self::Revoked),
             2 => Some(Self::CutOff),
             3 => Some(Self::Replayed),
-            4 => Some(Self::NotHeld),
-            5 => Some(Self::Busy),
-            6 => Some(Self::Expired),
+            4 => Some(Self::Busy),
             _ => None,
         }
     }

@@ -22,8 +22,8 @@ use crate::exceptions::ExceptionCut;
 use crate::filter::{FilterParams, Salt};
 use crate::limits::{
     ARTIFACT_BYTES_MAX, BASE_ENTRIES_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CUTOFFS_MAX, DELIVERY_CONTENT_BYTES_MAX,
-    ENCLOSURE_BYTES, ISSUER_BYTES_MAX, ISSUER_KEYS_BYTES_MAX, JTI_BYTES_MAX, LADDER_PIECES_MAX, PUBLISHERS_MAX,
-    ROOTS_MAX, SEALED_BYTES_MAX, TOKEN_BYTES_MAX,
+    ENCLOSURE_BYTES, ISSUER_BYTES_MAX, ISSUER_KEYS_BYTES_MAX, LADDER_PIECES_MAX, PUBLISHERS_MAX, ROOTS_MAX,
+    SEALED_BYTES_MAX, TOKEN_BYTES_MAX,
 };
 use crate::position::{Epoch, Position, Sequence, Term};
 use crate::refusal::Refusal;
@@ -894,9 +894,7 @@ pub fn decode_answer(mut body: &[u8], width: Width) -> Result<Answer, WireError>
 /// 8       16    nonce
 /// 24      8     at, milliseconds
 /// 32      1     d, bytes of the device id, 1 to 64
-/// 33      2     j, bytes of the jti, 0 to 256; 0 if the device holds no token
-/// 35      d     device id, [A-Za-z0-9._-]
-///         j     decoded jti of the token that the device holds, UTF-8
+/// 33      d     device id, [A-Za-z0-9._-]
 /// ```
 #[derive(Encode, Decode)]
 struct RenewHead {
@@ -904,26 +902,21 @@ struct RenewHead {
     nonce: Nonce,
     at: u64,
     device: u8,
-    jti: u16,
 }
 
 /// Encodes a request for a new token.
 pub fn encode_renew(renew: &Renew) -> Result<Vec<u8>, WireError> {
-    let jti = renew.jti.as_deref().unwrap_or_default();
-    if renew.counter == 0 || renew.jti.as_deref() == Some("") {
-        return Err(WireError::Range { field: if renew.counter == 0 { "counter" } else { "jti" } });
+    if renew.counter == 0 {
+        return Err(WireError::Range { field: "counter" });
     }
-    count("jti", jti.len(), JTI_BYTES_MAX)?;
     let mut out = Sink::default();
     out.put(RenewHead {
         counter: renew.counter,
         nonce: renew.nonce,
         at: renew.at.millis(),
         device: renew.device.as_bytes().len() as u8,
-        jti: jti.len() as u16,
     })?;
     out.extend(renew.device.as_bytes());
-    out.extend(jti.as_bytes());
     Ok(out.into_bytes())
 }
 
@@ -933,19 +926,9 @@ pub fn decode_renew(mut body: &[u8]) -> Result<Renew, WireError> {
     if head.counter == 0 {
         return Err(WireError::Range { field: "counter" });
     }
-    count("jti", head.jti.into(), JTI_BYTES_MAX)?;
-    let (device, jti) = split_device(body, head.device)?;
-    if jti.len() != usize::from(head.jti) {
-        return Err(if jti.len() < usize::from(head.jti) { WireError::Short } else { WireError::Trailing });
-    }
-    let jti = core::str::from_utf8(jti).map_err(|_| WireError::Range { field: "jti" })?;
-    Ok(Renew {
-        device,
-        counter: head.counter,
-        nonce: head.nonce,
-        at: UnixMillis::from_millis(head.at),
-        jti: (!jti.is_empty()).then(|| jti.into()),
-    })
+    let (device, rest) = split_device(body, head.device)?;
+    finish(rest)?;
+    Ok(Renew { device, counter: head.counter, nonce: head.nonce, at: UnixMillis::from_millis(head.at) })
 }
 
 /// ```text

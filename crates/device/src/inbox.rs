@@ -360,8 +360,6 @@ pub(crate) struct Keeper {
     counter_lost: bool,
     /// Of the last delivery that was believed.
     issued_at: UnixMillis,
-    /// The server does not know the token we name.
-    unnamed: bool,
 
     prepared: Option<Prepared>,
     open: VecDeque<Nonce>,
@@ -406,7 +404,6 @@ impl Keeper {
             counter,
             counter_lost: counter == 0,
             issued_at,
-            unnamed: false,
             prepared: None,
             open: VecDeque::new(),
             wait: WAIT_MIN,
@@ -490,8 +487,7 @@ impl Keeper {
         self.refused = Some(why);
         match why {
             NoRenewal::Replayed => self.counter_lost = true,
-            NoRenewal::NotHeld => self.unnamed = true,
-            NoRenewal::Revoked | NoRenewal::CutOff | NoRenewal::Busy | NoRenewal::Expired => {}
+            NoRenewal::Revoked | NoRenewal::CutOff | NoRenewal::Busy => {}
         }
     }
 
@@ -550,7 +546,6 @@ impl Keeper {
         self.held = Some(Arc::new(HeldToken { text, token, since: now.wall }));
         self.refused = None;
         self.unjudged = None;
-        self.unnamed = false;
         self.prepared = None;
         self.open.clear();
         self.wait = WAIT_MIN;
@@ -649,8 +644,7 @@ impl Keeper {
             return None;
         }
         let identity = &self.config.identity;
-        let jti = self.held.as_ref().filter(|_| !self.unnamed).map(|held| held.token.jti().into());
-        let renew = Renew { device: identity.device(), counter, nonce, at: now.wall, jti };
+        let renew = Renew { device: identity.device(), counter, nonce, at: now.wall };
         let body = wire::encode_renew(&renew)
             .inspect_err(|error| tracing::warn!(%error, "a request for a token cannot be written"))
             .ok()?;

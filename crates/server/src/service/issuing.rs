@@ -206,20 +206,21 @@ impl Service {
     /// Answers the request of a device for a new token; nothing if there is nothing to say to it.
     pub async fn renew(&self, realm: RealmId, device: Device, request: &Renew) -> Option<Notice> {
         let id = device.id;
-        let renewal = Renewal { counter: Some(request.counter), parent: request.jti.as_deref().map(str::to_owned) };
+        let renewal = Renewal { counter: Some(request.counter), parent: None };
         let why = match self.mint_for(realm, device, None, Map::new(), Some(renewal), "renewal").await {
             Ok(minted) => return Some(Notice::Token { token: minted.token.into() }),
             Err(ServiceError::NoToken(why)) => match why {
                 NoToken::ParentRevoked => NoRenewal::Revoked,
                 NoToken::CutOff { .. } => NoRenewal::CutOff,
                 NoToken::Replayed { .. } => NoRenewal::Replayed,
-                NoToken::NotHeld => NoRenewal::NotHeld,
-                NoToken::ParentExpired => NoRenewal::Expired,
                 NoToken::FamilyFull { .. } => NoRenewal::Busy,
-                // Dismissed meanwhile; and nobody spends refresh tokens here.
-                NoToken::DeviceUnknown | NoToken::RefreshUnknown | NoToken::RefreshExpired | NoToken::RefreshReused => {
-                    return None;
-                }
+                // Dismissed meanwhile; and nobody names a token or spends a refresh token here.
+                NoToken::DeviceUnknown
+                | NoToken::NotHeld
+                | NoToken::ParentExpired
+                | NoToken::RefreshUnknown
+                | NoToken::RefreshExpired
+                | NoToken::RefreshReused => return None,
             },
             Err(error) => {
                 tracing::warn!(%realm, device = %id, error = %crate::publisher::chain(&error), "no token for a device that asks for one");
