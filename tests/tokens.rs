@@ -101,7 +101,8 @@ fn a_token_reaches_its_device_alone_and_a_revoked_device_gets_no_other() {
     let enroll = ["device", "enroll", &file, "--audience", "https://api.example", "--subject", "pump"];
     let _ = server.command(&enroll).ok();
     let _ = server.command(&enroll).ok();
-    server.command(&["--json", "device", "list", "--realm", REALM]).ok();
+    let listed = server.command(&["--json", "device", "list", "--realm", REALM]).ok().json();
+    assert_eq!(listed[0]["device"], json!("pump-1"), "{listed}");
 
     // Issued: sealed by the publisher, enclosed for the device, bound to its key.
     let publisher = Keys::load(&site.path("data/keys")).unwrap().publisher().unwrap().public();
