@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use revocast_core::update::{Delivery, Notice};
-use revocast_core::{
-    DeviceId, EnvelopeKey, Kind, PublicKey, RealmId, Sealed, SigningKey, UnixTime, disclose, wire,
-};
+use revocast_core::{DeviceId, EnvelopeKey, Kind, PublicKey, RealmId, Sealed, SigningKey, UnixTime, disclose, wire};
 use revocast_server::broker::LinkState;
 use revocast_server::clock::SystemClock;
 use revocast_server::config::Choices;
@@ -98,7 +96,7 @@ fn main() {
 
     let began = Instant::now();
     let undelivered = runtime.block_on(async {
-        let mut under_way = JoinSet::new();
+        let mut under_way = JoinSet::<bool>::new();
         let mut undelivered = 0;
         for device in &devices {
             if under_way.len() >= AT_ONCE {

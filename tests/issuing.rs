@@ -167,9 +167,8 @@ fn a_token_reaches_its_device_alone_and_a_revoked_device_gets_no_other() {
         .map(|(_, bytes)| pump.open(bytes, publisher).0.issued_at)
         .collect();
     assert!(dates.first() == Some(&first.issued_at) && dates.is_sorted() && dates.len() > 4);
-    let readable = |needle: &[u8]| {
-        heard.iter().find(|(_, bytes)| bytes.windows(needle.len()).any(|window| window == needle))
-    };
+    let readable =
+        |needle: &[u8]| heard.iter().find(|(_, bytes)| bytes.windows(needle.len()).any(|window| window == needle));
     assert_eq!(readable(b"eyJ").map(|(topic, _)| topic), None);
     // Retained is nothing of it.
     let later = Listener::start(&mosquitto.url(), TOPIC);
@@ -191,13 +190,15 @@ fn issuer_keys_travel_to_devices_and_the_next_one_is_there_before_it_signs() {
     let publisher = Keys::load(&site.path("data/keys")).unwrap().publisher().unwrap().public();
     let kids = |bytes: &[u8]| {
         let sealed = Sealed::expect(bytes, &realm(), Kind::IssuerKeys).unwrap();
-        let body = sealed.by_threshold(&[publisher], 1).unwrap().try_map(wire::decode_issuer_keys).unwrap().into_inner();
+        let body =
+            sealed.by_threshold(&[publisher], 1).unwrap().try_map(wire::decode_issuer_keys).unwrap().into_inner();
         let jwks: Value = serde_json::from_slice(&body.jwks).unwrap();
         jwks["keys"].as_array().unwrap().iter().map(|key| text(key, "kid")).collect::<Vec<_>>()
     };
     let first = kids(&listener.wait_for("jwks"));
     assert_eq!(first.len(), 1);
-    let rotated = revocast(["--json", "issuer-key", "rotate", "--realm", REALM, "--alg", "ES256", "--keys", &keys]).ok();
+    let rotated =
+        revocast(["--json", "issuer-key", "rotate", "--realm", REALM, "--alg", "ES256", "--keys", &keys]).ok();
     let next = text(&rotated.json(), "kid");
     until_true("the next key at the broker", || kids(&listener.wait_for("jwks")).contains(&next));
     let issue = ["token", "issue", "--realm", REALM, "--sub", "s", "--audience", "a"];
@@ -230,7 +231,8 @@ fn a_publisher_key_is_replaced_while_one_device_follows_and_another_is_away() {
     let before = publisher();
     // Three times, the last as if the key were stolen.
     for (round, more) in [&[][..], &[], &["--now"]].into_iter().enumerate() {
-        let rotate = ["--json", "publisher-key", "rotate", "--keys", &keys].iter().chain(more).copied().collect::<Vec<_>>();
+        let rotate =
+            ["--json", "publisher-key", "rotate", "--keys", &keys].iter().chain(more).copied().collect::<Vec<_>>();
         let rotated = server.command(&rotate).ok().json();
         assert_eq!(number(&rotated["keys_versions"], REALM), round as u64 + 2, "{rotated}");
         let sequence = server.revoke(&format!("round-{round}"), exp);
