@@ -7,6 +7,8 @@ pub mod forge;
 
 pub mod follower;
 
+pub mod signers;
+
 pub mod process;
 
 pub mod strace;

@@ -1025,6 +1025,12 @@ impl Agent {
         self.process.as_mut().expect("it runs")
     }
 
+    /// Where it answers.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.process().kill();

@@ -1,20 +1,21 @@
 //! `revocast agent`: a device as a process, with a small HTTP interface on loopback.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Json, Router};
 use revocast_core::{Claims, Config, Digest, Doubt, Finding, Hold, Jti, Profile, RealmId, UnixTime, Verdict};
 use revocast_device::{
-    Asker, Checker, ClientId, Credentials, Decision, Device, DeviceConfig, DiskStore, KeySet, Policy, Prefix,
-    StartError, Status, SystemClock, TlsRoots, Validator, ValidatorConfig, random_seed, trust_from_file,
+    Asker, Checker, ClientId, Credentials, Decision, Device, DeviceConfig, DiskStore, InboxError, KeyAddress, KeyFile,
+    KeySourceError, LiveKeys, Policy, Prefix, StartError, Status, SystemClock, TlsRoots, random_seed, trust_from_file,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -22,9 +23,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
 use crate::args::Agent;
-use crate::output::{Failure, Output};
-use crate::verify::{Judged, key_set};
-use crate::{asked_to_end, holding, runtime};
+use crate::output::{Failure, Output, read_file};
+use crate::sidecar::{Rules, Sidecar};
+use crate::{asked_to_end, holding, own_token, runtime};
 
 /// Where the agent answers unless told otherwise.
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8181);
@@ -35,18 +36,26 @@ const BODY_BYTES_MAX: usize = 32 * 1024;
 pub fn run(output: Output, arguments: &Agent) -> Result<ExitCode, Failure> {
     output.start_logging()?;
     let listen = arguments.listen.unwrap_or(LISTEN_DEFAULT);
-    if !listen.ip().is_loopback() {
+    if !listen.ip().is_loopback() && arguments.allow_remote {
+        tracing::warn!(%listen, "others can ask this agent, and show it tokens, over a connection that is not encrypted");
+    } else if !listen.ip().is_loopback() {
         return Err(Failure::plain(
             "not-loopback",
             format!("{listen} can be reached from outside; the agent answers on loopback only"),
         )
         .help(
-            "questions carry tokens in the clear: put a proxy with TLS and authentication before it if others must ask",
+            "questions carry tokens in the clear: put a proxy with TLS and authentication before it if others must ask; \
+             --allow-remote is for a network that nobody else is on, such as that of a pod",
         )
         .usage());
     }
-    let config = device_config(arguments)?;
-    let tokens = tokens(arguments)?;
+    let mut config = device_config(arguments)?;
+    let (rules, source) = rules(arguments)?.unzip();
+    let source = source.flatten();
+    if let (Some(rules), None) = (&rules, &source) {
+        // Nobody named a place for keys: those that the server publishes.
+        config = config.with_issuer_keys(rules.keys.clone());
+    }
     runtime()?.block_on(async {
         let listener = TcpListener::bind(listen).await.map_err(|error| {
             Failure::new("busy-port", format!("cannot listen on {listen}"), &error)
@@ -59,6 +68,10 @@ pub fn run(output: Output, arguments: &Agent) -> Result<ExitCode, Failure> {
             let failure = Failure::new("not-started", "the agent did not start", &error);
             match error {
                 StartError::Link(_) => failure.help("name them with --broker-ca FILE, for mqtts:// only").usage(),
+                StartError::Inbox(InboxError::NoAudience) => {
+                    failure.help("name the audience of its tokens with --audience, or with --token-audience").usage()
+                }
+                StartError::Inbox(_) => failure.help("an identity is of one device in one realm").usage(),
                 StartError::Budget { budget, needed } => too_small(budget, needed),
                 StartError::Store(_) | StartError::Interrupted => failure,
             }
@@ -69,14 +82,16 @@ pub fn run(output: Output, arguments: &Agent) -> Result<ExitCode, Failure> {
             asker: (!arguments.no_ask).then(|| device.asker()),
             status: device.status(),
             asked_for,
-            tokens,
-            validator: OnceLock::new(),
         });
+        let sidecar = Arc::new(Sidecar::new(device.checker(), (!arguments.no_ask).then(|| device.asker()), rules));
+        // A token is given to nobody but programs on this machine.
+        let own_token = if listen.ip().is_loopback() { own_token::router(device.inbox()) } else { Router::new() };
         let words = format!("answers on http://{address}, state in {}", arguments.state.display());
         output.result(
             words,
             &json!({ "listen": format!("http://{address}"), "state": arguments.state.display().to_string() }),
         );
+        let following = source.map(|source| tokio::spawn(source.follow()));
         let logging = tokio::spawn(log_changes(device.status(), device.checker(), asked_for));
         let (status, (tell, told)) = (device.status(), oneshot::channel());
         let ends = async move {
@@ -85,9 +100,12 @@ pub fn run(output: Output, arguments: &Agent) -> Result<ExitCode, Failure> {
                 budget = outgrown(status) => drop(tell.send(budget)),
             }
         };
-        let serving = axum::serve(listener, router(shared)).with_graceful_shutdown(ends);
+        let serving = axum::serve(listener, router(shared, sidecar, own_token)).with_graceful_shutdown(ends);
         serving.await.map_err(|error| Failure::new("io", "the interface failed", &error))?;
         logging.abort();
+        if let Some(following) = following {
+            following.abort();
+        }
         device.stop().await;
         match told.await {
             Ok((budget, needed)) => Err(too_small(budget, needed)),
@@ -128,8 +146,12 @@ fn device_config(arguments: &Agent) -> Result<DeviceConfig, Failure> {
     let broker = arguments.broker.parse().map_err(|error| bad("--broker", &error))?;
     let realm = RealmId::new(&arguments.realm).map_err(|error| bad("--realm", &error))?;
     let trust = trust_from_file(&arguments.trust).map_err(|error| bad("--trust", &error))?;
+    let identity = own_token::identity(arguments)?;
     let client_id = if let Some(text) = &arguments.client_id {
         ClientId::new(text)
+    } else if let Some(identity) = &identity {
+        // The server delivers to the device under its name.
+        ClientId::new(identity.device().as_str())
     } else {
         // Stable as long as the state is, and different for every state folder.
         let folder = std::path::absolute(&arguments.state).unwrap_or_else(|_| arguments.state.clone());
@@ -162,25 +184,91 @@ fn device_config(arguments: &Agent) -> Result<DeviceConfig, Failure> {
         let password = password.trim_end_matches(['\r', '\n']).to_owned();
         config = config.with_credentials(Credentials { username: username.clone(), password });
     }
+    if let Some(identity) = identity {
+        config = config.with_inbox(own_token::inbox(arguments, identity)?);
+    }
     Ok(config)
 }
 
-/// What tokens must meet, apart from the issuer, which the realm's keys name.
-struct Tokens {
-    keys: KeySet,
-    audiences: Vec<String>,
-    token_type: Option<String>,
-    leeway: u32,
-}
-
-fn tokens(arguments: &Agent) -> Result<Option<Tokens>, Failure> {
-    let Some(path) = &arguments.jwks else { return Ok(None) };
-    Ok(Some(Tokens {
-        keys: key_set(path)?,
+/// What tokens must meet, and where keys come from if a place was named; nothing without an audience.
+fn rules(arguments: &Agent) -> Result<Option<(Rules, Option<KeySource>)>, Failure> {
+    if arguments.audience.is_empty() {
+        return Ok(None);
+    }
+    let place = arguments.jwks.as_deref();
+    let source = place.map(|place| KeySource::of(place, arguments.jwks_ca.as_deref())).transpose()?;
+    let rules = Rules {
+        keys: source.as_ref().map(KeySource::keys).unwrap_or_default(),
         audiences: arguments.audience.clone(),
         token_type: arguments.token_type.clone(),
         leeway: arguments.leeway,
-    }))
+        lifetime_max: Duration::from_secs(arguments.lifetime),
+        origin: arguments.origin.clone(),
+    };
+    Ok(Some((rules, source)))
+}
+
+/// How often a file of keys is looked at.
+const KEY_FILE_EVERY: Duration = Duration::from_secs(5);
+
+/// Where the issuer's keys come from.
+enum KeySource {
+    File(KeyFile),
+    Address(Box<KeyAddress>),
+}
+
+impl KeySource {
+    fn of(place: &Path, roots: Option<&Path>) -> Result<Self, Failure> {
+        let bad = |error: &KeySourceError| Failure::new("bad-jwks", "the issuer's keys cannot be used", error).usage();
+        let address = place.to_str().filter(|text| text.contains("://"));
+        match (address, roots) {
+            (None, _) => KeyFile::open(place).map(Self::File).map_err(|error| bad(&error)),
+            (Some(address), Some(roots)) => {
+                let roots = read_file(roots, "the certificates")?;
+                let address = KeyAddress::new(address, &roots).map_err(|error| bad(&error))?;
+                Ok(Self::Address(Box::new(address)))
+            }
+            (Some(address), None) => Err(Failure::plain("no-jwks-ca", format!("nobody vouches for {address}"))
+                .help("name certificates with --jwks-ca FILE, such as /etc/ssl/certs/ca-certificates.crt")
+                .usage()),
+        }
+    }
+
+    fn keys(&self) -> LiveKeys {
+        match self {
+            Self::File(file) => file.keys(),
+            Self::Address(address) => address.keys(),
+        }
+    }
+
+    /// Looks once; says how long to wait before the next time.
+    fn refresh(&mut self) -> (Result<bool, KeySourceError>, Duration) {
+        match self {
+            Self::File(file) => (file.refresh(), KEY_FILE_EVERY),
+            Self::Address(address) => (address.refresh(), address.wait()),
+        }
+    }
+
+    /// Looks for as long as the agent runs.
+    async fn follow(mut self) {
+        loop {
+            let looked = tokio::task::spawn_blocking(move || {
+                let (outcome, wait) = self.refresh();
+                (self, outcome, wait)
+            });
+            let Ok((source, outcome, wait)) = looked.await else { return };
+            self = source;
+            match outcome {
+                Ok(true) => tracing::info!("the issuer's keys are new"),
+                Ok(false) => {}
+                Err(error) => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::warn!(%error, cause, "the issuer's keys stay as they are");
+                }
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
 }
 
 struct Shared {
@@ -190,58 +278,23 @@ struct Shared {
     status: watch::Receiver<Status>,
     /// The profile that was asked for, where no budget is given.
     asked_for: Option<Profile>,
-    tokens: Option<Tokens>,
-    validator: OnceLock<Validator<Checker>>,
 }
 
-impl Shared {
-    /// The validator, once the realm's keys have told the issuer.
-    fn validator(&self) -> Result<&Validator<Checker>, Problem> {
-        let Some(tokens) = &self.tokens else {
-            return Err(Problem(
-                StatusCode::NOT_IMPLEMENTED,
-                "no-jwks",
-                "start the agent with --jwks and --audience".into(),
-            ));
-        };
-        if let Some(validator) = self.validator.get() {
-            return Ok(validator);
-        }
-        let Some(issuer) = self.checker.issuer() else {
-            return Err(Problem(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "no-state",
-                "the realm's keys have not arrived yet".into(),
-            ));
-        };
-        let mut config = ValidatorConfig::new(&*issuer, tokens.audiences.clone(), tokens.keys.clone())
-            .with_leeway_secs(tokens.leeway);
-        if let Some(token_type) = &tokens.token_type {
-            config = config.with_type(token_type);
-        }
-        let validator = Validator::new(config, self.checker.clone(), Policy::strict())
-            .map_err(|error| Problem(StatusCode::INTERNAL_SERVER_ERROR, "bad-rules", error.to_string()))?;
-        Ok(self.validator.get_or_init(|| validator))
-    }
-}
-
-fn router(shared: Arc<Shared>) -> Router {
+fn router(shared: Arc<Shared>, sidecar: Arc<Sidecar>, own_token: Router) -> Router {
+    const PATHS: &str = "GET /check, POST /verify, POST /introspect, GET /auth, /authz/..., GET /status, GET /token";
     Router::new()
         .route("/check", get(check))
-        .route("/verify", post(verify))
         .route("/status", get(status))
-        .fallback(|| async {
-            Problem(StatusCode::NOT_FOUND, "unknown-path", "GET /check, POST /verify, GET /status".into())
-        })
-        .method_not_allowed_fallback(|| async {
-            Problem(StatusCode::METHOD_NOT_ALLOWED, "wrong-method", "GET /check, POST /verify, GET /status".into())
-        })
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(shared)
+        .merge(sidecar.router())
+        .merge(own_token)
+        .fallback(|| async { Problem(StatusCode::NOT_FOUND, "unknown-path", PATHS.into()) })
+        .method_not_allowed_fallback(|| async { Problem(StatusCode::METHOD_NOT_ALLOWED, "wrong-method", PATHS.into()) })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
 }
 
 /// A problem document (RFC 9457).
-struct Problem(StatusCode, &'static str, String);
+pub struct Problem(pub StatusCode, pub &'static str, pub String);
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
@@ -322,16 +375,6 @@ async fn check(
         fields.extend(detail.into_iter().chain(asked).map(|(name, value)| (name.to_owned(), value)));
     }
     Ok(Json(answer))
-}
-
-async fn verify(State(shared): State<Arc<Shared>>, token: String) -> Result<Json<Value>, Problem> {
-    let (validator, token) = (shared.validator()?, token.trim());
-    let outcome = match &shared.asker {
-        // Of no class in particular: the strict policy.
-        Some(asker) => asker.verify_or_ask(validator, &SystemClock, "", token).await,
-        None => validator.verify(SystemClock::now(), token),
-    };
-    Ok(Json(json!(Judged::of(&outcome))))
 }
 
 async fn status(State(shared): State<Arc<Shared>>) -> Json<Value> {

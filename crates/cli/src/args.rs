@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use clap::{ArgGroup, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
-use revocast_core::Profile;
+use revocast_core::{Profile, TokenTopic};
+use revocast_device::LIFETIME_MAX_DEFAULT;
 use revocast_server::config::{SETTINGS, Setting};
 use revocast_server::issuer::Algorithm;
 
@@ -459,6 +460,8 @@ pub struct Start {
 /// `device`
 #[derive(Clone, Debug, Subcommand)]
 pub enum DeviceCommand {
+    /// Makes the keys of a device, on the device, and prints what it is enrolled with.
+    Keygen(DeviceKeygen),
     /// Enrolls a device by what it printed of its keys; may be repeated.
     Enroll(Box<Enroll>),
     /// Lists the devices of a realm and what they hold.
@@ -803,6 +806,20 @@ pub struct LedgerPlace {
     pub ledger_ca: Option<PathBuf>,
 }
 
+/// `device keygen`
+#[derive(Clone, Debug, Args)]
+pub struct DeviceKeygen {
+    /// Name of the device: that of its MQTT client, too.
+    #[arg(long, value_name = "NAME")]
+    pub id: String,
+    /// The realm in which it is to be enrolled.
+    #[arg(long)]
+    pub realm: String,
+    /// File to write the keys to; never overwritten, and readable by its owner alone.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
 /// `agent`
 #[derive(Clone, Debug, Args)]
 pub struct Agent {
@@ -833,12 +850,31 @@ pub struct Agent {
     /// Folder for what must survive a restart.
     #[arg(long, value_name = "DIR")]
     pub state: PathBuf,
-    /// Where to answer GET /check, POST /verify and GET /status; loopback only.
+    /// Where to answer programs and proxies; loopback only, unless --allow-remote is given [default: 127.0.0.1:8181].
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
-    /// Name of this client at the broker; made from the state folder unless given.
+    /// Answer on an address that others can reach. Tokens cross that network in the clear.
+    #[arg(long, requires = "listen")]
+    pub allow_remote: bool,
+    /// Where callers reach what this agent answers for, such as https://api.example: proofs of possession name it.
+    /// Without it tokens that are bound to a key are refused.
+    #[arg(long, value_name = "ORIGIN")]
+    pub origin: Option<String>,
+    /// Name of this client at the broker; that of the identity, or made from the state folder, unless given.
     #[arg(long, value_name = "ID")]
     pub client_id: Option<String>,
+    /// Who this device is (`device keygen`): it gets tokens of its own, for GET /token, and signs what it reports.
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+    /// Topic on which the server delivers tokens.
+    #[arg(long, value_name = "TEMPLATE", default_value = TokenTopic::DEFAULT)]
+    pub token_topic: String,
+    /// Audience of this device's own tokens, if it is another than --audience; may be given more than once.
+    #[arg(long, value_name = "A", requires = "identity")]
+    pub token_audience: Vec<String>,
+    /// Take tokens that are not enclosed, too: whoever reads the topic has them then.
+    #[arg(long, requires = "identity")]
+    pub clear_tokens: bool,
     /// First level of every topic.
     #[arg(long, default_value = "revocast")]
     pub prefix: String,
@@ -854,9 +890,13 @@ pub struct Agent {
     /// Spread moves to a new epoch over this time, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub epoch_jitter: u64,
-    /// Keys of the issuer (JWKS), for POST /verify.
-    #[arg(long, value_name = "FILE", requires = "audience")]
+    /// Keys of the issuer (JWKS), to judge whole tokens with: a file, read again when it changes, or an https:// address
+    /// [default: those that the server publishes].
+    #[arg(long, value_name = "FILE|URL", requires = "audience")]
     pub jwks: Option<PathBuf>,
+    /// Certificates that vouch for that address, PEM.
+    #[arg(long, value_name = "FILE", requires = "jwks")]
+    pub jwks_ca: Option<PathBuf>,
     /// Audience that tokens must be for; may be given more than once.
     #[arg(long, value_name = "A")]
     pub audience: Vec<String>,
@@ -866,6 +906,9 @@ pub struct Agent {
     /// Clock difference to allow for, seconds; at most the realm's.
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub leeway: u32,
+    /// Longest life of a token, from iat to exp, seconds; that of the realm, 30 days unless it has another.
+    #[arg(long, value_name = "SECONDS", default_value_t = LIFETIME_MAX_DEFAULT.as_secs())]
+    pub lifetime: u64,
     /// Never ask the server about a token that this device is not sure of.
     #[arg(long)]
     pub no_ask: bool,
@@ -936,6 +979,12 @@ pub struct Verify {
     /// Clock difference to allow for, seconds.
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub leeway: u32,
+    /// Longest life of a token, from iat to exp, seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = LIFETIME_MAX_DEFAULT.as_secs())]
+    pub lifetime: u64,
+    /// Judge tokens that are bound to a key as their holder does, without a proof.
+    #[arg(long)]
+    pub held: bool,
     /// State folder of an agent; without this or --revoked nothing is known about revocations, and
     /// tokens are judged by the rest.
     #[arg(long, value_name = "DIR")]

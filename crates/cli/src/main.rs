@@ -11,6 +11,7 @@ mod args;
 mod config;
 mod credential;
 mod demo;
+mod device;
 mod enrolled;
 mod fleet;
 mod holding;
@@ -22,9 +23,11 @@ mod keygen;
 mod ledger;
 mod notify;
 mod output;
+mod own_token;
 mod plan;
 mod publisher_key;
 mod serve;
+mod sidecar;
 mod state;
 mod upload;
 mod verify;
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
             publisher_key::rotate(output, &rotate)
         }
         Command::Device { command } => match command {
+            DeviceCommand::Keygen(keygen) => device::keygen(output, &keygen),
             DeviceCommand::Enroll(enroll) => enrolled::enroll(output, &enroll),
             DeviceCommand::List { realm, server } => enrolled::list(output, &realm, &server),
             DeviceCommand::Dismiss { name, reason } => enrolled::dismiss(output, &name, reason.as_deref()),

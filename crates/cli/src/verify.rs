@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use revocast_core::{Base, Now, RevocationSet, UnixTime, Witness};
 use revocast_device::{
-    Checker, KeySet, Policy, Rejected, Revocations, RevokedPairs, Rule, SystemClock, Token, Unchecked, Validator,
-    ValidatorConfig,
+    Checker, KeySet, Policy, Presented, Rejected, Revocations, RevokedPairs, Rule, SystemClock, Token, Unchecked,
+    Validator, ValidatorConfig,
 };
 use serde::Serialize;
 
@@ -33,8 +33,9 @@ pub fn run(arguments: &Verify) -> Result<ExitCode, Failure> {
         .usage());
     }
     let keys = key_set(&arguments.jwks)?;
-    let mut config =
-        ValidatorConfig::new(&arguments.issuer, arguments.audience.clone(), keys).with_leeway_secs(arguments.leeway);
+    let mut config = ValidatorConfig::new(&arguments.issuer, arguments.audience.clone(), keys)
+        .with_leeway_secs(arguments.leeway)
+        .with_lifetime_max(Duration::from_secs(arguments.lifetime));
     if let Some(token_type) = &arguments.token_type {
         config = config.with_type(token_type);
     }
@@ -46,20 +47,20 @@ pub fn run(arguments: &Verify) -> Result<ExitCode, Failure> {
         let replica = state::restore(&state::newest(folder)?, now)?;
         let set = Arc::new(replica.set().clone());
         let (checker, _exposure) = Checker::new(Arc::clone(&set));
-        return judge(config, checker, Policy::strict(), now, arguments.why.then_some(&*set));
+        return judge(config, checker, Policy::strict(), now, arguments.held, arguments.why.then_some(&*set));
     }
     if let Some(path) = &arguments.revoked {
         let pairs = RevokedPairs::from_json(&read_file(path, "the list")?).map_err(|error| {
             Failure::new("bad-list", format!("{} is no JSON array of [iss, jti] pairs", path.display()), &error).usage()
         })?;
-        return judge(config, pairs, Policy::strict(), now, None);
+        return judge(config, pairs, Policy::strict(), now, arguments.held, None);
     }
     // Nobody named a source: the caller asks about everything but revocation, and every line says so.
-    judge(config, Unchecked, Policy::strict().on_not_followed(Rule::Accept), now, None)
+    judge(config, Unchecked, Policy::strict().on_not_followed(Rule::Accept), now, arguments.held, None)
 }
 
 /// Reads a JWKS file.
-pub fn key_set(path: &std::path::Path) -> Result<KeySet, Failure> {
+fn key_set(path: &std::path::Path) -> Result<KeySet, Failure> {
     KeySet::from_jwks(&read_file(path, "the key set")?)
         .map_err(|error| Failure::new("bad-jwks", format!("{} cannot be used", path.display()), &error).usage())
 }
@@ -69,6 +70,7 @@ fn judge<R: Revocations>(
     revocations: R,
     policy: Policy,
     now: Now,
+    held: bool,
     explains: Option<&RevocationSet>,
 ) -> Result<ExitCode, Failure> {
     let validator = Validator::new(config, revocations, policy)
@@ -79,7 +81,8 @@ fn judge<R: Revocations>(
     let (mut number, mut rejected) = (0_u64, false);
     while let Some(line) = next_line(&mut input).map_err(failed)? {
         number += 1;
-        let outcome = validator.verify(now, &line);
+        let presented = if held { Presented::held(&line) } else { Presented::from(&line) };
+        let outcome = validator.verify(now, presented);
         rejected |= outcome.is_err();
         let grounds = explains.map(|set| Grounds::of(set, now, &outcome));
         let line = Printed { line: number, judged: Judged::of(&outcome), grounds };

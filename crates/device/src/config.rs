@@ -20,6 +20,9 @@ use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::inbox::InboxConfig;
+use crate::validator::LiveKeys;
+
 /// First level of every topic unless configured.
 pub const DEFAULT_PREFIX: &str = "revocast";
 
@@ -43,13 +46,26 @@ pub struct DeviceConfig {
     pub(crate) realm: RealmId,
     pub(crate) trust: Trust,
     pub(crate) replica: ReplicaConfig,
+    pub(crate) inbox: Option<InboxConfig>,
+    pub(crate) issuer_keys: Option<LiveKeys>,
 }
 
 impl DeviceConfig {
     /// Takes what nobody else can decide; [`ReplicaConfig::exact`] suits most devices.
     #[must_use]
     pub fn new(broker: BrokerUrl, client_id: ClientId, realm: RealmId, trust: Trust, replica: ReplicaConfig) -> Self {
-        Self { broker, credentials: None, tls: None, client_id, prefix: Prefix::default(), realm, trust, replica }
+        Self {
+            broker,
+            credentials: None,
+            tls: None,
+            client_id,
+            prefix: Prefix::default(),
+            realm,
+            trust,
+            replica,
+            inbox: None,
+            issuer_keys: None,
+        }
     }
 
     /// User name and password for the broker.
@@ -63,6 +79,21 @@ impl DeviceConfig {
     #[must_use]
     pub fn with_tls(mut self, roots: TlsRoots) -> Self {
         self.tls = Some(roots);
+        self
+    }
+
+    /// Holds a token of the device's own, and signs what the device says: see [`Device::inbox`](crate::Device::inbox).
+    #[must_use]
+    pub fn with_inbox(mut self, inbox: InboxConfig) -> Self {
+        self.inbox = Some(inbox);
+        self
+    }
+
+    /// Keeps these keys up to date with what the realm's server publishes: those that tokens are signed with. Without it
+    /// they are only followed for an inbox.
+    #[must_use]
+    pub fn with_issuer_keys(mut self, keys: LiveKeys) -> Self {
+        self.issuer_keys = Some(keys);
         self
     }
 
@@ -82,7 +113,7 @@ pub fn random_seed() -> Result<u64, RandomError> {
 /// The operating system gave no random bytes.
 #[derive(Debug, Error)]
 #[error("the operating system gave no random bytes")]
-pub struct RandomError(#[source] getrandom::Error);
+pub struct RandomError(#[source] pub(crate) getrandom::Error);
 
 /// `mqtt://host[:port]` or `mqtts://host[:port]`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,19 +14,23 @@ use revocast_core::state::Image;
 use revocast_core::update::Report;
 use revocast_core::wire::encode_report;
 use revocast_core::{
-    Action, Base, DeviceId, Doubt, Epoch, Event, Hold, Holding, Now, Position, Profile, RealmId, Refusal, Replica,
-    Sequence, Term, UnixMillis,
+    Action, Address, Base, DeviceId, Doubt, Epoch, Event, Hold, Holding, Now, Position, Profile, RealmId, Refusal,
+    Replica, Sequence, Term, UnixMillis,
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::checker::{Checker, Exposure};
 use crate::clock::{Clock, SystemClock};
 use crate::config::DeviceConfig;
 use crate::fallback::{Asker, Waiting, Wish};
+use crate::identity::Identity;
+use crate::inbox::{Chore, Declined, Inbox, InboxError, Keeper};
+use crate::issuer_keys::Feed;
 use crate::link::{Link, LinkConfig, LinkConfigError, LinkEvent, LinkStats, Transport};
-use crate::store::{Store, StoreError};
+use crate::store::{Slot, Store, StoreError};
+use crate::validator::LiveKeys;
 
 /// Refusals of one kind are logged at most this often; all are counted.
 const LOG_EVERY: Duration = Duration::from_secs(10);
@@ -37,6 +41,8 @@ pub struct Device {
     checker: Checker,
     asker: Asker,
     status: watch::Receiver<Status>,
+    inbox: Option<Inbox>,
+    issuer_keys: Option<LiveKeys>,
     proofs: mpsc::Sender<UnixMillis>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
@@ -64,14 +70,34 @@ impl Device {
     ) -> Result<Self, StartError> {
         let now = clock.now();
         let device = config.client_id.device();
-        let (restored, store) = spawn_blocking(move || {
+        if let Some(inbox) = &config.inbox {
+            inbox.check(config.realm, device)?;
+        }
+        let (restored, store, config) = spawn_blocking(move || {
             let mut store = store;
-            (restore(&config, &mut store, now), store)
+            let restored =
+                restore(&config, &mut store, now).and_then(|restored| Ok((restored, aside(&config, &mut store)?)));
+            (restored, store, config)
         })
         .await
         .map_err(|_| StartError::Interrupted)?;
-        let Restored { replica, found, realm } = restored?;
+        let (Restored { mut replica, found, realm }, aside) = restored?;
         let (checker, exposure) = Checker::new(Arc::new(replica.set().clone()));
+        let identity = config.inbox.as_ref().map(|inbox| Arc::clone(&inbox.identity));
+        if let Some(identity) = &identity {
+            replica.sign_by(identity.signing().clone());
+        }
+        // Keys before the token that they have signed.
+        let wanted = config.issuer_keys.is_some() || config.inbox.is_some();
+        let feed =
+            wanted.then(|| Feed::new(config.issuer_keys.unwrap_or_default(), &realm, aside.issuer_keys.as_deref()));
+        let issuer_keys = feed.as_ref().map(|feed| feed.live().clone());
+        let keeper = config.inbox.map(|inbox| {
+            let keys = issuer_keys.clone().unwrap_or_default();
+            let seed = config.replica.seed.rotate_left(32);
+            Keeper::new(inbox, checker.clone(), keys, now, seed, aside.token.as_deref())
+        });
+        let inbox = keeper.as_ref().map(Keeper::inbox);
         let (asker, wishes) = Asker::new(checker.clone());
         let status = watch::Sender::new(Status::new(found, replica.holding()));
         let (stop, stopped) = oneshot::channel();
@@ -90,13 +116,21 @@ impl Device {
             exposure,
             store: Arc::new(Mutex::new(store)),
             writing: None,
+            identity,
+            feed,
+            keeper,
+            online: false,
+            asked_under: None,
+            due: Due::default(),
+            putting: None,
             proven,
             logged: [None; Refusal::COUNT],
         };
         // Whoever looks at once sees what was restored, not a device without state.
         driver.tell();
         let status = driver.watcher.clone();
-        Ok(Self { checker, asker, status, proofs, stop: Some(stop), task: tokio::spawn(driver.run(stopped)) })
+        let task = tokio::spawn(driver.run(stopped));
+        Ok(Self { checker, asker, status, inbox, issuer_keys, proofs, stop: Some(stop), task })
     }
 
     /// Where to ask questions. Remains usable after the device has stopped, and grows stale then.
@@ -109,6 +143,19 @@ impl Device {
     #[must_use]
     pub fn asker(&self) -> Asker {
         self.asker.clone()
+    }
+
+    /// The device's own token; `None` unless [`DeviceConfig::with_inbox`] gave it an identity.
+    #[must_use]
+    pub fn inbox(&self) -> Option<Inbox> {
+        self.inbox.clone()
+    }
+
+    /// The issuer's public keys, kept up to date; `None` unless they are followed ([`DeviceConfig::with_issuer_keys`], or
+    /// for an inbox). After a restart those that were kept are in force at once, connected or not.
+    #[must_use]
+    pub fn issuer_keys(&self) -> Option<LiveKeys> {
+        self.issuer_keys.clone()
     }
 
     /// How it goes, and news of it.
@@ -149,6 +196,9 @@ pub enum StartError {
         /// What would do.
         needed: u64,
     },
+    /// The inbox does not fit the device.
+    #[error("the device cannot take in tokens")]
+    Inbox(#[from] InboxError),
     /// The runtime is shutting down.
     #[error("the runtime ended before the state was loaded")]
     Interrupted,
@@ -282,6 +332,32 @@ fn restore(config: &DeviceConfig, store: &mut impl Store, now: Now) -> Result<Re
     Ok(Restored { replica: Replica::new(config.replica.clone(), realm, config.trust.clone()), found, realm })
 }
 
+/// What is kept beside the replica's state.
+#[derive(Default)]
+struct Aside {
+    token: Option<Vec<u8>>,
+    issuer_keys: Option<Vec<u8>>,
+}
+
+/// Reads it, as far as it is of use. Damage is told and costs what is in that slot.
+fn aside(config: &DeviceConfig, store: &mut impl Store) -> Result<Aside, StoreError> {
+    let mut read = |slot, wanted| match wanted {
+        false => Ok(None),
+        true => match store.slot(slot) {
+            Err(error @ StoreError::Damaged { .. }) => {
+                tracing::error!(realm = %config.realm, %error, "begun anew without it");
+                Ok(None)
+            }
+            other => other,
+        },
+    };
+    let inbox = config.inbox.is_some();
+    Ok(Aside {
+        token: read(Slot::Token, inbox)?,
+        issuer_keys: read(Slot::IssuerKeys, inbox || config.issuer_keys.is_some())?,
+    })
+}
+
 /// What tells that another base is held than before, or that none fits: cheaper than to ask what is held.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Held {
@@ -302,6 +378,19 @@ struct Writing {
     task: JoinHandle<Result<(), StoreError>>,
 }
 
+/// What is to be put into slots, the latest of each.
+#[derive(Default)]
+struct Due {
+    token: Option<Vec<u8>>,
+    issuer_keys: Option<Vec<u8>>,
+}
+
+/// Something on its way into a slot.
+struct Putting {
+    slot: Slot,
+    task: JoinHandle<Result<(), StoreError>>,
+}
+
 struct Driver<T, C, S> {
     replica: Replica,
     /// What the status says of the holding.
@@ -316,6 +405,16 @@ struct Driver<T, C, S> {
     exposure: Exposure,
     store: Arc<Mutex<S>>,
     writing: Option<Writing>,
+    /// Who this device is, if it was told.
+    identity: Option<Arc<Identity>>,
+    feed: Option<Feed>,
+    keeper: Option<Keeper>,
+    online: bool,
+    /// Version of the keys under which issuer keys and deliveries were subscribed: what those before could not verify
+    /// may be good now.
+    asked_under: Option<u64>,
+    due: Due,
+    putting: Option<Putting>,
     proven: mpsc::Receiver<UnixMillis>,
     status: watch::Sender<Status>,
     /// Keeps the status alive when nobody looks.
@@ -330,11 +429,14 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
             while let Some(action) = self.replica.poll_action() {
                 self.perform(action);
             }
+            self.tend();
             self.tell();
+            let deadline = self.deadline();
             tokio::select! {
                 event = self.link.next() => self.take_in(event),
-                () = self.clock.until(self.replica.deadline()) => self.handle(Event::Elapsed),
+                () = self.clock.until(deadline) => self.handle(Event::Elapsed),
                 saved = saved(&mut self.writing) => self.written(saved),
+                (slot, outcome) = put(&mut self.putting) => self.was_put(slot, outcome),
                 Some(wish) = self.wishes.recv() => self.ask(wish),
                 Some(wall) = self.proven.recv() => self.handle(Event::TimeProven { wall }),
                 _ = &mut stopped => break,
@@ -348,9 +450,99 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
         self.replica.handle(self.clock.now(), event);
     }
 
+    fn deadline(&self) -> Option<Duration> {
+        let keeper = self.keeper.as_ref().and_then(|keeper| keeper.deadline(self.clock.now(), self.can_ask()));
+        self.replica.deadline().into_iter().chain(keeper).min()
+    }
+
+    /// Whether an answer to a request could arrive, and be believed.
+    fn can_ask(&self) -> bool {
+        self.online && self.replica.keys().is_some()
+    }
+
+    /// Sees to the issuer's keys and the device's own token.
+    fn tend(&mut self) {
+        let under = self.replica.keys().map(|keys| keys.version).filter(|_| self.online);
+        if self.asked_under != under {
+            self.asked_under = under;
+            if under.is_some() {
+                if self.feed.is_some() {
+                    self.link.subscribe(Address::IssuerKeys);
+                }
+                if self.keeper.is_some() {
+                    self.link.subscribe(Address::Delivery);
+                }
+            }
+        }
+        let (now, can_ask) = (self.clock.now(), self.can_ask());
+        if let Some(keeper) = &mut self.keeper {
+            keeper.settle(now, self.feed.as_ref().map_or(0, Feed::generation));
+            while let Some(chore) = keeper.poll(now, can_ask) {
+                match chore {
+                    Chore::Keep(bytes) => self.due.token = Some(bytes),
+                    Chore::Send(sealed) => self.link.renew(sealed),
+                }
+            }
+        }
+        self.put_next();
+    }
+
+    /// Takes in what arrived for others than the replica.
+    fn hear(&mut self, address: Address, payload: &[u8]) {
+        let now = self.clock.now();
+        // An empty payload clears a retained message; it says nothing.
+        let outcome = match (address, &mut self.feed, &mut self.keeper) {
+            _ if payload.is_empty() => Ok(()),
+            (Address::IssuerKeys, Some(feed), _) => feed.take(now, &self.replica, payload).map(|news| {
+                if news {
+                    tracing::info!(realm = %self.realm, "issuer keys taken in");
+                    self.due.issuer_keys = Some(payload.to_vec());
+                }
+            }),
+            (_, _, Some(keeper)) => match keeper.take(now, &self.replica, payload) {
+                Err(Declined::Refusal(refusal)) => Err(refusal),
+                Err(declined) => {
+                    tracing::warn!(realm = %self.realm, "{declined}");
+                    Ok(())
+                }
+                Ok(()) => Ok(()),
+            },
+            _ => Ok(()),
+        };
+        if let Err(refusal) = outcome {
+            self.replica.count(refusal);
+        }
+    }
+
+    /// Writes the next slot on a thread where waiting is allowed, one at a time.
+    fn put_next(&mut self) {
+        if self.putting.is_some() {
+            return;
+        }
+        let token = self.due.token.take().map(|bytes| (Slot::Token, bytes));
+        let next = token.or_else(|| self.due.issuer_keys.take().map(|bytes| (Slot::IssuerKeys, bytes)));
+        let Some((slot, bytes)) = next else { return };
+        let store = Arc::clone(&self.store);
+        let task = spawn_blocking(move || store.lock().unwrap_or_else(PoisonError::into_inner).put(slot, &bytes));
+        self.putting = Some(Putting { slot, task });
+    }
+
+    fn was_put(&mut self, slot: Slot, outcome: Result<(), Option<StoreError>>) {
+        if let Err(error) = &outcome {
+            let error = error.as_ref().map_or_else(|| "the writing thread failed".to_owned(), describe);
+            tracing::warn!(realm = %self.realm, ?slot, error, "not written; what is known stays in force");
+        }
+        match (slot, &mut self.keeper) {
+            (Slot::Token, Some(keeper)) => keeper.kept(self.clock.now(), outcome.is_ok()),
+            // The next start begins without them; the server has them standing.
+            (Slot::Token | Slot::IssuerKeys, _) => {}
+        }
+    }
+
     fn take_in(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Connected => {
+                self.online = true;
                 self.status.send_modify(|status| status.connected = true);
                 self.handle(Event::Connected);
             }
@@ -359,7 +551,11 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
                     status.connected = false;
                     status.last_loss = Some(why);
                 });
+                self.online = false;
                 self.handle(Event::Disconnected);
+            }
+            LinkEvent::Packet { address: address @ (Address::IssuerKeys | Address::Delivery), payload } => {
+                self.hear(address, &payload);
             }
             LinkEvent::Packet { address, payload } => self.handle(Event::Packet { address, payload: &payload }),
             LinkEvent::Oversize { address: Some(address), bytes } => self.handle(Event::Oversize { address, bytes }),
@@ -406,7 +602,10 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
 
     fn report(&mut self, report: &Report) {
         match encode_report(report) {
-            Ok(body) => self.link.report(seal(Kind::Report, &self.realm, &body, &[])),
+            Ok(body) => {
+                let signers: Vec<_> = self.identity.iter().map(|identity| identity.signing()).collect();
+                self.link.report(seal(Kind::Report, &self.realm, &body, &signers));
+            }
             Err(error) => tracing::warn!(realm = %self.realm, %error, "report not sent"),
         }
     }
@@ -490,7 +689,36 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
             let saved = saved(&mut self.writing).await;
             self.written(saved);
         }
+        self.online = false;
+        // As many rounds as there are slots, and one for what is on its way.
+        for _ in 0..3 {
+            self.tend();
+            if self.putting.is_some() {
+                let (slot, outcome) = put(&mut self.putting).await;
+                self.was_put(slot, outcome);
+            }
+        }
         self.tell();
+    }
+}
+
+/// Waits for what is on its way into a slot; for ever if there is nothing. Losing the race loses nothing.
+async fn put(putting: &mut Option<Putting>) -> (Slot, Result<(), Option<StoreError>>) {
+    let Some(on_its_way) = putting else {
+        return future::pending().await;
+    };
+    let outcome = (&mut on_its_way.task).await;
+    let slot = on_its_way.slot;
+    *putting = None;
+    (slot, flattened(outcome))
+}
+
+/// What became of a write on another thread; without an error if the thread itself failed.
+fn flattened(outcome: Result<Result<(), StoreError>, JoinError>) -> Result<(), Option<StoreError>> {
+    match outcome {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Some(error)),
+        Err(_) => Err(None),
     }
 }
 
@@ -502,12 +730,7 @@ async fn saved(writing: &mut Option<Writing>) -> (u64, Result<(), Option<StoreEr
     let outcome = (&mut on_its_way.task).await;
     let revision = on_its_way.revision;
     *writing = None;
-    let outcome = match outcome {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(Some(error)),
-        Err(_) => Err(None),
-    };
-    (revision, outcome)
+    (revision, flattened(outcome))
 }
 
 /// An error and its causes in one line.

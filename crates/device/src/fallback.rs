@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use crate::checker::Checker;
 use crate::clock::Clock;
+use crate::possession::Presented;
 use crate::validator::{Rejected, Rejection, Revocations, Token, Validator};
 
 /// How long a caller waits: for the answer, and for the driver to get round to it.
@@ -147,14 +148,15 @@ impl Asker {
     /// `Ok` means: accept. Everything but the policy's "ask" is as [`Validator::verify_for`] has it;
     /// when nobody answers, the rejection stands. `validator` must ask this device's checker, and
     /// `clock` be that of the device ([`SystemClock`](crate::SystemClock) for a real one).
-    pub async fn verify_or_ask<R: Revocations>(
+    pub async fn verify_or_ask<'t, R: Revocations>(
         &self,
         validator: &Validator<R>,
         clock: &impl Clock,
         class: &str,
-        token: &str,
+        token: impl Into<Presented<'t>>,
     ) -> Result<Token, Rejected> {
-        let rejected = match validator.verify_for(clock.now(), class, token) {
+        let presented = token.into();
+        let rejected = match validator.verify_for(clock.now(), class, presented) {
             Err(rejected) if rejected.ask => rejected,
             decided => return decided,
         };
@@ -176,7 +178,8 @@ impl Asker {
         }
         // Time has passed, may be known only now, and with it whether the token is still in its time. What
         // the device would still rather ask about has just been answered.
-        match validator.verify_for(clock.now(), class, token) {
+        // A proof counts once, and has been checked.
+        match validator.verify_for(clock.now(), class, Presented::held(presented.token)) {
             Err(Rejected { ask: true, token: Some(token), .. }) => Ok(*token),
             decided => decided,
         }

@@ -44,12 +44,14 @@
 //!   two stands a [`Policy`], and there is no default one.
 //! - A device without state, with state too old, or with a clock it cannot trust answers `Unknown`.
 //!   It never says "not revoked" for want of knowledge, and never stops saying "revoked".
+//! - A device that was given an [`Identity`] holds a token of its own, renewed in time: see
+//!   [`Device::inbox`]. The issuer's keys come over the same link ([`Device::issuer_keys`]).
 //! - Every [`Refusal`](revocast_core::Refusal) of something that arrived is counted, logged and
 //!   reported; see [`Status`].
 //!
 //! # What is not done here
 //!
-//! Nothing is fetched over HTTP: keys to validate tokens with are given by the caller. The device
+//! Nothing is fetched over HTTP, unless a caller asks a `KeyAddress` to (feature `https-keys`). The device
 //! reads no environment variable, prints nothing, and installs no process-wide cryptography.
 
 mod clock;
@@ -62,7 +64,7 @@ pub use config::{
 };
 
 mod store;
-pub use store::{Candidate, DiskStore, Heads, Store, StoreError, VolatileStore};
+pub use store::{Candidate, DiskStore, Heads, Slot, Store, StoreError, VolatileStore};
 
 mod link;
 pub use link::{Link, LinkConfig, LinkConfigError, LinkEvent, LinkStats, Transport};
@@ -73,14 +75,39 @@ pub use checker::{Checker, Exposure};
 mod policy;
 pub use policy::{AGING_AFTER, CLASSES_MAX, Decision, Policies, Policy, Reason, Rule};
 
+mod json;
+
+mod compact;
+
+mod possession;
+pub use possession::{Call, PROOF_WINDOW, PROOFS_REMEMBERED_MAX, Presented, ProofError, Proofs, Prover, Thumbprint};
+
 mod validator;
 pub use validator::{
-    KeyError, KeySet, KeySetError, LiveKeys, Rejected, Rejection, Revocations, RevokedPairs, Token, Unchecked,
-    Validator, ValidatorConfig, ValidatorError,
+    KeyError, KeySet, KeySetError, LIFETIME_MAX_DEFAULT, LiveKeys, Rejected, Rejection, Revocations, RevokedPairs,
+    Token, Unchecked, Validator, ValidatorConfig, ValidatorError,
 };
+
+mod key_source;
+#[cfg(feature = "https-keys")]
+pub use key_source::KeyAddress;
+pub use key_source::{KeyFile, KeySourceError};
+
+mod identity;
+pub use identity::{Enrollment, Identity, IdentityError, Malformed};
+
+mod issuer_keys;
+
+mod inbox;
+pub use inbox::{HeldToken, Inbox, InboxConfig, InboxError, NotHeld, TokenState};
 
 mod fallback;
 pub use fallback::{AskError, Asker};
+
+#[cfg(feature = "tower")]
+mod layer;
+#[cfg(feature = "tower")]
+pub use layer::{Credential, CredentialError, Gate, NotAdmitted, RevocastLayer};
 
 mod driver;
 pub use driver::{Device, FoundState, StartError, Status};

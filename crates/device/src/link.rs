@@ -77,6 +77,9 @@ pub trait Transport: Send {
     /// Sends a sealed question, if there is a connection.
     fn ask(&mut self, sealed: Vec<u8>);
 
+    /// Sends a sealed request for a token, if there is a connection.
+    fn renew(&mut self, sealed: Vec<u8>);
+
     /// What has been counted so far.
     fn stats(&self) -> LinkStats;
 
@@ -136,6 +139,8 @@ pub struct LinkConfig {
     client_id: ClientId,
     prefix: Prefix,
     realm: RealmId,
+    /// Where tokens of this device arrive.
+    token_topic: Option<String>,
 }
 
 impl LinkConfig {
@@ -154,6 +159,10 @@ impl LinkConfig {
             client_id: config.client_id.clone(),
             prefix: config.prefix.clone(),
             realm: config.realm,
+            token_topic: config
+                .inbox
+                .as_ref()
+                .map(|inbox| inbox.topic.topic(&config.realm, &config.client_id.device())),
         })
     }
 
@@ -161,15 +170,20 @@ impl LinkConfig {
         which.topic(self.prefix.as_str(), &self.realm, &self.client_id.device())
     }
 
-    /// Where an address lies; the topic of answers is this device's own.
+    /// Where an address lies; the topics of answers and deliveries are this device's own.
     fn topic(&self, address: Address) -> String {
         match address {
             Address::Answer => self.device_topic(DeviceTopic::Answer),
+            // Asked for only where there is one.
+            Address::Delivery => self.token_topic.clone().unwrap_or_default(),
             other => other.topic(self.prefix.as_str(), &self.realm),
         }
     }
 
     fn address(&self, topic: &str) -> Option<Address> {
+        if self.token_topic.as_deref() == Some(topic) {
+            return Some(Address::Delivery);
+        }
         let (prefix, realm) = (self.prefix.as_str(), &self.realm);
         let ours = DeviceTopic::Answer.parse(prefix, topic) == Some((*realm, self.client_id.device()));
         if ours { Some(Address::Answer) } else { Address::from_topic(prefix, realm, topic) }
@@ -247,6 +261,10 @@ impl Transport for Link {
 
     fn ask(&mut self, sealed: Vec<u8>) {
         self.request(Request::Send(DeviceTopic::Ask, sealed));
+    }
+
+    fn renew(&mut self, sealed: Vec<u8>) {
+        self.request(Request::Send(DeviceTopic::Renew, sealed));
     }
 
     fn stats(&self) -> LinkStats {

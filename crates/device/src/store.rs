@@ -26,7 +26,38 @@ pub trait Store: Send {
 
     /// Keeps an image. When this returns, it has survived; until then, what was there before has.
     fn save(&mut self, image: &Image) -> Result<(), StoreError>;
+
+    /// What was put into a slot last; `None` if nothing was. Damage is an error, and is never taken for content.
+    fn slot(&mut self, slot: Slot) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Puts something into a slot. When this returns, it has survived; until then, what was there before has.
+    fn put(&mut self, slot: Slot, bytes: &[u8]) -> Result<(), StoreError>;
 }
+
+/// What is kept beside the state of a replica, each for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// This device's own token, and how far its requests have been counted.
+    Token,
+    /// The issuer's public keys.
+    IssuerKeys,
+}
+
+impl Slot {
+    /// The name of its file.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::IssuerKeys => "issuer-keys",
+        }
+    }
+}
+
+/// Bytes of a slot: a token or a sealed set of keys at its limit, and some.
+const SLOT_BYTES_MAX: u64 = 64 * 1024;
+
+/// Bytes of the digest at the end of a slot.
+const SLOT_DIGEST_BYTES: usize = 32;
 
 /// What a store found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,6 +105,12 @@ pub enum StoreError {
         /// Which file.
         path: PathBuf,
     },
+    /// A slot does not hold what was once written to it: rot, or somebody's hand.
+    #[error("{} is damaged", .path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+    },
     /// An image without the base that its head names. A fault of the caller.
     #[error("the image's base is neither in it nor in the store")]
     BaseMissing,
@@ -100,6 +137,14 @@ impl Store for VolatileStore {
     fn save(&mut self, _image: &Image) -> Result<(), StoreError> {
         Ok(())
     }
+
+    fn slot(&mut self, _slot: Slot) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(None)
+    }
+
+    fn put(&mut self, _slot: Slot, _bytes: &[u8]) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// State in a folder of its own.
@@ -109,6 +154,8 @@ impl Store for VolatileStore {
 /// ```text
 /// head-a, head-b   heads; see revocast_core::state. Of two good ones the higher revision counts
 /// base-a, base-b   base images; a head names one by its digest
+/// token            the device's own token; bytes, then their SHA-256 (32)
+/// issuer-keys      the issuer's public keys, sealed; likewise
 /// lock             locked while a process uses the folder
 /// ```
 #[derive(Debug)]
@@ -302,6 +349,38 @@ impl Store for DiskStore {
         self.set_head(slot, Some((head.revision, head.base)));
         Ok(())
     }
+
+    fn slot(&mut self, slot: Slot) -> Result<Option<Vec<u8>>, StoreError> {
+        let damaged = || StoreError::Damaged { path: self.folder.join(slot.name()) };
+        let mut bytes = match self.read(slot.name(), SLOT_BYTES_MAX) {
+            Ok(bytes) => bytes.ok_or_else(damaged)?,
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match bytes.split_last_chunk::<SLOT_DIGEST_BYTES>() {
+            Some((content, digest)) if Digest::of(content).0 == *digest => {
+                bytes.truncate(bytes.len() - SLOT_DIGEST_BYTES);
+                Ok(Some(bytes))
+            }
+            _ => Err(damaged()),
+        }
+    }
+
+    /// Written beside, read back, then given its name: at every moment one of the two is whole.
+    fn put(&mut self, slot: Slot, bytes: &[u8]) -> Result<(), StoreError> {
+        let unfinished = format!("{}.new", slot.name());
+        self.write(&unfinished, |each| {
+            each(bytes);
+            each(&Digest::of(bytes).0);
+        })?;
+        let path = self.folder.join(slot.name());
+        std::fs::rename(self.folder.join(unfinished), &path).map_err(|source| StoreError::Io {
+            step: "naming",
+            path,
+            source,
+        })?;
+        sync_folder(&self.folder)
+    }
 }
 
 fn make_folder(folder: &Path) -> Result<(), StoreError> {
@@ -473,6 +552,35 @@ mod tests {
             fs::write(&path, &bytes).unwrap();
         }
         assert!(after_restart(folder.path()).is_some());
+    }
+
+    #[test]
+    fn slots_keep_what_was_put_last_and_nothing_damaged() {
+        let folder = TempDir::new().unwrap();
+        let mut store = DiskStore::open(folder.path()).unwrap();
+        assert_eq!(store.slot(Slot::Token).unwrap(), None);
+        for text in [&b"first"[..], b"", b"second"] {
+            store.put(Slot::Token, text).unwrap();
+            assert_eq!(store.slot(Slot::Token).unwrap().unwrap(), text);
+        }
+        assert_eq!(store.slot(Slot::IssuerKeys).unwrap(), None);
+        // A write that was torn before it got its name changes nothing.
+        fs::write(folder.path().join("token.new"), b"torn").unwrap();
+        assert_eq!(store.slot(Slot::Token).unwrap().unwrap(), b"second");
+        let path = folder.path().join("token");
+        let whole = fs::read(&path).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, &bytes).unwrap();
+            assert!(matches!(store.slot(Slot::Token), Err(StoreError::Damaged { .. })), "bit {bit}");
+        }
+        for cut in 0..whole.len() {
+            fs::write(&path, &whole[..cut]).unwrap();
+            assert!(matches!(store.slot(Slot::Token), Err(StoreError::Damaged { .. })), "{cut} bytes");
+        }
+        store.put(Slot::Token, b"third").unwrap();
+        assert_eq!(store.slot(Slot::Token).unwrap().unwrap(), b"third");
     }
 
     #[test]

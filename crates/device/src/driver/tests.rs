@@ -2,10 +2,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use revocast_core::artifact::Cutting;
-use revocast_core::update::{Artifact, Delta, Index, Keys, Manifest, PublisherKey, Role};
+use revocast_core::update::{Artifact, Delta, Index, IssuerKeys, Keys, Manifest, Nonce, PublisherKey, Renew, Role};
 use revocast_core::{
     Address, Claims, Config, Cutoff, Digest, Epoch, FilterParams, Fingerprint, FingerprintFunction, Fingerprinter, Jti,
-    PublicKey, RealmKey, Salt, Sequence, SigningKey, Trust, UnixMillis, UnixTime, Verdict, Width, rice, wire,
+    Notice, PublicKey, RealmKey, Salt, Sealed, Sequence, SigningKey, Trust, UnixMillis, UnixTime, Verdict, Width, rice,
+    wire,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -13,6 +14,8 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::config::{BrokerUrl, ClientId};
+use crate::inbox::tests::{Issuer, Sender, identity};
+use crate::inbox::{InboxConfig, NotHeld, TokenState};
 use crate::store::{Candidate, DiskStore, Heads, VolatileStore};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,6 +31,7 @@ struct BrokerState {
     device: Option<mpsc::UnboundedSender<LinkEvent>>,
     reports: Vec<Vec<u8>>,
     questions: Vec<Vec<u8>>,
+    renewals: Vec<Vec<u8>>,
     closed: bool,
 }
 
@@ -43,7 +47,7 @@ impl Broker {
         {
             let _ = device.send(LinkEvent::Packet { address, payload: payload.clone() });
         }
-        if address != Address::Live {
+        if !matches!(address, Address::Live | Address::Delivery) {
             state.retained.insert(address, payload);
         }
     }
@@ -94,6 +98,10 @@ impl Transport for FakeLink {
 
     fn ask(&mut self, sealed: Vec<u8>) {
         self.broker.state().questions.push(sealed);
+    }
+
+    fn renew(&mut self, sealed: Vec<u8>) {
+        self.broker.state().renewals.push(sealed);
     }
 
     fn stats(&self) -> LinkStats {
@@ -528,6 +536,212 @@ impl Store for FailingStore {
             Err(StoreError::Io { step: "writing", path: "head-a".into(), source })
         }
     }
+
+    fn slot(&mut self, _: Slot) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(None)
+    }
+
+    fn put(&mut self, slot: Slot, _: &[u8]) -> Result<(), StoreError> {
+        Err(StoreError::Damaged { path: format!("{slot:?}").into() })
+    }
+}
+
+/// A device with an identity, and the issuer and server of its tokens.
+struct Site {
+    broker: Broker,
+    publisher: Publisher,
+    issuer: Issuer,
+}
+
+impl Site {
+    fn new() -> Self {
+        let broker = Broker::default();
+        let publisher = Publisher::new(&broker, &["a"]);
+        let site = Self { broker, publisher, issuer: Issuer::new(40) };
+        site.publish_keys(&site.issuer, 1);
+        site
+    }
+
+    /// Lets the issuer's keys stand at the broker.
+    fn publish_keys(&self, issuer: &Issuer, later: u64) {
+        let issued_at = self.publisher.now.plus(Duration::from_millis(later));
+        let keys = IssuerKeys { issued_at, jwks: issuer.jwks() };
+        let body = wire::encode_issuer_keys(&keys).unwrap();
+        self.broker.publish(Address::IssuerKeys, self.publisher.seal(Kind::IssuerKeys, &body));
+    }
+
+    async fn start(&self, broker: &Broker, store: impl Store + 'static) -> Device {
+        let config = self.publisher.config().with_inbox(InboxConfig::new(identity(1), ["https://api.example"]));
+        Device::start_over(config, store, SystemClock, || broker.connect()).await.unwrap()
+    }
+
+    /// Waits for a request that the device's key has signed.
+    async fn request(&self, number: usize) -> Renew {
+        let sealed = timeout(PATIENCE, async {
+            loop {
+                if let Some(sealed) = self.broker.state().renewals.get(number).cloned() {
+                    return sealed;
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        let sealed = sealed.await.expect("no request in time");
+        let sealed = Sealed::expect(&sealed, &self.publisher.realm, Kind::Renew).unwrap();
+        let body = sealed.by_threshold(&[identity(1).public().signing], 1).unwrap();
+        body.try_map(wire::decode_renew).unwrap().into_inner()
+    }
+
+    /// Delivers a token, signed by this issuer.
+    fn deliver(&self, issuer: &Issuer, jti: &str, nonce: Option<Nonce>) {
+        let now = SystemClock::now().wall;
+        let token = issuer.sign(&Issuer::claims(&identity(1), jti, now.floor().secs(), 3_600));
+        let sender = Sender { nonce, ..Sender::new(self.publisher.content.clone(), &identity(1), now) };
+        self.broker
+            .tell(LinkEvent::Packet { address: Address::Delivery, payload: sender.send(&Notice::Token { token }) });
+    }
+}
+
+async fn holds(device: &Device, jti: &str) {
+    let mut news = device.inbox().unwrap().watch();
+    let held = news.wait_for(|state| matches!(state, TokenState::Held(held) if held.token().jti() == jti));
+    timeout(PATIENCE, held).await.expect("not held in time").expect("the device has ended");
+}
+
+#[tokio::test]
+async fn a_device_gets_its_token_keeps_it_over_a_restart_and_learns_of_its_revocation() {
+    let mut site = Site::new();
+    let folder = TempDir::new().unwrap();
+    let device = site.start(&site.broker, DiskStore::open(folder.path()).unwrap()).await;
+    let request = site.request(0).await;
+    assert_eq!(request.jti, None);
+    assert!(site.broker.state().subscribed.contains(&Address::Delivery));
+    site.deliver(&site.issuer, "mine", Some(request.nonce));
+    holds(&device, "mine").await;
+    device.stop().await;
+
+    // Nothing retained, nobody there: the token and the keys that it is checked with are on the disk.
+    let device = site.start(&Broker::default(), DiskStore::open(folder.path()).unwrap()).await;
+    let inbox = device.inbox().unwrap();
+    assert!(matches!(inbox.current(), TokenState::Held(_)), "{:?}", inbox.current());
+    assert!(inbox.present(SystemClock::now()).is_ok());
+    device.stop().await;
+
+    let device = site.start(&site.broker, DiskStore::open(folder.path()).unwrap()).await;
+    until(&device, at(1)).await;
+    let mut news = device.inbox().unwrap().watch();
+    site.publisher.revoke(&site.broker, "mine");
+    let told = news.wait_for(|state| matches!(state, TokenState::Revoked { .. }));
+    timeout(PATIENCE, told).await.expect("not told in time").unwrap();
+    assert!(matches!(device.inbox().unwrap().present(SystemClock::now()), Err(NotHeld::Revoked { .. })));
+    // What it asks next, it asks with a higher counter, and says which token it had.
+    let next = site.request(1).await;
+    assert!(next.counter > request.counter);
+    assert_eq!(next.jti.as_deref(), Some("mine"));
+    device.stop().await;
+}
+
+#[tokio::test]
+async fn issuer_keys_come_over_the_link_only_forward_and_survive_a_restart() {
+    let site = Site::new();
+    let folder = TempDir::new().unwrap();
+    let start = |broker: Broker| {
+        let config = site.publisher.config().with_issuer_keys(LiveKeys::default());
+        Device::start_over(config, DiskStore::open(folder.path()).unwrap(), SystemClock, move || broker.connect())
+    };
+    let device = start(site.broker.clone()).await.unwrap();
+    let keys = device.issuer_keys().unwrap();
+    assert!(device.inbox().is_none());
+    until(&device, at(1)).await;
+    let arrived = timeout(PATIENCE, async {
+        while keys.keys().is_none() {
+            tokio::task::yield_now().await;
+        }
+    });
+    arrived.await.expect("no keys in time");
+    let first = keys.keys().unwrap();
+    let refused = |name| move |status: &Status| status.last_refusal.as_ref().map(Refusal::name) == Some(name);
+    site.publish_keys(&Issuer::new(41), 0);
+    until(&device, refused("rollback")).await;
+    site.publish_keys(&Issuer::new(41), 1);
+    until(&device, refused("equivocation")).await;
+    let forged = seal(Kind::IssuerKeys, &site.publisher.realm, b"12345678{}", &[&SigningKey::from_seed([9; 32])]);
+    site.broker.publish(Address::IssuerKeys, forged);
+    until(&device, refused("wrong-key")).await;
+    // Signed, later, and of no use: the set before stays in force.
+    let broken = IssuerKeys { issued_at: site.publisher.now.plus(Duration::from_secs(1)), jwks: b"no json".to_vec() };
+    let body = wire::encode_issuer_keys(&broken).unwrap();
+    site.broker.publish(Address::IssuerKeys, site.publisher.seal(Kind::IssuerKeys, &body));
+    until(&device, refused("malformed")).await;
+    assert!(Arc::ptr_eq(&keys.keys().unwrap(), &first));
+    site.publish_keys(&Issuer::new(41), 2);
+    let replaced = timeout(PATIENCE, async {
+        while Arc::ptr_eq(&keys.keys().unwrap(), &first) {
+            tokio::task::yield_now().await;
+        }
+    });
+    replaced.await.expect("not replaced in time");
+    device.stop().await;
+
+    let device = start(Broker::default()).await.unwrap();
+    assert!(device.issuer_keys().unwrap().keys().is_some());
+    device.stop().await;
+}
+
+#[tokio::test]
+async fn a_device_with_an_identity_signs_its_reports_and_questions() {
+    let site = Site::new();
+    let device = site.start(&site.broker, VolatileStore).await;
+    until(&device, at(1)).await;
+    let now = SystemClock::now();
+    let claims = Claims::new(Jti::new("x").unwrap(), now.wall.floor().plus(60));
+    let asker = device.asker();
+    let asking = asker.ask(&claims);
+    let seen = async {
+        loop {
+            {
+                let state = site.broker.state();
+                if let (Some(report), Some(question)) = (state.reports.first(), state.questions.first()) {
+                    return [(Kind::Report, report.clone()), (Kind::Ask, question.clone())];
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let said = tokio::select! {
+        said = timeout(PATIENCE, seen) => said.expect("nothing said in time"),
+        _ = asking => panic!("nobody answers"),
+    };
+    for (kind, bytes) in said {
+        let sealed = Sealed::expect(&bytes, &site.publisher.realm, kind).unwrap();
+        assert!(sealed.is_signed_by(&identity(1).public().signing), "{kind}");
+    }
+    device.stop().await;
+}
+
+#[tokio::test]
+async fn a_disk_that_takes_nothing_lets_no_request_out_and_a_foreign_identity_does_not_start() {
+    let site = Site::new();
+    let store = FailingStore(Arc::new(AtomicBool::new(true)));
+    let device = site.start(&site.broker, store).await;
+    until(&device, at(1)).await;
+    // A token that nobody asked for is held all the same.
+    site.deliver(&site.issuer, "pushed", None);
+    holds(&device, "pushed").await;
+    assert!(site.broker.state().renewals.is_empty());
+    device.stop().await;
+
+    let start = |inbox: InboxConfig| {
+        let config = site.publisher.config().with_inbox(inbox);
+        Device::start_over(config, VolatileStore, SystemClock, || site.broker.connect())
+    };
+    let realm = site.publisher.realm;
+    let other = |realm, device| Identity::from_seeds(realm, DeviceId::new(device).unwrap(), [1; 32], [2; 32]);
+    let refused = start(InboxConfig::new(other(realm, "device2"), ["a"])).await;
+    assert!(matches!(refused, Err(StartError::Inbox(InboxError::OtherDevice { .. }))), "{refused:?}");
+    let refused = start(InboxConfig::new(other(RealmId::new("other").unwrap(), "device"), ["a"])).await;
+    assert!(matches!(refused, Err(StartError::Inbox(InboxError::OtherRealm { .. }))), "{refused:?}");
+    let refused = start(InboxConfig::new(other(realm, "device"), [""; 0])).await;
+    assert!(matches!(refused, Err(StartError::Inbox(InboxError::NoAudience))), "{refused:?}");
 }
 
 #[tokio::test]
@@ -559,7 +773,7 @@ async fn reports_name_what_is_persisted() {
         loop {
             let last = broker.state().reports.last().cloned();
             if let Some(sealed) = last {
-                let sealed = revocast_core::Sealed::expect(&sealed, &publisher.realm, Kind::Report).unwrap();
+                let sealed = Sealed::expect(&sealed, &publisher.realm, Kind::Report).unwrap();
                 let report = wire::decode_report(sealed.unverified_body()).unwrap();
                 if report.position.sequence == Sequence(1) {
                     return report;

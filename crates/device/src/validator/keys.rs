@@ -1,6 +1,6 @@
 //! The keys that tokens are validated with: a JWK Set (RFC 7517), read strictly.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,11 +10,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::DecodingKey;
 use thiserror::Error;
 
-use super::crypto;
-use super::json::{Json, JsonError};
+use super::crypto::Strict;
+use crate::json::{Json, JsonError, Members};
 
 /// Bytes of a JWK Set: sixty-four RSA keys with certificates.
-const SET_BYTES_MAX: usize = 512 * 1024;
+pub(crate) const SET_BYTES_MAX: usize = 512 * 1024;
 
 /// Keys in one set. An issuer has two or three.
 const KEYS_MAX: usize = 64;
@@ -32,9 +32,9 @@ pub struct KeySet {
 /// One key and the one algorithm it is used with.
 #[derive(Clone)]
 pub(super) struct Key {
-    pub(super) kid: Option<String>,
+    pub(super) kid: Option<Arc<str>>,
     pub(super) algorithm: Algorithm,
-    pub(super) decoding: DecodingKey,
+    pub(super) verifier: Arc<Strict>,
 }
 
 impl fmt::Debug for Key {
@@ -173,7 +173,7 @@ impl KeySet {
             if let Some(kid) = &key.kid
                 && !kids.insert(kid.clone())
             {
-                return Err(bad(KeyError::Twice { kid: kid.clone() }));
+                return Err(bad(KeyError::Twice { kid: kid.as_ref().to_owned() }));
             }
             keys.push(key);
         }
@@ -267,7 +267,7 @@ pub(super) enum NoKey {
 }
 
 /// Reads one key; `None` if it is a good one but not for us.
-fn read_key(members: &BTreeMap<String, Json>) -> Result<Option<Key>, KeyError> {
+fn read_key(members: &Members<'_>) -> Result<Option<Key>, KeyError> {
     let text = |name: &'static str| match members.get(name) {
         None => Ok(None),
         Some(value) => value.as_str().map(Some).ok_or(KeyError::Member { name }),
@@ -277,8 +277,8 @@ fn read_key(members: &BTreeMap<String, Json>) -> Result<Option<Key>, KeyError> {
         URL_SAFE_NO_PAD.decode(text).map_err(|_| KeyError::Member { name })
     };
     let kty = text("kty")?.ok_or(KeyError::Member { name: "kty" })?;
-    let kid = text("kid")?.map(str::to_owned);
-    if kty != "oct" && ["d", "p", "q", "dp", "dq", "qi", "oth"].iter().any(|name| members.contains_key(*name)) {
+    let kid = text("kid")?.map(Arc::from);
+    if kty != "oct" && ["d", "p", "q", "dp", "dq", "qi", "oth"].iter().any(|name| members.get(name).is_some()) {
         return Err(KeyError::Private);
     }
     if !is_for_verifying(members, text("use")?)? {
@@ -323,21 +323,18 @@ fn read_key(members: &BTreeMap<String, Json>) -> Result<Option<Key>, KeyError> {
         }
         ("OKP", Some("Ed25519")) => {
             let algorithm = pinned(Algorithm::EdDsa, |algorithm| algorithm == Algorithm::EdDsa)?;
-            let x = bytes("x")?;
-            let good = <&[u8; 32]>::try_from(x.as_slice()).is_ok_and(crypto::is_ed25519_key);
-            if !good {
-                return Err(KeyError::Member { name: "x" });
-            }
-            (algorithm, DecodingKey::from_ed_der(&x))
+            (algorithm, DecodingKey::from_ed_der(&bytes("x")?))
         }
         ("EC" | "OKP", None) => return Err(KeyError::Member { name: "crv" }),
         _ => return Ok(None),
     };
-    Ok(Some(Key { kid, algorithm, decoding }))
+    // What was not found out above: an Ed25519 key that is no point, or of small order.
+    let verifier = Strict::new(algorithm.library(), &decoding).ok_or(KeyError::Member { name: "x" })?;
+    Ok(Some(Key { kid, algorithm, verifier: Arc::new(verifier) }))
 }
 
 /// Whether `use` and `key_ops` (RFC 7517 sections 4.2 and 4.3) allow verifying.
-fn is_for_verifying(members: &BTreeMap<String, Json>, purpose: Option<&str>) -> Result<bool, KeyError> {
+fn is_for_verifying(members: &Members<'_>, purpose: Option<&str>) -> Result<bool, KeyError> {
     let member = KeyError::Member { name: "key_ops" };
     let operations = match members.get("key_ops") {
         None => true,
@@ -599,14 +596,13 @@ mod tests {
             &[oct(32, r#","kid":"a""#), oct(64, r#","kid":"b","alg":"HS512""#), oct(48, r#","alg":"HS384""#)].join(","),
         )
         .unwrap();
-        let choose =
-            |kid, algorithm| set.choose(kid, algorithm).map(|key| key.decoding.try_get_as_bytes().unwrap().len());
-        assert_eq!(choose(Some("a"), Algorithm::Hs256), Ok(32));
+        let choose = |kid, algorithm| set.choose(kid, algorithm).map(|key| key.kid.as_deref());
+        assert_eq!(choose(Some("a"), Algorithm::Hs256), Ok(Some("a")));
         assert_eq!(choose(Some("a"), Algorithm::Hs512), Err(NoKey::OtherAlgorithm));
-        assert_eq!(choose(None, Algorithm::Hs512), Ok(64));
+        assert_eq!(choose(None, Algorithm::Hs512), Ok(Some("b")));
         assert_eq!(choose(None, Algorithm::EdDsa), Err(NoKey::NotFound));
         // A name that the set does not know can only mean a key without name.
-        assert_eq!(choose(Some("c"), Algorithm::Hs384), Ok(48));
+        assert_eq!(choose(Some("c"), Algorithm::Hs384), Ok(None));
         assert_eq!(choose(Some("c"), Algorithm::Hs256), Err(NoKey::OtherAlgorithm));
         let two = read(&[oct(32, r#","kid":"a""#), oct(33, r#","kid":"b""#)].join(",")).unwrap();
         assert_eq!(two.choose(None, Algorithm::Hs256).map(|_| ()), Err(NoKey::NotFound));

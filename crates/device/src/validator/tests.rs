@@ -2,6 +2,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use revocast_core::limits::SCOPE_BYTES_MAX;
 use ring::hmac;
 use ring::rand::SystemRandom;
 use ring::signature::{
@@ -10,6 +13,7 @@ use ring::signature::{
 };
 
 use super::*;
+use crate::compact::{HEADER_BYTES_MAX, TOKEN_BYTES_MAX};
 use crate::policy::Rule;
 
 const ISSUER: &str = "https://issuer.example";
@@ -261,6 +265,10 @@ fn headers_that_ask_for_more_are_refused() {
         ("jku", r#""https://attacker.example""#),
         ("x5u", r#""https://attacker.example""#),
         ("x5c", r#"["AAAA"]"#),
+        ("x5t", r#""abc""#),
+        ("x5t#S256", r#""abc""#),
+        ("zip", r#""DEF""#),
+        ("cty", r#""JWT""#),
     ] {
         assert_eq!(with(&signers[0].header(&format!(r#","{name}":{value}"#))), "forbidden-header", "{name}");
     }
@@ -274,8 +282,9 @@ fn headers_that_ask_for_more_are_refused() {
     assert_eq!(with("[]"), "bad-json");
     assert_eq!(with("\u{feff}{}"), "bad-json");
     assert_eq!(with(&("[".repeat(40) + &"]".repeat(40))), "bad-json");
-    // What means nothing to us is ignored (RFC 7515 section 4).
-    assert_eq!(with(&signers[0].header(r#","x5t":"abc","cty":"x","nonce":1"#)), "accepted");
+    // What means nothing to us may have meant something to whoever wrote it.
+    assert_eq!(with(&signers[0].header(r#","nonce":1"#)), "unknown-header");
+    assert_eq!(with(&signers[0].header(r#","ALG":"none""#)), "unknown-header");
 }
 
 #[test]
@@ -446,7 +455,9 @@ fn times_are_compared_to_the_second() {
     for (with, by_strict, by_lax) in [
         (format!(r#""exp":{}"#, NOW + 1), "accepted", "accepted"),
         (format!(r#""exp":{NOW}"#), "expired", "accepted"),
-        (format!(r#""exp":{NOW}.9"#), "expired", "accepted"),
+        (format!(r#""exp":{NOW}.9"#), "bad-claim", "bad-claim"),
+        (format!(r#""iat":{}.0"#, NOW - 10), "bad-claim", "bad-claim"),
+        (r#""nbf":17e8"#.to_owned(), "bad-claim", "bad-claim"),
         (format!(r#""exp":{}"#, NOW - 4), "expired", "accepted"),
         (format!(r#""exp":{}"#, NOW - 5), "expired", "expired"),
         (r#""exp":0"#.to_owned(), "expired", "expired"),
@@ -553,7 +564,7 @@ fn each_class_of_operation_has_its_policy() {
 #[test]
 fn what_was_signed_is_a_floor_under_the_clock() {
     let signers = hs();
-    let token = signers[0].token(&claims(r#""iat":0"#));
+    let token = signers[0].token(&claims(r#""iat":null"#));
     let not_revoked = Verdict::NotRevoked { at: Position::default() };
     let floor = |secs| Says { time: UnixTime::from_secs(secs).millis(), ..says(not_revoked) };
     let judge =
@@ -677,4 +688,35 @@ fn replaced_keys_hold_for_every_validator_at_once() {
     live.replace(keys(&new));
     assert_eq!((judge(&old[0]), judge(&new[0])), ("key-not-found", "accepted"));
     assert_eq!(live.keys().unwrap().len(), 1);
+}
+
+/// Revocations by people who know no `exp` are kept for the realm's longest lifetime.
+#[test]
+fn a_token_that_lives_longer_than_revocations_are_kept_is_refused() {
+    let signers = hs();
+    let judge = |most: u64, with: String| {
+        let rules = rules(&signers).with_lifetime_max(Duration::from_secs(most));
+        let validator = Validator::new(rules, revoked("gone"), Policy::strict()).unwrap();
+        outcome(validator.verify(now(), &signers[0].token(&claims(&with))))
+    };
+    let lives = |secs: u64| format!(r#""iat":{NOW},"exp":{}"#, NOW + secs);
+    assert_eq!((judge(60, lives(60)), judge(60, lives(61))), ("accepted", "lives-too-long"));
+    // Without `iat`, what is left of it counts.
+    let left = |secs: u64| format!(r#""iat":null,"exp":{}"#, NOW + secs);
+    assert_eq!((judge(60, left(60)), judge(60, left(61))), ("accepted", "lives-too-long"));
+    let days = LIFETIME_MAX_DEFAULT.as_secs();
+    assert_eq!(days, 30 * 86_400);
+    assert_eq!((judge(days, lives(days)), judge(days, lives(days + 1))), ("accepted", "lives-too-long"));
+}
+
+/// A binding that cannot be checked must not pass as none.
+#[test]
+fn a_binding_must_be_one_that_can_be_checked() {
+    let jkt = r#"{"jkt":"kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"}"#;
+    assert_eq!(reason(&format!(r#""cnf":{jkt}"#)), "proof-missing");
+    for cnf in
+        [r#"{"kid":"a"}"#, r#"{"x5t#S256":"kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"}"#, "{}", "1", r#"{"jkt":"x"}"#]
+    {
+        assert_eq!(reason(&format!(r#""cnf":{cnf}"#)), "bad-claim", "{cnf}");
+    }
 }
