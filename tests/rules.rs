@@ -3,8 +3,7 @@
 //!
 //! P is a device's gap-free sequence, S a base's sequence, H the `gc_horizon`.
 //!
-//! Rule 22 (renewal and descendants) has its place kept for a later issue. What it speaks of does not
-//! exist yet; nor do devices' keys, with which rule 21 signs questions and reports.
+//! What rule 22 says of calls that come at once is in `histories.rs`.
 #![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 #![allow(clippy::too_many_lines, clippy::similar_names, clippy::many_single_char_names)] // a history is told in one piece
 
@@ -17,10 +16,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use revocast_core::limits::{ASK_PATIENCE, ASKS_OUTSTANDING_MAX, RECENT_ANSWERS_MAX, RECENT_ENTRIES_MAX};
 use revocast_core::update::{Finding, PublisherKey, Role};
 use revocast_core::{
-    Address, Base, Claims, Config, Cutoff, Delta, Digest, Doubt, Epoch, Event, FilterBuf, FilterParams, Fingerprint,
-    FingerprintFunction, Fingerprinter, Hold, Jti, Kind, Membership, Now, Profile, RealmId, RealmIdError, RealmKey,
-    Refusal, Salt, Scope, ScopeKind, Sequence, SigningKey, Term, Unasked, UnixMillis, UnixTime, Verdict, Why, Width,
-    Witness, seal, wire,
+    Address, Base, Claims, Config, Cutoff, Delta, DeviceId, Digest, Doubt, EnvelopeKey, Epoch, Event, FilterBuf,
+    FilterParams, Fingerprint, FingerprintFunction, Fingerprinter, Hold, Jti, Kind, Membership, Now, Profile, RealmId,
+    RealmIdError, RealmKey, Refusal, Salt, Scope, ScopeKind, Sequence, SigningKey, Term, Unasked, UnixMillis, UnixTime,
+    Verdict, Why, Width, Witness, seal, wire,
 };
 use revocast_device::{KeySet, Policy, RevokedPairs, Validator, ValidatorConfig};
 use revocast_server::ledger::{self, Issued, Ledger as _, LedgerError};
@@ -2069,4 +2068,148 @@ fn rule_23_realm_ids_are_plain_and_a_token_names_itself_and_its_end() {
     assert!(verify(&whole).is_ok(), "{:?}", verify(&whole));
     assert_eq!([name(jti), name(&exp), name("")], ["missing-claim"; 3]);
     assert_ne!(name(&format!(r#","jti":""{exp}"#)), "missing-claim", "an empty name is none either");
+}
+
+/// What rule 22 says of devices and their tokens, told anew.
+#[derive(Debug, Default)]
+struct Lines {
+    /// The device and the parent of each token.
+    tokens: BTreeMap<String, (usize, Option<String>)>,
+    revoked: BTreeSet<String>,
+    /// The newest token of each device, and whether that was revoked.
+    holds: [Option<String>; 3],
+    barred: [bool; 3],
+}
+
+impl Lines {
+    fn revoke(&mut self, jti: &str) {
+        let mut doomed = BTreeSet::from([jti.to_owned()]);
+        loop {
+            let comes_of = |parent: &Option<String>| parent.as_ref().is_some_and(|parent| doomed.contains(parent));
+            let children: BTreeSet<_> = self
+                .tokens
+                .iter()
+                .filter(|(_, (_, parent))| comes_of(parent))
+                .map(|(child, _)| child.clone())
+                .collect();
+            let before = doomed.len();
+            doomed.extend(children);
+            if doomed.len() == before {
+                break;
+            }
+        }
+        for (barred, held) in self.barred.iter_mut().zip(&self.holds) {
+            *barred |= held.as_ref().is_some_and(|held| doomed.contains(held));
+        }
+        self.revoked.extend(doomed);
+    }
+
+    fn issued(&mut self, jti: &str, device: usize, parent: Option<String>) {
+        self.tokens.insert(jti.to_owned(), (device, parent));
+        self.holds[device] = Some(jti.to_owned());
+        self.barred[device] = false;
+    }
+}
+
+#[test]
+fn rule_22_no_token_comes_of_a_revoked_one_and_all_that_came_of_it_are_revoked() {
+    for seed in 0..100 {
+        let mut random = Random::new(seed);
+        let now = UnixTime::from_secs(START);
+        let realm = RealmId::new("a").unwrap();
+        let fingerprinter = Fingerprinter::new(FingerprintFunction::Xxh3, RealmKey([1; 16]), Width::W48);
+        let ledger = ledger::MemoryLedger::new();
+        let founded = ledger::Realm::new(realm, "https://a.example", fingerprinter, now);
+        ready(ledger.create_realm(founded, Vec::new())).unwrap();
+        let devices = [0, 1, 2].map(|number| DeviceId::new(&format!("d{number}")).unwrap());
+        for id in devices {
+            let device = ledger::NewDevice {
+                id,
+                signing: SigningKey::from_seed([1; 32]).public(),
+                sealing: EnvelopeKey::from_seed([2; 32]).public(),
+                subject: id.to_string(),
+                audience: Vec::new(),
+                replace: false,
+                actor: "test".into(),
+            };
+            ready(ledger.enroll(realm, now, device)).unwrap();
+        }
+
+        let (mut lines, mut counter) = (Lines::default(), 0);
+        for number in 0..80 {
+            let jti = format!("t{number}");
+            let known: Vec<_> = lines.tokens.keys().cloned().collect();
+            let device = random.below(3) as usize;
+            let append = |action| {
+                let request = ledger::Request { action, reason: None, actor: "test".into() };
+                ready(ledger.append(realm, now, vec![request])).unwrap();
+            };
+            let order = |renewal, revoke_parent| {
+                let token = ledger::NewToken {
+                    jti: jti.clone(),
+                    iat: now,
+                    exp: now.plus(900),
+                    sub: None,
+                    kid: None,
+                    client: None,
+                };
+                let device = Some(devices[device]);
+                let actor = "test".into();
+                let order = ledger::Order { token, device, renewal, refresh: None, revoke_parent, actor };
+                ready(ledger.issue(realm, now, order)).unwrap()
+            };
+            match random.below(10) {
+                0 | 1 if !known.is_empty() => {
+                    let jti = random.pick(&known).clone();
+                    append(ledger::Action::Revoke { jti: jti.clone(), exp: ledger::Expiry::Claimed(now) });
+                    lines.revoke(&jti);
+                }
+                2 if !known.is_empty() => {
+                    let jti = random.pick(&known).clone();
+                    append(ledger::Action::Reinstate { jti: jti.clone() });
+                    lines.revoked.remove(&jti);
+                    if let Some(device) = lines.holds.iter().position(|held| held.as_ref() == Some(&jti)) {
+                        lines.barred[device] = false;
+                    }
+                }
+                3..=8 if !known.is_empty() => {
+                    let parent = random.pick(&known).clone();
+                    let replaces = random.chance(20);
+                    counter += 1;
+                    let renewal = ledger::Renewal { counter: Some(counter), parent: Some(parent.clone()) };
+                    let why = if lines.tokens[&parent].0 != device {
+                        Some(ledger::NoToken::NotHeld)
+                    } else if lines.barred[device] || lines.revoked.contains(&parent) {
+                        Some(ledger::NoToken::ParentRevoked)
+                    } else {
+                        None
+                    };
+                    match (order(Some(renewal), replaces), why) {
+                        (ledger::Issuance::Refused(told), Some(why)) => assert_eq!(told, why, "seed {seed}"),
+                        (ledger::Issuance::Issued { sequence }, None) => {
+                            assert_eq!(sequence.is_some(), replaces);
+                            if replaces {
+                                lines.revoked.insert(parent.clone());
+                            }
+                            lines.issued(&jti, device, Some(parent));
+                        }
+                        (told, why) => panic!("seed {seed}, {jti}: {told:?} instead of {why:?}"),
+                    }
+                }
+                _ => {
+                    assert_eq!(order(None, false), ledger::Issuance::Issued { sequence: None });
+                    lines.issued(&jti, device, None);
+                }
+            }
+            let mut revoked = BTreeSet::new();
+            for entry in ready(ledger.scan(realm, Sequence(0), usize::MAX)).unwrap() {
+                match entry.statement {
+                    ledger::Statement::Revoke { jti, .. } => revoked.insert(jti),
+                    ledger::Statement::Reinstate { jti, .. } => revoked.remove(&jti),
+                    other => panic!("{other:?}"),
+                };
+            }
+            assert_eq!(revoked, lines.revoked, "seed {seed}, after {number} steps");
+        }
+    }
 }

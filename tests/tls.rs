@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails a test")]
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use revocast_tests::process::{Mosquitto, Process, Site, Via, now, until_true};
+use revocast_tests::process::{Mosquitto, Process, Site, Via, now, revocast, until_true};
 
 /// An authority, and certificates that it signed, as files of a site.
 struct Authority {
@@ -98,4 +98,29 @@ fn certificates_that_do_not_fit_are_told_at_the_start() {
             server.log()
         );
     }
+}
+
+#[test]
+fn the_command_line_speaks_tls_to_a_server_that_somebody_vouches_for() {
+    let site = Site::new();
+    let ca = Authority::new(&site, "ca");
+    let (certificate, key) = ca.sign(&site, "api");
+    let server = site.serve_with(Via::Embedded, &["--tls-certificate", &certificate, "--tls-key", &key]);
+    let url = server.url().replacen("http://", "https://", 1);
+    let token = site.text("data/keys/admin.token");
+    let call = |arguments: &[&str], ca: &[&str]| {
+        let server = ["--server", url.as_str(), "--admin-token-file", token.as_str()];
+        revocast(arguments.iter().chain(&server).chain(ca).copied())
+    };
+    let trusted = ["--ca", ca.file.as_str()];
+    let _ = call(&["realm", "create", "fleet", "--issuer", "https://issuer.example"], &trusted).ok();
+    assert!(call(&["realm", "list"], &trusted).ok().stdout.starts_with("fleet"));
+    // Nobody is believed without a certificate that vouches, nor with another one.
+    call(&["realm", "list"], &[]).fails(2, &["nobody vouches for the server", "--ca FILE"]);
+    let stranger = Authority::new(&site, "stranger");
+    call(&["realm", "list"], &["--ca", &stranger.file]).fails(1, &["does not answer", "does --ca vouch"]);
+    call(&["realm", "list"], &["--ca", &key]).fails(2, &["something in it is no certificate"]);
+    let plain = server.url();
+    let plain = ["realm", "list", "--server", &plain, "--admin-token-file", &token];
+    revocast(plain).fails(1, &["does not answer"]);
 }

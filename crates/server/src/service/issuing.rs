@@ -33,6 +33,9 @@ const REFRESH_LIFETIME: Duration = Duration::from_hours(14 * 24);
 /// for a later one hears when to come back.
 const HOLD_MAX: Duration = Duration::from_secs(2);
 
+/// A cutoff that lies further ahead is no accident of the moment: nobody is told to wait for it.
+const AHEAD_MAX: Duration = Duration::from_mins(1);
+
 /// How long whoever issues to a device waits for the broker.
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -313,6 +316,9 @@ impl Service {
                 }
                 Issuance::Refused(NoToken::CutOff { not_before }) if not_before > iat => {
                     let ahead = not_before.millis().since(self.clock.now().wall);
+                    if ahead > AHEAD_MAX {
+                        return Err(ServiceError::NoToken(NoToken::CutOff { not_before }));
+                    }
                     if began.elapsed() + ahead > HOLD_MAX {
                         return Err(ServiceError::Held { not_before, ahead });
                     }

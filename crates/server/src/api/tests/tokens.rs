@@ -109,6 +109,8 @@ async fn what_no_token_may_be_is_refused() {
     assert_eq!(site.post(TOKENS, &with(base.clone(), "sub", json!("t"))).await.status, 201);
     site.clock.0.store(NOW + 1, Ordering::Relaxed);
     assert_eq!(site.post(TOKENS, &base).await.status, 201);
+    site.post(CUTOFFS, &json!({"scope": "sub", "name": "u", "not_before": NOW + DAY})).await;
+    site.post(TOKENS, &with(base.clone(), "sub", json!("u"))).await.problem(409, "cut-off");
     // Where somebody else's keys were set, that one issues.
     site.put("/v1/realms/fleet/jwks", &Signer::new(7).jwks("k")).await;
     site.post(TOKENS, &base).await.problem(409, "issued-elsewhere");
