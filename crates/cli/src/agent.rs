@@ -53,10 +53,6 @@ pub fn run(output: Output, arguments: &Agent) -> Result<ExitCode, Failure> {
     let (rules, source) = rules(arguments)?.unzip();
     let source = source.flatten();
     if let (Some(rules), None) = (&rules, &source) {
-        config = config.with_issuer_keys(rules.keys.clone());
-    }
-    let source = source.flatten();
-    if let (Some(rules), None) = (&rules, &source) {
         // Nobody named a place for keys: those that the server publishes.
         config = config.with_issuer_keys(rules.keys.clone());
     }
