@@ -897,7 +897,7 @@ pub struct Agent {
     /// Certificates that vouch for that address, PEM.
     #[arg(long, value_name = "FILE", requires = "jwks")]
     pub jwks_ca: Option<PathBuf>,
-    /// Audience that tokens must be for; may be given more than once.
+    /// Audience that tokens must be for, to judge whole tokens; may be given more than once.
     #[arg(long, value_name = "A")]
     pub audience: Vec<String>,
     /// Required `typ` of tokens.

@@ -256,7 +256,8 @@ impl Proof {
             return Err(malformed("it is too large"));
         }
         let compact = Compact::split(text).map_err(|_| malformed("it is no compact token"))?;
-        let public = read_header(&compact.header)?;
+        let header = compact.header().map_err(|_| malformed("it is no compact token"))?;
+        let public = read_header(&header)?;
         let key = VerifyingKey::from_bytes(&public).map_err(|_| malformed("its key is none"))?;
         let signature = Signature::from_slice(&compact.signature).map_err(|_| ProofError::Signature)?;
         key.verify_strict(compact.message, &signature).map_err(|_| ProofError::Signature)?;
