@@ -36,6 +36,12 @@ fn a_device_gets_a_token_that_only_it_can_read_keeps_it_offline_and_stops_when_i
     let first = until_token(&agent, "held");
     let (jwt, jti) = (text(&first, "token"), text(&first, "jti"));
     assert_eq!(jwt.split('.').count(), 3);
+    // What it keeps can be looked at without showing the token.
+    let inspected = revocast(["inspect", &site.text("pump-1/token")]).ok().stdout;
+    assert!(inspected.contains("token bytes") && !inspected.contains("eyJ"), "{inspected}");
+    until("the issuer's keys are kept", || site.path("pump-1/issuer-keys").exists().then_some(()));
+    let keys = revocast(["inspect", &site.text("pump-1/issuer-keys")]).ok().stdout;
+    assert!(keys.contains("issuer-keys") && keys.contains("OKP"), "{keys}");
     // Whoever shows it must prove that it is theirs: as a bearer's it is good for nothing.
     let judged = agent.verify(&jwt);
     assert_eq!(
