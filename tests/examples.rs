@@ -33,7 +33,7 @@ fn the_configuration_names_every_setting_and_is_good() {
     for name in ["server.key", "broker-client.key"] {
         let _ = site.write(name, certificate.signing_key.serialize_pem());
     }
-    for name in ["broker.password", "ledger.password"] {
+    for name in ["broker.password", "ledger.password", "sessions.password"] {
         let _ = site.write(name, "secret\n");
     }
     let here =
@@ -221,4 +221,64 @@ fn mosquitto_with_its_access_rules_carries_everything_and_lets_no_device_speak_f
     let sequence = server.revoke("lost-too", exp);
     agent.wait_until_at(sequence);
     until_true("still right", || agent.verdict("lost-too", exp) == "revoked");
+}
+
+/// NATS speaks MQTT over subjects of its own, and keeps what is retained in a stream: server and device work over it with
+/// the permissions of the example, also after it was started again, and a device speaks for itself alone.
+#[test]
+fn nats_with_its_permissions_carries_everything_and_lets_no_device_speak_for_others() {
+    let site = Site::new();
+    let (port, client_port) = (free_port(), free_port());
+    let mut config = example("nats.conf")
+        .replace("port: 8883", &format!("host: 127.0.0.1, port: {port}"))
+        .replace("/var/lib/nats", &site.text("jetstream"))
+        .replacen("\"$2a$11$HASH\"", "server-secret", 1)
+        .replacen("\"$2a$11$HASH\"", "gate-secret", 1);
+    let (from, to) = (config.find("  tls {").expect("TLS"), config.find("  ack_wait").expect("what follows it"));
+    config.replace_range(from..to, "");
+    config.push_str(&format!("listen: 127.0.0.1:{client_port}\n"));
+    let config = site.write("nats.conf", config);
+    let start = || {
+        let mut nats = Process::start("nats-server", Command::new(tool("REVOCAST_NATS")).args(["-c", &config]));
+        until("NATS listens", || {
+            assert!(nats.is_running(), "{}", nats.log());
+            std::net::TcpStream::connect(("127.0.0.1", port)).ok()
+        });
+        nats
+    };
+    let mut nats = start();
+    let url = format!("mqtt://127.0.0.1:{port}");
+    let password = site.write("server.password", "server-secret\n");
+    let server =
+        site.found_with(Via::Broker(&url), &["--broker-user", "revocast", "--broker-password-file", &password]);
+    let password = site.write("gate.password", "gate-secret\n");
+    let agent = site.agent_with("gate-7", &url, &["--broker-user", "gate-7", "--broker-password-file", &password]);
+    let exp = now() + 1_000;
+    let sequence = server.revoke("lost", exp);
+    agent.wait_until_at(sequence);
+    assert_eq!((agent.verdict("lost", exp), agent.verdict("good", exp)), ("revoked".into(), "not-revoked".into()));
+
+    let mut watcher = User::connect(port, "revocast", "server-secret").unwrap();
+    watcher.subscribe(&format!("revocast/{REALM}/#"));
+    let mut gate = User::connect(port, "gate-7", "gate-secret").unwrap();
+    for topic in ["manifest", "live", "devices/door/report", "devices/gate-7/answer"] {
+        gate.publish(&format!("revocast/{REALM}/{topic}"), "forged");
+    }
+    gate.publish(&format!("revocast/{REALM}/devices/gate-7/report"), "its own");
+    let mut acknowledged = 0;
+    gate.poll(|packet| {
+        acknowledged += u32::from(matches!(packet, Packet::PubAck(_)));
+        acknowledged == 5
+    });
+    assert!(watcher.hear_until("its own").iter().all(|heard| heard != "forged"), "one of them came through");
+    assert!(User::connect(port, "gate-7", "wrong").is_err());
+
+    // What it retains it has on disk.
+    drop((watcher, gate));
+    nats.kill();
+    nats = start();
+    let sequence = server.revoke("lost-too", exp);
+    agent.wait_until_at(sequence);
+    until_true("still right", || agent.verdict("lost-too", exp) == "revoked");
+    assert!(nats.is_running());
 }

@@ -357,7 +357,7 @@ pub enum CredentialCommand {
 pub struct NewCredential {
     /// Whom the ledger names as the actor: 1 to 64 of a-z A-Z 0-9 . _ -
     pub name: String,
-    /// What it may do: revoker, issuer, client, reader, admin. May be given more than once.
+    /// What it may do: revoker, issuer, client, reader, broker, admin. May be given more than once.
     #[arg(long = "role", value_name = "ROLE", required = true, value_parser = crate::credential::role)]
     pub roles: Vec<revocast_server::credentials::Role>,
     /// Where it may do it; may be given more than once [default: every realm].
