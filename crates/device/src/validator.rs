@@ -271,18 +271,17 @@ impl<R: Revocations> Validator<R> {
         let keys = self.config.keys.load();
         let known = keys.as_deref().and_then(|keys| keys.known(compact.header_text));
         let (decoded, read);
-        let (key, header) = match known {
-            Some(known) => known,
-            None => {
-                decoded = compact.header().map_err(Rejection::from)?;
-                read = Header::read(&decoded)?;
-                let keys = keys.as_deref().ok_or(Rejection::KeyNotFound)?;
-                let key = keys.choose(read.kid.as_deref(), read.algorithm).map_err(|none| match none {
-                    NoKey::NotFound => Rejection::KeyNotFound,
-                    NoKey::OtherAlgorithm => Rejection::AlgorithmMismatch,
-                })?;
-                (key, &read)
-            }
+        let (key, header) = if let Some(known) = known {
+            known
+        } else {
+            decoded = compact.header().map_err(Rejection::from)?;
+            read = Header::read(&decoded)?;
+            let keys = keys.as_deref().ok_or(Rejection::KeyNotFound)?;
+            let key = keys.choose(read.kid.as_deref(), read.algorithm).map_err(|none| match none {
+                NoKey::NotFound => Rejection::KeyNotFound,
+                NoKey::OtherAlgorithm => Rejection::AlgorithmMismatch,
+            })?;
+            (key, &read)
         };
         if let Some(expected) = &self.config.token_type
             && !header.token_type.as_deref().is_some_and(|found| same_type(found, expected))
