@@ -798,10 +798,8 @@ pub enum ServiceError {
     #[error("it is no refresh token")]
     RefreshForm,
     /// The device is not enrolled, or no longer.
-    #[error("device {device} is not enrolled in realm {realm}")]
+    #[error("device {device} is not enrolled in this realm")]
     DeviceUnknown {
-        /// Where.
-        realm: RealmId,
         /// Which.
         device: DeviceId,
     },

@@ -204,13 +204,13 @@ impl From<ServiceError> for Problem {
             ServiceError::DeviceUnknown { .. } => {
                 Self::new(StatusCode::NOT_FOUND, "device-unknown", "no such device is enrolled")
             }
-            ServiceError::Sign(_) => internal(),
             ServiceError::Rotation(RotationError::Version { .. }) => {
                 Self::new(StatusCode::CONFLICT, "keys-version", "another version of the keys comes next")
             }
             ServiceError::Rotation(_) => unprocessable("keys-refused", "devices would refuse the keys"),
             ServiceError::Key(_)
             | ServiceError::Random(_)
+            | ServiceError::Sign(_)
             | ServiceError::Metrics
             | ServiceError::Encode(_)
             | ServiceError::Plan(_) => internal(),
