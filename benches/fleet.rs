@@ -19,6 +19,7 @@ use revocast_server::clock::SystemClock;
 use revocast_server::fleet::{Fleet, Lookout, hear};
 use revocast_server::keys::Keys;
 use revocast_server::ledger::{Ledger, MemoryLedger, Realm};
+use revocast_server::standing::{Standing, Standings};
 use revocast_tests::process::{Mosquitto, Somebody};
 
 const DEVICES: usize = 1_000;
@@ -89,7 +90,7 @@ fn aggregate() -> f64 {
         fleet.recorded(now, realm(), Sequence(round));
         let began = Instant::now();
         for topic in &topics {
-            fleet.hear(now, black_box(topic), black_box(&payload));
+            fleet.hear(now, black_box(topic), black_box(&payload), Standing::Claimed);
         }
         best = best.min(began.elapsed().as_secs_f64() / topics.len() as f64);
     }
@@ -128,7 +129,8 @@ impl Heard {
                     tls: None,
                     probe: "revocast/_probe/bench".to_owned(),
                 });
-                hear(own, broker, ledger, keys).await;
+                let standings = Arc::new(Standings::new(Arc::clone(&ledger), Arc::new(SystemClock::new())));
+                hear(own, broker, ledger, keys, standings).await;
             });
         });
         let heard = Self { mosquitto, lookout, realm, thread: name.recv().expect("a thread") };

@@ -729,7 +729,7 @@ fn questions_that_cannot_be_answered_are_told_so() {
     assert_eq!(problem("GET", &format!("/check?jti={}&exp=1", "x".repeat(300)), b""), named(422, "bad-jti"));
     assert_eq!(problem("GET", "/nowhere", b""), named(404, "unknown-path"));
     assert_eq!(problem("POST", "/check", b""), named(405, "wrong-method"));
-    assert_eq!(problem("POST", "/verify", tokens[0].token.as_bytes()), named(501, "no-jwks"));
+    assert_eq!(problem("POST", "/verify", tokens[0].token.as_bytes()), named(501, "no-audience"));
 
     let agent = site.agent_with("door", &server.broker(), &["--jwks", &jwks, "--audience", AUDIENCE]);
     agent.wait_until_at(0);

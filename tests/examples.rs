@@ -5,7 +5,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use revocast_server::config::{Effect, SETTINGS};
-use revocast_tests::process::{Process, REALM, Site, Via, free_port, now, revocast, tool, until, until_true};
+use revocast_tests::process::{
+    AUDIENCE, Process, REALM, Site, Via, free_port, now, revocast, text, tool, until, until_true,
+};
 use rumqttc::{Client, ConnectReturnCode, Connection, Event, MqttOptions, Packet, QoS};
 
 /// An example file.
@@ -31,7 +33,7 @@ fn the_configuration_names_every_setting_and_is_good() {
     for name in ["server.key", "broker-client.key"] {
         let _ = site.write(name, certificate.signing_key.serialize_pem());
     }
-    for name in ["broker.password", "ledger.password"] {
+    for name in ["broker.password", "ledger.password", "sessions.password"] {
         let _ = site.write(name, "secret\n");
     }
     let here =
@@ -147,10 +149,21 @@ fn mosquitto_with_its_access_rules_carries_everything_and_lets_no_device_speak_f
     let password = site.write("door.password", "door-secret\n");
     let mut watcher = User::connect(port, "revocast", "server-secret").unwrap();
     watcher.subscribe(&format!("revocast/{REALM}/devices/+/report"));
-    let agent = site.agent_with("door", &url, &["--broker-user", "door", "--broker-password-file", &password]);
+    let identity = site.text("door.identity");
+    let enrollment = revocast(["device", "keygen", "--id", "door", "--realm", REALM, "--out", &identity]).ok().stdout;
+    let enrollment = site.write("door.json", enrollment);
+    let _ = server.command(&["device", "enroll", &enrollment, "--audience", AUDIENCE]).ok();
+    let named = ["--broker-user", "door", "--broker-password-file", &password];
+    let agent =
+        site.agent_with("door", &url, &[&named[..], &["--identity", &identity, "--audience", AUDIENCE]].concat());
     let exp = now() + 1_000;
     let sequence = server.revoke("lost", exp);
     agent.wait_until_at(sequence);
+    // It may ask for its token, and hear it.
+    until("the door holds a token", || {
+        let (_, token) = agent.ask("GET", "/token", b"").unwrap();
+        (text(&token, "state") == "held").then_some(())
+    });
     assert_eq!((agent.verdict("lost", exp), agent.verdict("good", exp)), ("revoked".into(), "not-revoked".into()));
     // Its report arrives, so it may write there.
     watcher.poll(|packet| matches!(packet, Packet::Publish(publish) if publish.topic.contains("/devices/door/report")));
@@ -169,6 +182,10 @@ fn mosquitto_with_its_access_rules_carries_everything_and_lets_no_device_speak_f
         &format!("revocast/{REALM}/devices/door/ask"),
         &format!("revocast/{REALM}/devices/door/answer"),
         &format!("revocast/{REALM}/devices/gate/answer"),
+        &format!("revocast/{REALM}/devices/door/renew"),
+        &format!("revocast/{REALM}/jwks"),
+        "device_tokens/door",
+        "device_tokens/gate",
         "elsewhere",
     ] {
         gate.publish(topic, "forged");
@@ -177,22 +194,24 @@ fn mosquitto_with_its_access_rules_carries_everything_and_lets_no_device_speak_f
     let mut acknowledged = 0;
     gate.poll(|packet| {
         acknowledged += u32::from(matches!(packet, Packet::PubAck(_)));
-        acknowledged == 11
+        acknowledged == 15
     });
     assert!(watcher.hear_until("its own").iter().all(|heard| heard != "forged"), "one of them came through");
 
     // It hears what is for all, and what is for it.
-    for topic in [format!("revocast/{REALM}/devices/+/answer"), format!("revocast/{REALM}/devices/+/report"), manifest]
-    {
-        gate.subscribe(&topic);
+    let others = ["answer", "report"].map(|name| format!("revocast/{REALM}/devices/+/{name}"));
+    for topic in others.iter().chain([&manifest, &"device_tokens/+".to_owned()]) {
+        gate.subscribe(topic);
     }
     for (device, text) in [("door", "for the door"), ("gate", "for the gate")] {
         watcher.publish(&format!("revocast/{REALM}/devices/{device}/report"), "a report");
+        watcher.publish(&format!("device_tokens/{device}"), &format!("a token {text}"));
         watcher.publish(&format!("revocast/{REALM}/devices/{device}/answer"), text);
     }
     let both = std::thread::spawn(move || watcher.hear_until("for the gate"));
     let heard = gate.hear_until("for the gate");
-    assert!(!heard.iter().any(|text| text == "for the door" || text == "a report"), "{heard:?}");
+    assert!(!heard.iter().any(|text| text.ends_with("for the door") || text == "a report"), "{heard:?}");
+    assert!(heard.iter().any(|text| text == "a token for the gate"), "{heard:?}");
     assert!(both.join().unwrap().iter().any(|text| text == "for the door"), "the server may");
 
     for (user, password) in [("gate", "wrong"), ("nobody", "")] {
@@ -202,4 +221,64 @@ fn mosquitto_with_its_access_rules_carries_everything_and_lets_no_device_speak_f
     let sequence = server.revoke("lost-too", exp);
     agent.wait_until_at(sequence);
     until_true("still right", || agent.verdict("lost-too", exp) == "revoked");
+}
+
+/// NATS speaks MQTT over subjects of its own, and keeps what is retained in a stream: server and device work over it with
+/// the permissions of the example, also after it was started again, and a device speaks for itself alone.
+#[test]
+fn nats_with_its_permissions_carries_everything_and_lets_no_device_speak_for_others() {
+    let site = Site::new();
+    let (port, client_port) = (free_port(), free_port());
+    let mut config = example("nats.conf")
+        .replace("port: 8883", &format!("host: 127.0.0.1, port: {port}"))
+        .replace("/var/lib/nats", &site.text("jetstream"))
+        .replacen("\"$2a$11$HASH\"", "server-secret", 1)
+        .replacen("\"$2a$11$HASH\"", "gate-secret", 1);
+    let (from, to) = (config.find("  tls {").expect("TLS"), config.find("  ack_wait").expect("what follows it"));
+    config.replace_range(from..to, "");
+    config.push_str(&format!("listen: 127.0.0.1:{client_port}\n"));
+    let config = site.write("nats.conf", config);
+    let start = || {
+        let mut nats = Process::start("nats-server", Command::new(tool("REVOCAST_NATS")).args(["-c", &config]));
+        until("NATS listens", || {
+            assert!(nats.is_running(), "{}", nats.log());
+            std::net::TcpStream::connect(("127.0.0.1", port)).ok()
+        });
+        nats
+    };
+    let mut nats = start();
+    let url = format!("mqtt://127.0.0.1:{port}");
+    let password = site.write("server.password", "server-secret\n");
+    let server =
+        site.found_with(Via::Broker(&url), &["--broker-user", "revocast", "--broker-password-file", &password]);
+    let password = site.write("gate.password", "gate-secret\n");
+    let agent = site.agent_with("gate-7", &url, &["--broker-user", "gate-7", "--broker-password-file", &password]);
+    let exp = now() + 1_000;
+    let sequence = server.revoke("lost", exp);
+    agent.wait_until_at(sequence);
+    assert_eq!((agent.verdict("lost", exp), agent.verdict("good", exp)), ("revoked".into(), "not-revoked".into()));
+
+    let mut watcher = User::connect(port, "revocast", "server-secret").unwrap();
+    watcher.subscribe(&format!("revocast/{REALM}/#"));
+    let mut gate = User::connect(port, "gate-7", "gate-secret").unwrap();
+    for topic in ["manifest", "live", "devices/door/report", "devices/gate-7/answer"] {
+        gate.publish(&format!("revocast/{REALM}/{topic}"), "forged");
+    }
+    gate.publish(&format!("revocast/{REALM}/devices/gate-7/report"), "its own");
+    let mut acknowledged = 0;
+    gate.poll(|packet| {
+        acknowledged += u32::from(matches!(packet, Packet::PubAck(_)));
+        acknowledged == 5
+    });
+    assert!(watcher.hear_until("its own").iter().all(|heard| heard != "forged"), "one of them came through");
+    assert!(User::connect(port, "gate-7", "wrong").is_err());
+
+    // What it retains it has on disk.
+    drop((watcher, gate));
+    nats.kill();
+    nats = start();
+    let sequence = server.revoke("lost-too", exp);
+    agent.wait_until_at(sequence);
+    until_true("still right", || agent.verdict("lost-too", exp) == "revoked");
+    assert!(nats.is_running());
 }

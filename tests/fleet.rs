@@ -194,7 +194,7 @@ fn what_a_fleet_takes_does_not_grow_with_its_reports() {
     let mut round = |sequence: u64| {
         fleet.recorded(Duration::from_secs(sequence), realm, Sequence(sequence));
         for device in &devices {
-            fleet.report(Duration::from_secs(sequence), realm, *device, &report(sequence));
+            fleet.report(Duration::from_secs(sequence), realm, *device, &report(sequence), false);
         }
     };
     // Until every list has its final size.

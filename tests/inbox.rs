@@ -2,6 +2,8 @@
 //! that nobody else can read, keeps it over restarts without a network, and stops when it is revoked.
 #![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use revocast_tests::process::{AUDIENCE, Agent, Listener, Mosquitto, REALM, Site, Via, revocast, text, until};
 use serde_json::Value;
 
@@ -36,6 +38,12 @@ fn a_device_gets_a_token_that_only_it_can_read_keeps_it_offline_and_stops_when_i
     let first = until_token(&agent, "held");
     let (jwt, jti) = (text(&first, "token"), text(&first, "jti"));
     assert_eq!(jwt.split('.').count(), 3);
+    // What it keeps can be looked at without showing the token.
+    let inspected = revocast(["inspect", &site.text("pump-1/token")]).ok().stdout;
+    assert!(inspected.contains("token bytes") && !inspected.contains("eyJ"), "{inspected}");
+    until("the issuer's keys are kept", || site.path("pump-1/issuer-keys").exists().then_some(()));
+    let keys = revocast(["inspect", &site.text("pump-1/issuer-keys")]).ok().stdout;
+    assert!(keys.contains("issuer-keys") && keys.contains("OKP"), "{keys}");
     // Whoever shows it must prove that it is theirs: as a bearer's it is good for nothing.
     let judged = agent.verify(&jwt);
     assert_eq!(
@@ -97,4 +105,35 @@ fn an_agent_without_an_identity_has_no_token_and_one_of_another_name_does_not_st
     start(&["--identity", &identity]).fails(2, &["audience"]);
     start(&["--identity", &identity, "--audience", AUDIENCE, "--token-topic", "tokens/+"]).fails(2, &["{device_id}"]);
     start(&["--identity", &site.text("nowhere")]).fails(2, &["revocast device keygen"]);
+}
+
+/// While a device is away the key that signs tokens is replaced, and the key that seals everything: it comes back with what
+/// it kept, believes the new keys by way of the old ones, and takes in the next token.
+#[test]
+fn keys_that_were_replaced_while_a_device_was_away_are_taken_up_by_way_of_those_it_kept() {
+    let (site, mosquitto) = (Site::new(), Mosquitto::start());
+    let server = site.found(Via::Broker(&mosquitto.url()));
+    let (identity, keys) = (site.text("pump-1.identity"), site.text("data/keys"));
+    let make = ["device", "keygen", "--id", "pump-1", "--realm", REALM, "--out", &identity];
+    let enrollment = site.write("pump-1.json", revocast(make).ok().stdout);
+    let _ = server.command(&["device", "enroll", &enrollment, "--audience", AUDIENCE]).ok();
+    let more = ["--identity", &identity, "--audience", AUDIENCE];
+    let mut agent = site.agent_with("pump-1", &mosquitto.url(), &more);
+    let first = until_token(&agent, "held");
+    until("the issuer's keys are kept", || site.path("pump-1/issuer-keys").exists().then_some(()));
+    agent.kill();
+
+    let rotated = revocast(["--json", "issuer-key", "rotate", "--realm", REALM, "--now", "--keys", &keys]).ok().json();
+    let _ = server.command(&["publisher-key", "rotate", "--keys", &keys]).ok();
+    agent.start();
+    // Its token is as good as before: the key that signed it is still published.
+    assert_eq!(text(&until_token(&agent, "held"), "jti"), text(&first, "jti"));
+    let next = until("the device takes in a token signed by the new key", || {
+        let _ = server.command(&["device", "token", "pump-1", "--realm", REALM]).ok();
+        let next = token(&agent);
+        (text(&next, "state") == "held" && text(&next, "jti") != text(&first, "jti")).then_some(next)
+    });
+    let header = URL_SAFE_NO_PAD.decode(text(&next, "token").split('.').next().unwrap()).unwrap();
+    let header: Value = serde_json::from_slice(&header).unwrap();
+    assert_eq!(header.get("kid"), rotated.get("kid"), "{header} {rotated}");
 }

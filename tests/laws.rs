@@ -12,14 +12,14 @@ use bloomfilter::Bloom;
 use proptest::prelude::*;
 use revocast_core::update::{
     Answer, Artifact, ArtifactSummary, Chunk, Finding, Keys, Layer, Manifest, Piece, PublisherKey, Question, Report,
-    Role,
+    Role, TokenTopic,
 };
 use revocast_core::wire::{self, WireError};
 use revocast_core::{
-    Address, Claims, Cutoff, Delta, DeviceId, Digest, Epoch, ExactList, Filter, FilterBuf, FilterParams, Fingerprint,
-    FingerprintFunction, Fingerprinter, Hold, Index, Jti, Kind, Membership, Position, Profile, PublicKey, RealmId,
-    RealmKey, Salt, Scope, ScopeKind, Sealed, Sequence, SigningKey, Term, UnixMillis, UnixTime, Verdict, Why, Width,
-    rice, seal,
+    Address, Claims, Cutoff, Delivery, Delta, DeviceId, Digest, Epoch, ExactList, Filter, FilterBuf, FilterParams,
+    Fingerprint, FingerprintFunction, Fingerprinter, Hold, Index, IssuerKeys, Jti, Kind, Membership, NoRenewal, Notice,
+    Position, Profile, PublicKey, RealmId, RealmKey, Renew, Salt, Scope, ScopeKind, Sealed, Sequence, SigningKey, Term,
+    UnixMillis, UnixTime, Verdict, Why, Width, rice, seal,
 };
 use revocast_server::ledger::{self, Statement};
 use revocast_server::publisher::merge;
@@ -290,6 +290,73 @@ fn codec_law<T: Debug + PartialEq>(
     assert!(refused > 1_000 && accepted > 100, "{refused} refused, {accepted} accepted");
 }
 
+fn some_text(random: &mut Random, most: u64) -> String {
+    (0..=random.below(most)).map(|_| char::from(b'a' + random.below(26) as u8)).collect()
+}
+
+fn some_renew(random: &mut Random) -> Renew {
+    Renew {
+        device: DeviceId::new(&some_text(random, 63)).unwrap(),
+        counter: number(random).max(1),
+        nonce: random.sixteen(),
+        at: UnixMillis::from_millis(number(random)),
+        jti: random.chance(70).then(|| some_text(random, 255).into()),
+    }
+}
+
+fn some_delivery(random: &mut Random) -> Delivery {
+    let enclosed = random.chance(50);
+    let bytes = if enclosed { 49 } else { 1 } + random.below(200);
+    Delivery {
+        device: DeviceId::new(&some_text(random, 63)).unwrap(),
+        issued_at: UnixMillis::from_millis(number(random)),
+        nonce: random.chance(50).then(|| random.sixteen()),
+        enclosed,
+        content: (0..bytes).map(|_| random.bits() as u8).collect(),
+    }
+}
+
+fn some_notice(random: &mut Random) -> Notice {
+    if random.chance(70) {
+        Notice::Token { token: some_text(random, 400).into() }
+    } else {
+        Notice::Refused { why: *random.pick(&NoRenewal::ALL) }
+    }
+}
+
+fn some_issuer_keys(random: &mut Random) -> IssuerKeys {
+    IssuerKeys { issued_at: UnixMillis::from_millis(number(random)), jwks: some_text(random, 400).into_bytes() }
+}
+
+#[test]
+fn a_token_topic_names_one_device_and_nothing_else() {
+    let (realm, device) = (RealmId::new("fleet").unwrap(), DeviceId::new("pump-1").unwrap());
+    let topic = |template: &str| TokenTopic::parse(template).map(|topic| topic.topic(&realm, &device));
+    assert_eq!(topic(TokenTopic::DEFAULT).unwrap(), "device_tokens/pump-1");
+    assert_eq!(topic("a/{realm}/b/{device_id}/c").unwrap(), "a/fleet/b/pump-1/c");
+    assert_eq!(TokenTopic::default().filter(&realm), "device_tokens/+");
+    let long = format!("{}/{{device_id}}", "a".repeat(245));
+    for refused in [
+        "",
+        "device_tokens",
+        "/{device_id}",
+        "a//{device_id}",
+        "{device_id}/",
+        "+/{device_id}",
+        "#",
+        "{device_id}/{device_id}",
+        "{realm}/{realm}/{device_id}",
+        "a-{device_id}",
+        "{device}",
+        "{device_id}/{other}",
+        "$share/{device_id}",
+        "a\n/{device_id}",
+        &long,
+    ] {
+        assert!(TokenTopic::parse(refused).is_err(), "{refused:?}");
+    }
+}
+
 #[test]
 fn decode_inverts_encode_and_encoding_is_canonical() {
     codec_law(1, some_keys, wire::encode_keys, wire::decode_keys);
@@ -310,6 +377,10 @@ fn decode_inverts_encode_and_encoding_is_canonical() {
         let answer = |random: &mut Random| some_answer(random, width);
         codec_law(9, answer, wire::encode_answer, |bytes| wire::decode_answer(bytes, width));
     }
+    codec_law(10, some_renew, wire::encode_renew, wire::decode_renew);
+    codec_law(11, some_delivery, wire::encode_delivery, wire::decode_delivery);
+    codec_law(12, some_notice, wire::encode_notice, wire::decode_notice);
+    codec_law(13, some_issuer_keys, wire::encode_issuer_keys, wire::decode_issuer_keys);
     let cutoffs = |random: &mut Random| {
         let mut cutoffs = ascending(random, 30, |random| Cutoff {
             scope: scope(random),

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails a test")]
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use revocast_device::{KeyAddress, KeySourceError};
 use revocast_tests::process::{Mosquitto, Process, Site, Via, now, revocast, until_true};
 
 /// An authority, and certificates that it signed, as files of a site.
@@ -123,4 +124,41 @@ fn the_command_line_speaks_tls_to_a_server_that_somebody_vouches_for() {
     let plain = server.url();
     let plain = ["realm", "list", "--server", &plain, "--admin-token-file", &token];
     revocast(plain).fails(1, &["does not answer"]);
+}
+
+#[test]
+fn keys_come_over_https_from_whom_somebody_vouches_for() {
+    let site = Site::new();
+    let ca = Authority::new(&site, "ca");
+    let (certificate, key) = ca.sign(&site, "api");
+    let server = site.serve_with(Via::Embedded, &["--tls-certificate", &certificate, "--tls-key", &key]);
+    let url = server.url().replacen("http://", "https://", 1);
+    let token = site.text("data/keys/admin.token");
+    let created = ["realm", "create", "fleet", "--issuer", "https://issuer.example", "--ca", &ca.file];
+    let _ = revocast(created.iter().copied().chain(["--server", &url, "--admin-token-file", &token])).ok();
+
+    let address = |path: &str, roots: &str| KeyAddress::new(&format!("{url}{path}"), &std::fs::read(roots).unwrap());
+    let mut address_of_keys = address("/v1/realms/fleet/jwks.json", &ca.file).unwrap();
+    let keys = address_of_keys.keys();
+    assert!(keys.keys().is_none());
+    assert!(address_of_keys.refresh().unwrap(), "the first set is new");
+    let first = keys.keys().unwrap();
+    assert_eq!(first.len(), 1);
+    assert!(!address_of_keys.refresh().unwrap(), "the same one is not");
+    assert_eq!(address_of_keys.wait().as_secs(), 300);
+
+    // Nobody else, nothing else; and what is held stays.
+    let stranger = Authority::new(&site, "stranger");
+    let mut foreign = address("/v1/realms/fleet/jwks.json", &stranger.file).unwrap();
+    for seconds in [1, 2, 4] {
+        assert!(matches!(foreign.refresh(), Err(KeySourceError::Unreachable { .. })));
+        assert_eq!(foreign.wait().as_secs(), seconds);
+    }
+    assert!(foreign.keys().keys().is_none());
+    assert!(matches!(address("/nowhere", &ca.file).unwrap().refresh(), Err(KeySourceError::Unreachable { .. })));
+    assert!(address("/healthz", &ca.file).unwrap().refresh().is_err());
+    assert!(matches!(KeyAddress::new(&server.url(), b""), Err(KeySourceError::NotHttps { .. })));
+    drop(server);
+    assert!(address_of_keys.refresh().is_err());
+    assert!(std::sync::Arc::ptr_eq(&first, &keys.keys().unwrap()));
 }

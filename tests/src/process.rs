@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
@@ -110,6 +110,7 @@ pub struct Process {
     name: String,
     child: Child,
     ended: Option<ExitStatus>,
+    input: Option<ChildStdin>,
     log: Arc<Mutex<String>>,
     lines: mpsc::Receiver<String>,
 }
@@ -118,11 +119,21 @@ impl Process {
     /// Starts it, with its output kept.
     #[must_use]
     pub fn start(name: &str, command: &mut Command) -> Self {
-        let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::spawn(name, command.stdin(Stdio::null()))
+    }
+
+    /// The same, and it can be spoken to.
+    #[must_use]
+    pub fn start_listening(name: &str, command: &mut Command) -> Self {
+        Self::spawn(name, command.stdin(Stdio::piped()))
+    }
+
+    fn spawn(name: &str, command: &mut Command) -> Self {
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{name} cannot be started: {error}"));
         let log = Arc::new(Mutex::new(String::new()));
         let (told, lines) = mpsc::channel();
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let (input, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         if let Some(stdout) = stdout {
             thread::spawn(move || {
                 for line in BufReader::new(stdout).lines().map_while(Result::ok) {
@@ -140,7 +151,15 @@ impl Process {
                 }
             });
         }
-        Self { name: name.to_owned(), child, ended: None, log, lines }
+        Self { name: name.to_owned(), child, ended: None, input, log, lines }
+    }
+
+    /// Gives it a line on standard input, and waits for the next one on standard output.
+    #[must_use]
+    pub fn answer(&mut self, line: &str) -> String {
+        let input = self.input.as_mut().expect("it can be spoken to");
+        writeln!(input, "{line}").expect("it listens");
+        self.line().expect("an answer")
     }
 
     /// The next line on standard output; `None` if it ended without one.

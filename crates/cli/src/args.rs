@@ -357,7 +357,7 @@ pub enum CredentialCommand {
 pub struct NewCredential {
     /// Whom the ledger names as the actor: 1 to 64 of a-z A-Z 0-9 . _ -
     pub name: String,
-    /// What it may do: revoker, issuer, client, reader, admin. May be given more than once.
+    /// What it may do: revoker, issuer, client, reader, broker, admin. May be given more than once.
     #[arg(long = "role", value_name = "ROLE", required = true, value_parser = crate::credential::role)]
     pub roles: Vec<revocast_server::credentials::Role>,
     /// Where it may do it; may be given more than once [default: every realm].
@@ -897,7 +897,7 @@ pub struct Agent {
     /// Certificates that vouch for that address, PEM.
     #[arg(long, value_name = "FILE", requires = "jwks")]
     pub jwks_ca: Option<PathBuf>,
-    /// Audience that tokens must be for; may be given more than once.
+    /// Audience that tokens must be for, to judge whole tokens; may be given more than once.
     #[arg(long, value_name = "A")]
     pub audience: Vec<String>,
     /// Required `typ` of tokens.

@@ -54,6 +54,9 @@ fn describe(realm: &str, fleet: &Value) -> String {
     }
     let share = fleet["current_share"].as_f64().map(|share| format!(" ({:.1} %)", share * 100.0)).unwrap_or_default();
     let _ = write!(words, "\n  {online} of {known} devices online, {current} of them at the head{share}");
+    if fleet["enrolled"] == json!(true) {
+        let _ = write!(words, "; {} of those online prove themselves", number("proven"));
+    }
     if number("beyond") > 0 {
         let _ = write!(words, "; {} claim what does not exist", number("beyond"));
     }

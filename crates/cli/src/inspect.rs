@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use revocast_core::state::{Head, StoredImage};
 use revocast_core::update::{Artifact, Keys, Role, Trust};
-use revocast_core::{Digest, ExactList, Kind, Notice, Profile, PublicKey, Refusal, Sealed, UnixTime, Width, wire};
+use revocast_core::{
+    Digest, ExactList, Kind, Notice, Profile, PublicKey, Refusal, Sealed, UnixMillis, UnixTime, Width, wire,
+};
 use revocast_device::trust_from_file;
 use serde_json::Value;
 
@@ -70,14 +72,17 @@ pub fn run(output: Output, file: &Path, trust: Option<&Path>, keys: Option<&Path
         let bytes = read_file(file, "the file")?;
         match bytes.get(..4) {
             Some(magic) if magic.starts_with(b"RVC") => {
+                // Where a device keeps one, its digest follows.
+                let bytes = kept(&bytes).unwrap_or(&bytes);
                 let keys = keys.map(|path| read_file(path, "the keys object")).transpose()?;
-                object(&mut findings, &bytes, trust.as_ref(), keys.as_deref())?;
+                object(&mut findings, bytes, trust.as_ref(), keys.as_deref())?;
             }
             Some(b"RVS1") => {
                 let decoded = Head::decode(&bytes).map_err(|error| refused(&error))?;
                 head(&mut findings, &decoded, trust.as_ref())?;
             }
             Some(b"RVB2") => base_image(&mut findings, &bytes, None, false)?,
+            Some(b"RVT1") => own_token(&mut findings, &bytes)?,
             _ => {
                 return Err(Failure::plain(
                     "not-ours",
@@ -89,6 +94,27 @@ pub fn run(output: Output, file: &Path, trust: Option<&Path>, keys: Option<&Path
     let words = findings.words();
     output.result(words, &findings.value());
     Ok(ExitCode::SUCCESS)
+}
+
+/// What stands in a slot of a device's state, if its digest holds.
+fn kept(bytes: &[u8]) -> Option<&[u8]> {
+    let (content, digest) = bytes.split_last_chunk::<32>()?;
+    (Digest::of(content).0 == *digest).then_some(content)
+}
+
+/// A device's own token as it is kept; its text is nothing to print.
+fn own_token(findings: &mut Findings, bytes: &[u8]) -> Result<(), Failure> {
+    let damaged = |what| refused(&Refusal::DamagedState { what });
+    let content = kept(bytes).ok_or_else(|| damaged("its digest does not match"))?;
+    let number = |at: usize| content.get(at..at + 8).and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
+    let (Some(counter), Some(issued_at), Some(token)) = (number(4), number(12), content.get(52..)) else {
+        return Err(damaged("shorter than a token's slot"));
+    };
+    findings.add("state", "token");
+    findings.add("counter", counter);
+    findings.add("last delivery at", UnixMillis::from_millis(issued_at).to_string());
+    findings.add("token bytes", token.len());
+    Ok(())
 }
 
 fn refused(refusal: &Refusal) -> Failure {

@@ -2,12 +2,14 @@
 //!
 //! The text of the token is given there and nowhere else, never in a log.
 
+use std::time::Duration;
+
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use revocast_core::TokenTopic;
+use revocast_core::{NoRenewal, TokenTopic};
 use revocast_device::{Call, Identity, Inbox, InboxConfig, NotHeld, SystemClock, TokenState};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -29,7 +31,8 @@ pub fn inbox(arguments: &Agent, identity: Identity) -> Result<InboxConfig, Failu
     let own = &arguments.token_audience;
     let audiences = if own.is_empty() { &arguments.audience } else { own };
     let topic = TokenTopic::parse(&arguments.token_topic).map_err(|error| bad("--token-topic", &error))?;
-    let inbox = InboxConfig::new(identity, audiences.clone()).with_topic(topic);
+    let lifetime_max = Duration::from_secs(arguments.lifetime);
+    let inbox = InboxConfig::new(identity, audiences.clone()).with_topic(topic).with_lifetime_max(lifetime_max);
     Ok(if arguments.clear_tokens { inbox.with_clear_deliveries() } else { inbox })
 }
 
@@ -78,7 +81,7 @@ fn standing(inbox: &Inbox) -> Value {
         },
         Err(NotHeld::Absent) => {
             let refused = match inbox.current() {
-                TokenState::Absent { refused } => refused.map(|why| why.name()),
+                TokenState::Absent { refused } => refused.map(NoRenewal::name),
                 TokenState::Held(_) | TokenState::Revoked { .. } | TokenState::Expired { .. } => None,
             };
             json!({ "state": "absent", "refused": refused })

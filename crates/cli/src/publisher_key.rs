@@ -3,7 +3,7 @@
 //! The order makes an interruption harmless: the new key is written beside the old one; every realm's next `keys` name
 //! both; they are published; only then the new key takes the place of the old, and what is current is sealed by it.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ pub fn rotate(output: Output, arguments: &RotatePublisher) -> Result<ExitCode, F
         [] => vec![arguments.keys.join("root.key")],
         named => named.to_vec(),
     };
-    let roots = files.iter().map(root).collect::<Result<Vec<_>, _>>()?;
+    let roots = files.iter().map(|path| root(path)).collect::<Result<Vec<_>, _>>()?;
     let roots: Vec<&SigningKey> = roots.iter().collect();
     let realms: Vec<RealmId> = realms(&api)?
         .iter()
@@ -83,7 +83,7 @@ pub fn rotate(output: Output, arguments: &RotatePublisher) -> Result<ExitCode, F
     Ok(ExitCode::SUCCESS)
 }
 
-fn root(path: &PathBuf) -> Result<SigningKey, Failure> {
+fn root(path: &Path) -> Result<SigningKey, Failure> {
     read_root(path).map_err(|error| {
         Failure::new("no-root-key", "without the root key nobody can be named as publisher", &error)
             .help("bring it here, or name where it is: --root FILE")

@@ -191,15 +191,12 @@ async fn auth(
 ) -> Result<Response, Problem> {
     let (method, uri) = original(&headers).unwrap_or_default();
     let answer = admit(&sidecar, method, uri, headers, wanted.scope.as_deref(), StatusCode::NO_CONTENT).await?;
-    Ok(answer.map_or_else(
-        |(refused, mut answer)| {
-            if answer.status() == StatusCode::BAD_REQUEST {
-                *answer.status_mut() = StatusCode::UNAUTHORIZED;
-            }
-            with_reason(answer, &refused)
-        },
-        |answer| answer,
-    ))
+    Ok(answer.unwrap_or_else(|(refused, mut answer)| {
+        if answer.status() == StatusCode::BAD_REQUEST {
+            *answer.status_mut() = StatusCode::UNAUTHORIZED;
+        }
+        with_reason(answer, &refused)
+    }))
 }
 
 /// Any method, any path below `/authz`: what Envoy's `ext_authz` filter asks over HTTP, in the form of the request that it

@@ -17,7 +17,8 @@ pub(crate) const HEADER_BYTES_MAX: usize = 2 * 1024;
 pub(crate) struct Compact<'a> {
     /// What the signature covers: header and payload as they came.
     pub(crate) message: &'a [u8],
-    pub(crate) header: Vec<u8>,
+    /// The header as it came; [`Compact::header`] decodes it.
+    pub(crate) header_text: &'a str,
     pub(crate) payload: Vec<u8>,
     pub(crate) signature: Vec<u8>,
 }
@@ -51,13 +52,20 @@ impl<'a> Compact<'a> {
         if header.len() > HEADER_BYTES_MAX {
             return Err(FormError::TooLarge { bytes: header.len() });
         }
-        let decode =
-            |part: &'static str, text: &str| URL_SAFE_NO_PAD.decode(text).map_err(|_| FormError::Base64 { part });
         Ok(Self {
             message: message.as_bytes(),
-            header: decode("header", header)?,
+            header_text: header,
             payload: decode("payload", payload)?,
             signature: decode("signature", signature)?,
         })
     }
+
+    /// The header, decoded.
+    pub(crate) fn header(&self) -> Result<Vec<u8>, FormError> {
+        decode("header", self.header_text)
+    }
+}
+
+fn decode(part: &'static str, text: &str) -> Result<Vec<u8>, FormError> {
+    URL_SAFE_NO_PAD.decode(text).map_err(|_| FormError::Base64 { part })
 }

@@ -341,15 +341,17 @@ struct Aside {
 
 /// Reads it, as far as it is of use. Damage is told and costs what is in that slot.
 fn aside(config: &DeviceConfig, store: &mut impl Store) -> Result<Aside, StoreError> {
-    let mut read = |slot, wanted| match wanted {
-        false => Ok(None),
-        true => match store.slot(slot) {
+    let mut read = |slot, wanted: bool| {
+        if !wanted {
+            return Ok(None);
+        }
+        match store.slot(slot) {
             Err(error @ StoreError::Damaged { .. }) => {
                 tracing::error!(realm = %config.realm, %error, "begun anew without it");
                 Ok(None)
             }
             other => other,
-        },
+        }
     };
     let inbox = config.inbox.is_some();
     Ok(Aside {
@@ -436,7 +438,7 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
                 event = self.link.next() => self.take_in(event),
                 () = self.clock.until(deadline) => self.handle(Event::Elapsed),
                 saved = saved(&mut self.writing) => self.written(saved),
-                (slot, outcome) = put(&mut self.putting) => self.was_put(slot, outcome),
+                (slot, outcome) = put(&mut self.putting) => self.was_put(slot, &outcome),
                 Some(wish) = self.wishes.recv() => self.ask(wish),
                 Some(wall) = self.proven.recv() => self.handle(Event::TimeProven { wall }),
                 _ = &mut stopped => break,
@@ -527,8 +529,8 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
         self.putting = Some(Putting { slot, task });
     }
 
-    fn was_put(&mut self, slot: Slot, outcome: Result<(), Option<StoreError>>) {
-        if let Err(error) = &outcome {
+    fn was_put(&mut self, slot: Slot, outcome: &Result<(), Option<StoreError>>) {
+        if let Err(error) = outcome {
             let error = error.as_ref().map_or_else(|| "the writing thread failed".to_owned(), describe);
             tracing::warn!(realm = %self.realm, ?slot, error, "not written; what is known stays in force");
         }
@@ -695,7 +697,7 @@ impl<T: Transport, C: Clock, S: Store + 'static> Driver<T, C, S> {
             self.tend();
             if self.putting.is_some() {
                 let (slot, outcome) = put(&mut self.putting).await;
-                self.was_put(slot, outcome);
+                self.was_put(slot, &outcome);
             }
         }
         self.tell();

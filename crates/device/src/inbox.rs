@@ -22,7 +22,9 @@ use crate::checker::Checker;
 use crate::identity::Identity;
 use crate::policy::Policy;
 use crate::possession::Presented;
-use crate::validator::{LiveKeys, Rejected, Rejection, Revocations, Token, Validator, ValidatorConfig};
+use crate::validator::{
+    LIFETIME_MAX_DEFAULT, LiveKeys, Rejected, Rejection, Revocations, Token, Validator, ValidatorConfig,
+};
 
 /// Part of its life after which a token is renewed, in percent: at a moment between these, of its own on every device.
 const RENEW_PERCENT: (u64, u64) = (60, 80);
@@ -53,6 +55,7 @@ pub struct InboxConfig {
     subject: Option<String>,
     token_type: Option<String>,
     takes_clear: bool,
+    lifetime_max: Duration,
 }
 
 impl InboxConfig {
@@ -66,6 +69,7 @@ impl InboxConfig {
             subject: None,
             token_type: None,
             takes_clear: false,
+            lifetime_max: LIFETIME_MAX_DEFAULT,
         }
     }
 
@@ -90,6 +94,13 @@ impl InboxConfig {
         self
     }
 
+    /// Refuses tokens that live longer; as [`ValidatorConfig::with_lifetime_max`].
+    #[must_use]
+    pub const fn with_lifetime_max(mut self, most: Duration) -> Self {
+        self.lifetime_max = most;
+        self
+    }
+
     /// Takes tokens that were not enclosed, too: every reader of the topic has them then.
     #[must_use]
     pub const fn with_clear_deliveries(mut self) -> Self {
@@ -99,23 +110,23 @@ impl InboxConfig {
 }
 
 /// Why a device cannot take in tokens as it was told to; the operator's to mend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum InboxError {
     /// The server delivers to the device that was enrolled, and it would listen as another.
     #[error("the identity is that of device {identity}, but the client id is {client}; they must be the same")]
     OtherDevice {
         /// That of the identity.
-        identity: DeviceId,
+        identity: Box<DeviceId>,
         /// The client id.
-        client: DeviceId,
+        client: Box<DeviceId>,
     },
     /// It was enrolled elsewhere.
     #[error("the identity is one of realm {identity}, but realm {followed} is followed")]
     OtherRealm {
         /// That of the identity.
-        identity: RealmId,
+        identity: Box<RealmId>,
         /// The one that is followed.
-        followed: RealmId,
+        followed: Box<RealmId>,
     },
     /// No token could be for it.
     #[error("at least one audience of the device's tokens must be named")]
@@ -127,10 +138,12 @@ impl InboxConfig {
     pub(crate) fn check(&self, realm: RealmId, client: DeviceId) -> Result<(), InboxError> {
         let identity = &self.identity;
         if identity.device() != client {
-            return Err(InboxError::OtherDevice { identity: identity.device(), client });
+            let identity = Box::new(identity.device());
+            return Err(InboxError::OtherDevice { identity, client: Box::new(client) });
         }
         if identity.realm() != realm {
-            return Err(InboxError::OtherRealm { identity: identity.realm(), followed: realm });
+            let identity = Box::new(identity.realm());
+            return Err(InboxError::OtherRealm { identity, followed: Box::new(realm) });
         }
         if self.audiences.is_empty() { Err(InboxError::NoAudience) } else { Ok(()) }
     }
@@ -324,7 +337,7 @@ pub(crate) enum Chore {
 
 /// What a token turned out to be.
 enum Judged {
-    Good(Token),
+    Good(Box<Token>),
     /// No key at hand has signed it, perhaps not yet.
     Unjudged,
 }
@@ -475,7 +488,7 @@ impl Keeper {
 
     fn take_token(&mut self, now: Now, text: Box<str>) -> Result<(), Declined> {
         match self.judge(now, &text)? {
-            Judged::Good(token) => self.hold(now, text, token),
+            Judged::Good(token) => self.hold(now, text, *token),
             // Asked for again only after a while: the keys may be on their way.
             Judged::Unjudged => self.unjudged = Some(text),
         }
@@ -495,12 +508,12 @@ impl Keeper {
     fn judge(&mut self, now: Now, text: &str) -> Result<Judged, Declined> {
         let Some(validator) = self.validator() else { return Ok(Judged::Unjudged) };
         let token = match validator.verify(now, Presented::held(text)) {
-            Ok(token) => token,
+            Ok(token) => Box::new(token),
             Err(Rejected {
                 rejection: Rejection::Suspect | Rejection::Unknown { .. } | Rejection::Aging { .. },
                 token: Some(token),
                 ..
-            }) => *token,
+            }) => token,
             Err(Rejected { rejection: Rejection::KeyNotFound, .. }) => return Ok(Judged::Unjudged),
             Err(rejected) => return Err(Declined::Token(rejected.rejection)),
         };
@@ -524,8 +537,9 @@ impl Keeper {
             let issuer = self.checker.issuer()?;
             let audiences = self.config.audiences.clone();
             let most = self.checker.leeway_max().unwrap_or(LEEWAY_SECS);
-            let mut rules =
-                ValidatorConfig::new(&*issuer, audiences, self.keys.clone()).with_leeway_secs(most.min(LEEWAY_SECS));
+            let mut rules = ValidatorConfig::new(&*issuer, audiences, self.keys.clone())
+                .with_leeway_secs(most.min(LEEWAY_SECS))
+                .with_lifetime_max(self.config.lifetime_max);
             if let Some(token_type) = &self.config.token_type {
                 rules = rules.with_type(token_type.as_str());
             }

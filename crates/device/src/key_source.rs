@@ -115,7 +115,7 @@ mod https {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use super::{KeySourceError, LiveKeys, SET_BYTES_MAX, parse};
+    use super::{Digest, KeySourceError, LiveKeys, SET_BYTES_MAX, parse};
     use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
     /// How long an address may take for all of its answer.
@@ -140,6 +140,7 @@ mod https {
         address: String,
         agent: ureq::Agent,
         keys: LiveKeys,
+        read: Option<Digest>,
         tag: Option<String>,
         failures: u32,
     }
@@ -172,7 +173,14 @@ mod https {
                 .proxy(None)
                 .timeout_global(Some(PATIENCE));
             let keys = LiveKeys::default();
-            Ok(Self { address: address.to_owned(), agent: config.build().into(), keys, tag: None, failures: 0 })
+            Ok(Self {
+                address: address.to_owned(),
+                agent: config.build().into(),
+                keys,
+                read: None,
+                tag: None,
+                failures: 0,
+            })
         }
 
         /// What validators are given: the set that was fetched last, none before the first.
@@ -212,9 +220,14 @@ mod https {
                 return Err(unreachable(ureq::Error::StatusCode(answer.status().as_u16())));
             }
             let body = answer.body_mut().with_config().limit(SET_BYTES_MAX as u64).read_to_vec();
-            let set = parse(&self.address, &body.map_err(unreachable)?)?;
+            let body = body.map_err(unreachable)?;
+            let digest = Digest::of(&body);
+            let set = parse(&self.address, &body)?;
             let tag = answer.headers().get("etag").and_then(|tag| tag.to_str().ok());
             self.tag = tag.filter(|tag| tag.len() <= TAG_BYTES_MAX).map(str::to_owned);
+            if self.read.replace(digest) == Some(digest) {
+                return Ok(false);
+            }
             self.keys.replace(set);
             Ok(true)
         }

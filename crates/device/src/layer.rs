@@ -1,4 +1,5 @@
-//! A `tower` layer that lets in requests with a good token, for axum, hyper and whatever else speaks `http`.
+//! A `tower` layer that lets in requests with a good token, for axum and hyper. Whatever else takes `tower` layers over the
+//! types of `http` should work; nobody has tried.
 //!
 //! It takes exactly one token from `Authorization: Bearer` (RFC 6750) or `Authorization: DPoP` with its proof
 //! (RFC 9449), verifies it, and puts the [`Token`] into the request's extensions. Everything else is answered

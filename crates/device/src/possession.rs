@@ -4,7 +4,7 @@
 //! proof: a small token of its own, signed with that key, that names the call it is made for, the token it goes
 //! with, and the time. The callee checks it offline and remembers it, so that it counts once.
 //!
-//! Over HTTP a proof is that of RFC 9449 (DPoP). Over MQTT, for which there is no standard, the same proof names the
+//! Over HTTP a proof is that of RFC 9449 (`DPoP`). Over MQTT, for which there is no standard, the same proof names the
 //! topic and the digest of the payload in place of method and address: the broker is not trusted, so it must not be able to put
 //! another payload beside a proof.
 
@@ -256,7 +256,8 @@ impl Proof {
             return Err(malformed("it is too large"));
         }
         let compact = Compact::split(text).map_err(|_| malformed("it is no compact token"))?;
-        let public = read_header(&compact.header)?;
+        let header = compact.header().map_err(|_| malformed("it is no compact token"))?;
+        let public = read_header(&header)?;
         let key = VerifyingKey::from_bytes(&public).map_err(|_| malformed("its key is none"))?;
         let signature = Signature::from_slice(&compact.signature).map_err(|_| ProofError::Signature)?;
         key.verify_strict(compact.message, &signature).map_err(|_| ProofError::Signature)?;
@@ -346,10 +347,7 @@ fn same_address(claimed: &str, called: &str) -> bool {
         }
         Some((scheme, authority, path))
     }
-    let claimed = bare(claimed) == claimed && !claimed.is_empty() && normal(claimed).is_some() && {
-        normal(claimed) == normal(bare(called))
-    };
-    claimed
+    bare(claimed) == claimed && normal(claimed).is_some() && normal(claimed) == normal(bare(called))
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {

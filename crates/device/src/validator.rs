@@ -267,21 +267,32 @@ impl<R: Revocations> Validator<R> {
     }
 
     fn verify_by(&self, now: Now, policy: &Policy, presented: Presented<'_>) -> Result<Token, Rejected> {
-        let Compact { message, header, payload, signature } =
-            Compact::split(presented.token).map_err(Rejection::from)?;
-        let header = Header::read(&header)?;
+        let compact = Compact::split(presented.token).map_err(Rejection::from)?;
         let keys = self.config.keys.load();
-        let keys = keys.as_deref().ok_or(Rejection::KeyNotFound)?;
-        let key = keys.choose(header.kid.as_deref(), header.algorithm).map_err(|none| match none {
-            NoKey::NotFound => Rejection::KeyNotFound,
-            NoKey::OtherAlgorithm => Rejection::AlgorithmMismatch,
-        })?;
+        let known = keys.as_deref().and_then(|keys| keys.known(compact.header_text));
+        let (decoded, read);
+        let (key, header) = if let Some(known) = known {
+            known
+        } else {
+            decoded = compact.header().map_err(Rejection::from)?;
+            read = Header::read(&decoded)?;
+            let keys = keys.as_deref().ok_or(Rejection::KeyNotFound)?;
+            let key = keys.choose(read.kid.as_deref(), read.algorithm).map_err(|none| match none {
+                NoKey::NotFound => Rejection::KeyNotFound,
+                NoKey::OtherAlgorithm => Rejection::AlgorithmMismatch,
+            })?;
+            (key, &read)
+        };
         if let Some(expected) = &self.config.token_type
             && !header.token_type.as_deref().is_some_and(|found| same_type(found, expected))
         {
             return Err(Rejection::WrongType.into());
         }
-        key.verifier.verify(message, &signature).map_err(|_| Rejection::BadSignature)?;
+        key.verifier.verify(compact.message, &compact.signature).map_err(|_| Rejection::BadSignature)?;
+        if known.is_none() {
+            key.remember(compact.header_text, header);
+        }
+        let payload = compact.payload;
         // From here on the issuer is speaking.
         let claims = TokenClaims::read(&payload)?;
         let time = self.revocations.time(now).floor();

@@ -30,6 +30,8 @@
 //! | `POST /v1/realms/{realm}/oauth/introspect` | says whether a token is honored (RFC 7662) |
 //! | `POST /v1/realms/{realm}/ssf/events` | takes security events (RFC 8935): cutoffs for their subjects |
 //! | `PUT /v1/realms/{realm}/ssf/transmitter` | names whose events are believed |
+//! | `POST /v1/hooks/emqx/authentication`, `…/authorization` | what EMQX asks before it lets a device in, or lets it do something |
+//! | `POST /v1/hooks/mosquitto/user`, `…/superuser`, `…/acl` | the same as mosquitto-go-auth asks |
 //! | `GET /v1/mirror/{realm}/{address}` | a published object as it stands on the broker; needs no credentials |
 //! | `POST /v1/realms/{realm}/tokens` | issues a token of the server's own issuer |
 //! | `POST /oauth2/token` | spends a refresh token: the next token (RFC 6749 section 6) |
@@ -88,6 +90,8 @@ mod devices;
 
 mod plan;
 
+mod hooks;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -105,11 +109,12 @@ use self::access::{Guard, Rules};
 use self::document::Served;
 use self::problem::Problem;
 use crate::credentials::Gate;
+use crate::hooks::Hooks;
 use crate::service::Service;
 use crate::tokens::Issuers;
 
 /// The routes over a service, behind a gate.
-pub fn router(service: Arc<Service>, gate: Arc<Gate>, issuers: Arc<Issuers>) -> Router {
+pub fn router(service: Arc<Service>, gate: Arc<Gate>, issuers: Arc<Issuers>, hooks: Arc<Hooks>) -> Router {
     let timed = OpenApiRouter::new()
         .merge(status::routes())
         .merge(realms::routes())
@@ -123,6 +128,7 @@ pub fn router(service: Arc<Service>, gate: Arc<Gate>, issuers: Arc<Issuers>) -> 
         .merge(tokens::routes())
         .merge(devices::routes())
         .merge(plan::routes())
+        .merge(hooks::routes(hooks))
         .merge(mirror::guarded_routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&gate), limit_time));
     // A report takes as long as it takes; only between two pieces of it the clock runs.

@@ -10,7 +10,7 @@ pub use listener::{Hearing, Incoming, Listener};
 #[cfg(feature = "embedded-broker")]
 mod embedded;
 #[cfg(feature = "embedded-broker")]
-pub use embedded::{EmbeddedBroker, EmbeddedBrokerError, LocalBroker};
+pub use embedded::{Door, EmbeddedBroker, EmbeddedBrokerError, LocalBroker};
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -401,7 +401,7 @@ impl Broker {
         self.publish_in(lane, topic, payload, retain).await
     }
 
-    /// The same for what goes to one device and is not retained.
+    /// The same for what is not retained and may wait behind deltas: what goes to one device, and announcements.
     pub async fn publish_answer(&self, topic: &str, payload: Vec<u8>) -> Result<(), BrokerError> {
         self.publish_in(&self.shared.answers, topic, payload, false).await
     }
@@ -441,6 +441,25 @@ impl Broker {
     #[must_use]
     pub fn listen(&self, hearing: Hearing) -> Listener {
         Listener::start(self.shared.config.clone(), hearing)
+    }
+
+    /// Ends the session of another client by connecting under its name: a broker ends the former one (MQTT 3.1.1 section
+    /// 3.1.4). Where it comes back from is its own matter; that it may not, the broker's access rules say.
+    pub async fn take_over(&self, client_id: &str) -> Result<(), BrokerError> {
+        let (client, mut events) = client(&self.shared.config, client_id);
+        let connected = async {
+            loop {
+                match events.poll().await {
+                    Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                        client.try_disconnect().map_err(|error| not_queued(&error))?;
+                    }
+                    Ok(Event::Outgoing(Outgoing::Disconnect)) => return Ok(()),
+                    Ok(_) => {}
+                    Err(error) => return Err(broken(&error)),
+                }
+            }
+        };
+        timeout(CONNECTION_TIMEOUT, connected).await.unwrap_or(Err(BrokerError::Silent { after: CONNECTION_TIMEOUT }))
     }
 
     /// Asks what is retained on some exact topics, over a connection of its own.

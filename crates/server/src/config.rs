@@ -4,7 +4,9 @@
 //! which wins. [`Chosen::check`] makes a [`ServerConfig`] of that, or says everything that is wrong.
 
 mod settings;
-pub use settings::{Choices, Effect, LISTEN_DEFAULT, LogFormat, PREFIX_DEFAULT, SETTINGS, Setting};
+pub use settings::{
+    BridgeIn, Choices, Effect, LISTEN_DEFAULT, LogFormat, PREFIX_DEFAULT, SETTINGS, SessionsKind, Setting,
+};
 
 mod sources;
 pub use sources::{Chosen, Mistake, Mistakes, Origin};
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use revocast_core::RealmId;
 use revocast_core::limits::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
 use revocast_core::update::{TokenTopic, TokenTopicError};
 use thiserror::Error;
@@ -51,6 +54,10 @@ const EPOCH_SHARE_MIN: f64 = 0.01;
 const LEASE_MIN: Duration = Duration::from_secs(2);
 const LEASE_MAX: Duration = Duration::from_mins(1);
 
+/// More messages of a bridge a second would crowd out the API; more revocations a day are an import.
+const BRIDGE_PER_SECOND_MAX: u32 = 10_000;
+const BRIDGE_PER_DAY_MAX: u32 = 10_000_000;
+
 /// A file with a password is a line.
 const PASSWORD_BYTES_MAX: u64 = 4096;
 
@@ -71,6 +78,12 @@ pub struct ServerConfig {
     pub tls: Option<TlsFiles>,
     /// Which broker.
     pub broker: BrokerChoice,
+    /// Whether the embedded broker lets devices in by their tokens only.
+    pub embedded_broker_auth: bool,
+    /// The bridge to plain publishers and devices, if there is one.
+    pub bridge: Option<BridgeConfig>,
+    /// How live sessions of revoked devices are ended, if they are.
+    pub sessions: Option<SessionsConfig>,
     /// How to publish.
     pub publishing: PublishingConfig,
     /// How our own issuer hands out tokens.
@@ -185,6 +198,47 @@ pub struct RemoteBroker {
     pub tls: Option<TlsRoots>,
     /// Files with our certificate chain and its private key, if the broker wants them.
     pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// How plain publishers and devices are spoken with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BridgeConfig {
+    /// The topic, both ways.
+    pub topic: String,
+    /// The realm whose tokens it speaks of.
+    pub realm: RealmId,
+    /// What is taken in.
+    pub inward: BridgeIn,
+    /// Whether revocations are announced.
+    pub outward: bool,
+    /// Messages a second that are looked at.
+    pub per_second: u32,
+    /// Revocations a day that are recorded.
+    pub per_day: u32,
+}
+
+/// How live sessions of revoked devices are ended.
+#[derive(Clone, Debug)]
+pub enum SessionsConfig {
+    /// By connecting under the same client id, as the server's own user.
+    Takeover,
+    /// By the management API of EMQX.
+    Emqx(Management),
+    /// By the management API of `RabbitMQ`.
+    RabbitMq(Management),
+}
+
+/// How to reach the management API of a broker.
+#[derive(Clone, Debug)]
+pub struct Management {
+    /// Where: `http://host:port` or `https://host:port`, without a path.
+    pub url: String,
+    /// User name or API key.
+    pub user: String,
+    /// Its password or secret.
+    pub password: Secret,
+    /// Who vouches for it, if it is `https`.
+    pub ca: Option<PathBuf>,
 }
 
 /// How to publish.
@@ -328,6 +382,16 @@ fn check(chosen: &Chosen) -> Result<ServerConfig, Vec<Mistake>> {
             None
         }
     };
+    let topics = (given.bridge_topic, publishing.prefix.as_str());
+    let pace = (given.bridge_per_second, given.bridge_per_day);
+    let bridge = check.bridge(topics, given.bridge_realm, (given.bridge_in, given.bridge_out), pace);
+    let management = ManagementSettings {
+        url: given.sessions_url,
+        user: given.sessions_user,
+        password_file: given.sessions_password_file,
+        ca: given.sessions_ca,
+    };
+    let sessions = check.sessions(given.sessions, management);
     match (given.data, broker, ledger) {
         (Some(data), Some(broker), Some(ledger)) if check.mistakes.is_empty() => Ok(ServerConfig {
             listen: given.listen,
@@ -337,6 +401,9 @@ fn check(chosen: &Chosen) -> Result<ServerConfig, Vec<Mistake>> {
             advertise: given.advertise,
             tls,
             broker,
+            embedded_broker_auth: given.embedded_broker_auth,
+            bridge,
+            sessions,
             publishing,
             tokens,
             lease,
@@ -358,6 +425,14 @@ struct RemoteSettings {
     ca: Option<PathBuf>,
     certificate: Option<PathBuf>,
     key: Option<PathBuf>,
+}
+
+/// What is set for the management API of a broker.
+struct ManagementSettings {
+    url: Option<String>,
+    user: Option<String>,
+    password_file: Option<PathBuf>,
+    ca: Option<PathBuf>,
 }
 
 /// Collects mistakes with the place where each was made.
@@ -511,6 +586,63 @@ impl Check<'_> {
         Some(RemoteBroker { url, client_id, credentials, tls, identity })
     }
 
+    /// The bridge, if anything of it is on.
+    fn bridge(
+        &mut self,
+        (topic, prefix): (String, &str),
+        realm: Option<String>,
+        (inward, outward): (BridgeIn, bool),
+        (per_second, per_day): (u32, u32),
+    ) -> Option<BridgeConfig> {
+        self.within("bridge_per_second", per_second, 1, BRIDGE_PER_SECOND_MAX);
+        self.within("bridge_per_day", per_day, 1, BRIDGE_PER_DAY_MAX);
+        if !good_prefix(&topic)
+            || topic == prefix
+            || topic.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
+        {
+            self.mistake("bridge_topic", ConfigError::BridgeTopic { topic: topic.clone() });
+        }
+        let on = match (inward, outward) {
+            (BridgeIn::Off, false) => return None,
+            (BridgeIn::Signed | BridgeIn::Plain, _) => "bridge_in",
+            (BridgeIn::Off, true) => "bridge_out",
+        };
+        let Some(realm) = realm else { return self.needs(on, "bridge_realm") };
+        let Ok(realm) = RealmId::new(&realm) else {
+            self.mistake("bridge_realm", ConfigError::Realm { realm });
+            return None;
+        };
+        Some(BridgeConfig { topic, realm, inward, outward, per_second, per_day })
+    }
+
+    fn sessions(&mut self, kind: SessionsKind, settings: ManagementSettings) -> Option<SessionsConfig> {
+        let ManagementSettings { url, user, password_file, ca } = settings;
+        match kind {
+            SessionsKind::Off => return None,
+            SessionsKind::Takeover => return Some(SessionsConfig::Takeover),
+            SessionsKind::Emqx | SessionsKind::Rabbitmq => {}
+        }
+        let (Some(url), Some(user), Some(path)) = (url, user, password_file) else {
+            return self.needs("sessions", "one of sessions_url, sessions_user, sessions_password_file");
+        };
+        let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+        if rest.is_none_or(|rest| rest.is_empty() || rest.contains(['/', '@', '?', '#', ' '])) {
+            self.mistake("sessions_url", ConfigError::ManagementUrl { found: url.clone() });
+        }
+        if url.starts_with("https://") && ca.is_none() {
+            self.missing("sessions_ca", "--sessions-ca FILE");
+        }
+        if let Some(ca) = &ca {
+            self.readable("sessions_ca", ca);
+        }
+        let password = Secret(self.password("sessions_password_file", &path)?);
+        let management = Management { url, user, password, ca };
+        Some(match kind {
+            SessionsKind::Rabbitmq => SessionsConfig::RabbitMq(management),
+            SessionsKind::Emqx | SessionsKind::Off | SessionsKind::Takeover => SessionsConfig::Emqx(management),
+        })
+    }
+
     fn needs<T>(&mut self, what: &'static str, other: &'static str) -> Option<T> {
         self.mistake(what, ConfigError::Needs { what, other });
         None
@@ -639,6 +771,26 @@ pub enum ConfigError {
     Prefix {
         /// As written.
         prefix: String,
+    },
+    /// Messages of the bridge would be taken for ours, or nobody could publish there.
+    #[error(
+        "bridge_topic is {topic:?}; it has 1 to {PREFIX_BYTES_MAX} bytes, no + # $, no empty level, and does not begin with the prefix"
+    )]
+    BridgeTopic {
+        /// As written.
+        topic: String,
+    },
+    /// No realm could have this name.
+    #[error("bridge_realm is {realm:?}; a realm has 1 to 64 of a-z, 0-9 and -")]
+    Realm {
+        /// As written.
+        realm: String,
+    },
+    /// The management API of the broker could not be reached there.
+    #[error("sessions_url is {found:?}; it is http://host:port or https://host:port, without a path")]
+    ManagementUrl {
+        /// As written.
+        found: String,
     },
     /// No broker would take this name.
     #[error("broker_client_id is {client_id:?}; it has 1 to 64 printable characters")]

@@ -58,13 +58,15 @@ pub enum Role {
     Client,
     /// Looks: status, coverage, introspection.
     Reader,
+    /// Is a broker: asks whom it may let in, and for what.
+    Broker,
     /// All of that, founds realms and sets their keys.
     Admin,
 }
 
 impl Role {
     /// Every role.
-    pub const ALL: [Self; 5] = [Self::Revoker, Self::Issuer, Self::Client, Self::Reader, Self::Admin];
+    pub const ALL: [Self; 6] = [Self::Revoker, Self::Issuer, Self::Client, Self::Reader, Self::Broker, Self::Admin];
 
     /// Its name in files, in the document and on the command line.
     #[must_use]
@@ -74,6 +76,7 @@ impl Role {
             Self::Issuer => "issuer",
             Self::Client => "client",
             Self::Reader => "reader",
+            Self::Broker => "broker",
             Self::Admin => "admin",
         }
     }
@@ -90,7 +93,7 @@ impl FromStr for Role {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|role| role.name() == text);
-        found.ok_or_else(|| format!("{text:?} is no role; roles are revoker, issuer, client, reader, admin"))
+        found.ok_or_else(|| format!("{text:?} is no role; roles are revoker, issuer, client, reader, broker, admin"))
     }
 }
 

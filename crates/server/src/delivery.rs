@@ -146,7 +146,8 @@ impl Post {
             tokio::select! {
                 Some(done) = under_way.join_next() => match done {
                     Ok(Done::Sent) => {}
-                    Ok(Done::Admitted(realm, device, request)) => {
+                    Ok(Done::Admitted(admitted)) => {
+                        let (realm, device, request) = *admitted;
                         if meters.admit(realm, device.id) {
                             under_way.spawn(async move { post.answer(realm, device, &request).await });
                         } else {
@@ -242,13 +243,11 @@ impl Post {
 
     /// Whether a request is one: anything else is answered with nothing.
     async fn admit(&self, message: Incoming) -> Done {
-        match self.verified(&message).await {
-            Some((realm, device, request)) => Done::Admitted(realm, device, request),
-            None => {
-                tracing::debug!(topic = message.topic, "no request of a device that is enrolled");
-                Done::Sent
-            }
-        }
+        let Some(admitted) = self.verified(&message).await else {
+            tracing::debug!(topic = message.topic, "no request of a device that is enrolled");
+            return Done::Sent;
+        };
+        Done::Admitted(Box::new(admitted))
     }
 
     /// The device that has signed a request, and what it asks. Nothing is looked at before its signature.
@@ -315,7 +314,7 @@ enum Done {
     /// It was sent, or could not be, or there was nothing to send.
     Sent,
     /// A device that is enrolled has signed this request.
-    Admitted(RealmId, Device, Renew),
+    Admitted(Box<(RealmId, Device, Renew)>),
     /// These are about to expire.
     Looked(Vec<(RealmId, DeviceId, String)>),
 }
@@ -386,7 +385,7 @@ mod tests {
 
     #[test]
     fn tokens_issued_together_are_renewed_at_different_moments_and_all_in_time() {
-        let (window, exp) = (Duration::from_secs(720), UnixTime::from_secs(10_000));
+        let (window, exp) = (Duration::from_mins(12), UnixTime::from_secs(10_000));
         let due_at = |jti: &str| {
             (exp.secs() - 720..exp.secs()).find(|&now| is_due(jti, exp, UnixTime::from_secs(now), window)).unwrap()
         };

@@ -4,9 +4,10 @@
 //! for each device and counts in fixed buckets, so that what it takes does not grow with the number of reports.
 //! [`Lookout`] shares it with those who ask and those who wait; [`hear`] keeps it fed.
 //!
-//! Devices have no keys of their own yet, so reports are claims: whoever may publish on a device's topic reports in its
-//! name. They move displays, metrics and the answer to `wait=applied`, and nothing else: what is revoked, published or
-//! forgotten never depends on them. Manifests and deltas are believed only if a publisher key signed them.
+//! Reports of enrolled devices count only if their key signed them (design rule 21). Those of others are claims: whoever
+//! may publish on a device's topic reports in its name. Where a realm has enrolled devices, claims are shown and nobody
+//! waits for them. Reports move displays, metrics and the answer to `wait=applied`, and nothing else: what is revoked,
+//! published or forgotten never depends on them. Manifests and deltas are believed only if a publisher key signed them.
 
 mod lookout;
 pub use lookout::{Lookout, Reached, Wait, hear};
@@ -19,6 +20,8 @@ use revocast_core::{
     Address, DeviceId, Kind, Position, Profile, PublicKey, RealmId, Refusal, Sealed, Sequence, Term, UnixMillis, Width,
     wire,
 };
+
+use crate::standing::Standing;
 
 /// Devices of one realm that are remembered: some 20 MiB. Beyond it the stalest are forgotten until they report again.
 pub const DEVICES_MAX: usize = 100_000;
@@ -42,7 +45,7 @@ pub const LISTED_MAX: usize = 10;
 /// Refusals that one report can add: a hostile one shall not spoil a counter for good.
 const REFUSALS_PER_REPORT_MAX: u64 = 1_000_000;
 
-/// Bytes of a report, rounded up: an envelope without signatures, a realm id and 46 bytes.
+/// Bytes of a report, rounded up: an envelope with one signature, a realm id and 46 bytes.
 pub const REPORT_BYTES_MAX: usize = 256;
 
 /// Upper bounds, in milliseconds, of the buckets for the time that devices take to apply a revocation. What took longer
@@ -69,6 +72,8 @@ pub struct Heard {
     pub foreign: u64,
     /// Manifests and deltas that no publisher key had signed.
     pub forged: u64,
+    /// Reports of enrolled devices that their key had not signed.
+    pub unproven: u64,
     /// Reports that claim less than the same device claimed before: it lost its state, or somebody speaks in its name.
     pub set_back: u64,
     /// Devices forgotten because there were too many.
@@ -155,7 +160,11 @@ pub struct View {
     pub known: usize,
     /// Devices that reported within [`ONLINE_WITHIN`].
     pub online: usize,
-    /// Of those, the ones that stand at the ledger's head.
+    /// Of those, the ones whose report their enrolled key has signed; the others are claims.
+    pub proven: usize,
+    /// Whether the realm has enrolled devices, so that whoever waits waits for those that prove themselves.
+    pub enrolled: bool,
+    /// Of those online, the ones that stand at the ledger's head.
     pub current: usize,
     /// Of those, the ones that stand at or above the sequence that was asked for.
     pub reached: usize,
@@ -202,6 +211,7 @@ struct Record {
     rose: Option<Duration>,
     last_refusal: Option<u8>,
     profile: Option<Profile>,
+    proven: bool,
 }
 
 impl Record {
@@ -253,8 +263,10 @@ struct Devices {
     refusals: [u64; REFUSAL_KINDS],
     applied: [u64; APPLY_BUCKETS],
     applied_sum: Duration,
-    /// Devices online, and when they were counted.
+    /// Devices online that count, and when they were counted.
     online: Option<(Duration, usize)>,
+    /// Whether only those count that prove themselves.
+    enrolled: bool,
 }
 
 /// Devices online are counted again after this.
@@ -273,7 +285,13 @@ impl Devices {
             applied: [0; APPLY_BUCKETS],
             applied_sum: Duration::ZERO,
             online: None,
+            enrolled: false,
         }
+    }
+
+    /// Whether anybody waits for this one.
+    fn counts(enrolled: bool, now: Duration, record: &Record) -> bool {
+        record.is_online(now) && (record.proven || !enrolled)
     }
 
     fn mark(&mut self, now: Duration, sequence: Sequence) {
@@ -335,7 +353,7 @@ impl Devices {
         match self.online {
             Some((at, count)) if now < at + COUNT_EVERY => count,
             Some(_) | None => {
-                let count = self.records.values().filter(|record| record.is_online(now)).count();
+                let count = self.records.values().filter(|record| Self::counts(self.enrolled, now, record)).count();
                 self.online = Some((now, count));
                 count
             }
@@ -385,8 +403,17 @@ impl Fleet {
         ["devices/+/report", "live", "manifest"].map(|rest| format!("{}/+/{rest}", self.prefix))
     }
 
-    /// Takes in whatever came on one of the filters. Nothing about it is believed.
-    pub fn hear(&mut self, now: Duration, topic: &str, payload: &[u8]) {
+    /// Whether only devices of a realm count that prove themselves: once it has enrolled any.
+    pub fn enroll(&mut self, realm: &RealmId, enrolled: bool) {
+        if let Some(devices) = self.realms.get_mut(realm).filter(|devices| devices.enrolled != enrolled) {
+            devices.enrolled = enrolled;
+            devices.online = None;
+        }
+    }
+
+    /// Takes in whatever came on one of the filters; `standing` is what a report is worth there. Nothing else about it
+    /// is believed.
+    pub fn hear(&mut self, now: Duration, topic: &str, payload: &[u8], standing: Standing) {
         let level = topic.strip_prefix(&*self.prefix).and_then(|rest| rest.strip_prefix('/')?.split('/').next());
         let Some(realm) = level.and_then(|level| RealmId::new(level).ok()) else {
             self.heard.malformed += 1;
@@ -400,26 +427,28 @@ impl Fleet {
             Some(Address::Manifest) => self.hear_manifest(now, realm, payload),
             Some(Address::Live) => self.hear_delta(now, realm, width, payload),
             Some(_) => self.heard.malformed += 1,
-            None => self.hear_report(now, topic, payload),
+            None => self.hear_report(now, topic, payload, standing),
         }
     }
 
-    fn hear_report(&mut self, now: Duration, topic: &str, payload: &[u8]) {
+    fn hear_report(&mut self, now: Duration, topic: &str, payload: &[u8], standing: Standing) {
         let report = DeviceTopic::Report.parse(&self.prefix, topic).and_then(|(realm, device)| {
             let bytes = payload.get(..payload.len().min(REPORT_BYTES_MAX + 1))?;
             let sealed = Sealed::expect(bytes, &realm, Kind::Report).ok()?;
-            // Nobody signed it; it is decoded within its limits and believed in nothing.
+            // Its standing says who signed it; it is decoded within its limits and believed in nothing else.
             let report = wire::decode_report(sealed.unverified_body()).ok()?;
             Some((realm, device, report))
         });
-        match report {
-            Some((realm, device, report)) => self.report(now, realm, device, &report),
-            None => self.heard.malformed += 1,
+        match (report, standing) {
+            (None, _) => self.heard.malformed += 1,
+            (Some(_), Standing::Unproven) => self.heard.unproven += 1,
+            (Some((realm, device, report)), Standing::Claimed) => self.report(now, realm, device, &report, false),
+            (Some((realm, device, report)), Standing::Proven) => self.report(now, realm, device, &report, true),
         }
     }
 
-    /// Takes in a report.
-    pub fn report(&mut self, now: Duration, realm: RealmId, device: DeviceId, report: &Report) {
+    /// Takes in a report, which the device's own key has signed or not.
+    pub fn report(&mut self, now: Duration, realm: RealmId, device: DeviceId, report: &Report, proven: bool) {
         let Some(devices) = self.realms.get_mut(&realm) else {
             self.heard.foreign += 1;
             return;
@@ -452,14 +481,17 @@ impl Fleet {
             }
         }
         *devices.tally.entry(report.position.sequence).or_default() += 1;
+        let enrolled = devices.enrolled;
         if let Some((_, online)) = &mut devices.online
-            && before.is_none_or(|before| !before.is_online(now))
+            && (proven || !enrolled)
+            && before.is_none_or(|before| !Devices::counts(enrolled, now, &before))
         {
             *online += 1;
         }
         devices.records.insert(
             device,
             Record {
+                proven,
                 heard: now,
                 term: report.term,
                 position: report.position,
@@ -574,7 +606,7 @@ impl Fleet {
     }
 
     /// Whether this share of the devices online has reported a sequence, or a later one that exists. Of no devices at
-    /// all, none has.
+    /// all, none has. Where devices are enrolled, only those count that prove themselves.
     ///
     /// # Complexity
     ///
@@ -583,12 +615,13 @@ impl Fleet {
     pub fn is_applied(&mut self, now: Duration, realm: &RealmId, sequence: Sequence, share: f64) -> bool {
         let Some(devices) = self.realms.get_mut(realm) else { return false };
         let exists = sequence..=devices.head.max(sequence);
-        // Those that have gone silent claim it, too, so this is the most there can be.
+        // Those that have gone silent or prove nothing claim it, too, so this is the most there can be.
         let most = devices.tally.range(exists.clone()).map(|(_, count)| count).sum();
         if !suffices(most, devices.online(now), share) {
             return false;
         }
-        let online = devices.records.values().filter(|record| record.is_online(now));
+        let enrolled = devices.enrolled;
+        let online = devices.records.values().filter(|record| Devices::counts(enrolled, now, record));
         let (mut all, mut applied) = (0, 0);
         for record in online {
             all += 1;
@@ -610,6 +643,8 @@ impl Fleet {
         let mut view = View {
             known: devices.records.len(),
             online: 0,
+            proven: 0,
+            enrolled: devices.enrolled,
             current: 0,
             reached: 0,
             beyond: 0,
@@ -638,6 +673,7 @@ impl Fleet {
                 continue;
             }
             view.online += 1;
+            view.proven += usize::from(record.proven);
             let sequence = record.position.sequence;
             // Before its first base a device stands nowhere, and not at the head of an empty ledger.
             let stands = record.term > Term(0);
@@ -664,6 +700,18 @@ impl Fleet {
         view.stalest = first(stalest).into_iter().filter_map(|(_, device)| listed(device)).collect();
         view.refusing = first(refusing).into_iter().filter_map(|(_, device)| listed(device)).collect();
         Some(view)
+    }
+
+    /// First level of every topic.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Whether a realm is followed.
+    #[must_use]
+    pub fn follows(&self, realm: &RealmId) -> bool {
+        self.realms.contains_key(realm)
     }
 
     /// The realms that are followed.

@@ -137,8 +137,8 @@ impl Keys {
             return Ok(key.clone());
         }
         match (read_key(path, "publisher"), held.as_mut()) {
-            (Ok(seed), _) => {
-                let key = SigningKey::from_seed(seed);
+            (Ok(bytes), _) => {
+                let key = SigningKey::from_seed(bytes);
                 *held = Some((seen, key.clone()));
                 Ok(key)
             }

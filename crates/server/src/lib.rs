@@ -24,6 +24,8 @@ pub mod tokens;
 
 pub mod minting;
 
+pub mod standing;
+
 pub mod fleet;
 
 pub mod metrics;
@@ -35,6 +37,16 @@ pub mod delivery;
 pub mod publisher;
 
 pub mod leader;
+
+pub mod news;
+
+pub mod judge;
+
+pub mod bridge;
+
+pub mod hooks;
+
+pub mod sessions;
 
 pub mod api;
 

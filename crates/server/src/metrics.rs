@@ -78,6 +78,68 @@ pub enum StepKind {
     read_back,
 }
 
+/// What became of a message on the bridge, as a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the names are those that are served")]
+pub enum BridgeOutcome {
+    /// It became an entry.
+    recorded,
+    /// The ledger said so already.
+    known,
+    /// Its token is expired for everybody.
+    expired,
+    /// We said it ourselves.
+    echo,
+    /// A bare `jti`, where only tokens are taken in.
+    passed_over,
+    /// No `jti` and no token of the realm.
+    refused,
+    /// More than the limits allow.
+    limited,
+    /// The ledger did not take it.
+    failed,
+}
+
+/// What became of the session of a revoked device, as a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the names are those that are served")]
+pub enum SessionOutcome {
+    /// It was ended.
+    ended,
+    /// There was none.
+    absent,
+    /// It was not ended, though it was tried again and again.
+    failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfSession {
+    outcome: SessionOutcome,
+}
+
+/// What a broker asked, as a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the names are those that are served")]
+pub enum HookQuestion {
+    /// Whether a client may connect.
+    connect,
+    /// Whether it may send something.
+    publish,
+    /// Whether it may hear something.
+    subscribe,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfHook {
+    question: HookQuestion,
+    decision: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfBridge {
+    outcome: BridgeOutcome,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfEntry {
     realm: String,
@@ -127,6 +189,10 @@ pub struct Metrics {
     requests: Family<OfRequest, Counter>,
     request: Family<OfRoute, Histogram>,
     credentials_refused: Counter,
+    bridge_heard: Family<OfBridge, Counter>,
+    bridge_announced: Counter,
+    hooks: Family<OfHook, Counter>,
+    sessions: Family<OfSession, Counter>,
 }
 
 fn in_seconds() -> Histogram {
@@ -148,6 +214,10 @@ impl Metrics {
             requests: Family::default(),
             request: Family::new_with_constructor(in_seconds),
             credentials_refused: Counter::default(),
+            bridge_heard: Family::default(),
+            bridge_announced: Counter::default(),
+            hooks: Family::default(),
+            sessions: Family::default(),
         };
         let scene = Scenery { scene: Arc::clone(&metrics.scene), started };
         let (registry, all) = (&mut metrics.registry, &metrics.entries);
@@ -165,6 +235,14 @@ impl Metrics {
         registry.register("revocast_http_request_seconds", request, metrics.request.clone());
         let refused = "Requests whose credentials were missing or wrong";
         registry.register("revocast_credentials_refused", refused, metrics.credentials_refused.clone());
+        let heard = "Messages on the bridge, by what became of them";
+        registry.register("revocast_bridge_heard", heard, metrics.bridge_heard.clone());
+        let announced = "Revocations that were announced on the bridge";
+        registry.register("revocast_bridge_announced", announced, metrics.bridge_announced.clone());
+        let sessions = "Sessions of revoked devices, by what became of them";
+        registry.register("revocast_sessions", sessions, metrics.sessions.clone());
+        let hooks = "Questions of brokers about clients, by what they were told";
+        registry.register("revocast_hooks", hooks, metrics.hooks.clone());
         registry.register_collector(Box::new(scene));
         metrics
     }
@@ -203,6 +281,28 @@ impl Metrics {
         if status == 401 {
             self.credentials_refused.inc();
         }
+    }
+
+    /// Messages on the bridge came to this.
+    pub fn bridge_heard(&self, outcome: BridgeOutcome, count: u64) {
+        if count > 0 {
+            self.bridge_heard.get_or_create(&OfBridge { outcome }).inc_by(count);
+        }
+    }
+
+    /// The session of a revoked device came to this.
+    pub fn session_ended(&self, outcome: SessionOutcome) {
+        self.sessions.get_or_create(&OfSession { outcome }).inc();
+    }
+
+    /// A broker asked about a client, and was told this.
+    pub fn hook_answered(&self, question: HookQuestion, decision: &'static str) {
+        self.hooks.get_or_create(&OfHook { question, decision }).inc();
+    }
+
+    /// A revocation was announced on the bridge.
+    pub fn bridge_announced(&self) {
+        self.bridge_announced.inc();
     }
 
     /// Everything as text, with what holds at this moment.
@@ -364,6 +464,8 @@ impl Page<'_> {
         let known = "Devices that have reported and are remembered";
         self.gauges("revocast_devices_known", known, each(|view| view.known as f64))?;
         self.gauges("revocast_devices_online", "Devices that reported lately", each(|view| view.online as f64))?;
+        let proven = "Devices online whose reports are signed by their enrolled key";
+        self.gauges("revocast_devices_proven", proven, each(|view| view.proven as f64))?;
         let current = "Devices online that stand at the head";
         self.gauges("revocast_devices_current", current, each(|view| view.current as f64))?;
         let attacked = "Devices that refuse again and again";
@@ -392,6 +494,7 @@ impl Page<'_> {
             ("malformed", heard.malformed),
             ("foreign", heard.foreign),
             ("forged", heard.forged),
+            ("unproven", heard.unproven),
         ];
         let outcomes = outcomes.map(|(outcome, count)| (vec![("outcome", outcome.to_owned())], count));
         self.counters("revocast_heard", "What was heard from devices and publishers", outcomes)?;

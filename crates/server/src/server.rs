@@ -5,32 +5,43 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+#[cfg(feature = "embedded-broker")]
+use std::sync::OnceLock;
 use std::time::Duration;
 
+#[cfg(feature = "embedded-broker")]
+use base64::Engine as _;
+#[cfg(feature = "embedded-broker")]
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use revocast_core::{RealmId, Sequence};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::api;
+use crate::bridge::{self, Bridge};
 use crate::broker::{Broker, BrokerConfig, BrokerTask};
 #[cfg(feature = "embedded-broker")]
-use crate::broker::{BrokerUrl, EmbeddedBroker, EmbeddedBrokerError, LocalBroker as _};
+use crate::broker::{BrokerUrl, Credentials, Door, EmbeddedBroker, EmbeddedBrokerError, LocalBroker as _};
 use crate::clock::Clock;
-use crate::config::{BrokerChoice, PublishingConfig, RemoteBroker, ServerConfig};
+use crate::config::{BrokerChoice, PublishingConfig, RemoteBroker, ServerConfig, SessionsConfig};
 use crate::credentials::{CredentialsFileError, Gate};
 use crate::delivery::{self, Delivering, PARCELS_WAITING_MAX};
 use crate::fleet::{self, Fleet, Lookout};
+use crate::hooks::{HookTopics, Hooks};
 use crate::issuer::{KeyringError, Keyrings};
 use crate::keys::{KeyError, Keys};
 use crate::leader::{self, Candidate, Office};
 use crate::ledger::{Health, Ledger, LedgerError, OpenError};
 use crate::metrics::Metrics;
 use crate::minting::LiveFilters;
+use crate::news::News;
 use crate::publisher::{HighWater, HighWaterError, Inquiries, Permit, Publishing, Settings, Signer};
 use crate::service::{Issuing, LeaderView, PublishedRealms, Service};
+use crate::sessions::{self, Emqx, ManagementError, RabbitMq, Sessions, TakeOver, Watch};
+use crate::standing::Standings;
 use crate::tls::{ServerTls, TlsError};
 use crate::tokens::Issuers;
 
@@ -50,8 +61,8 @@ pub struct Server {
     leader: JoinHandle<()>,
     health: watch::Receiver<Health>,
     settings: watch::Sender<Settings>,
-    /// Hears the fleet.
-    hearing: JoinHandle<()>,
+    /// What goes on beside: hearing the fleet, the bridge, ending sessions.
+    beside: JoinSet<()>,
     /// Delivers tokens.
     delivery: JoinHandle<()>,
     broker: Option<BrokerTask>,
@@ -77,13 +88,18 @@ impl Server {
         }
         let (listener, address) = bind(config.listen).await?;
 
+        // Filled once the service is there; until then only this server is let in.
+        #[cfg(feature = "embedded-broker")]
+        let doorkeeper = Arc::new(OnceLock::new());
         #[cfg(feature = "embedded-broker")]
         let (remote, embedded, broker_address) = match config.broker {
             BrokerChoice::Remote(remote) => (remote, None, None),
             BrokerChoice::Embedded(listen) => {
-                let mut embedded = EmbeddedBroker::start(listen).await?;
+                let own = config.embedded_broker_auth.then(own_credentials).transpose()?;
+                let door = own.clone().map(|own| Door::new(own, Arc::clone(&doorkeeper)));
+                let mut embedded = EmbeddedBroker::start(listen, door).await?;
                 let address = embedded.ready().await?;
-                (local(address), Some(embedded), Some(address))
+                (RemoteBroker { credentials: own, ..local(address) }, Some(embedded), Some(address))
             }
         };
         #[cfg(not(feature = "embedded-broker"))]
@@ -120,6 +136,17 @@ impl Server {
             Arc::clone(&metrics),
             Issuing { issuers: Arc::clone(&issuers), lifetime: config.tokens.lifetime, parcels },
         ));
+        let hooks = Arc::new(Hooks::new(
+            Arc::clone(&service),
+            Arc::clone(&ledger),
+            Arc::clone(&issuers),
+            Arc::clone(&metrics),
+            HookTopics {
+                prefix: config.publishing.prefix.clone(),
+                tokens: config.tokens.topic.clone(),
+                bridge: config.bridge.clone(),
+            },
+        ));
         let delivering = Delivering {
             service: Arc::clone(&service),
             broker: broker.clone(),
@@ -131,8 +158,44 @@ impl Server {
             clear: config.tokens.clear,
         };
         let delivery = tokio::spawn(delivery::run(delivering, waiting, stop.clone()));
-        let hearing = tokio::spawn(fleet::hear(lookout, broker.clone(), Arc::clone(&ledger), Arc::clone(&keys)));
-        let router = api::router(Arc::clone(&service), Arc::clone(&gate), Arc::clone(&issuers));
+        let mut beside = JoinSet::new();
+        let standings = Arc::new(Standings::new(Arc::clone(&ledger), Arc::clone(&clock)));
+        beside.spawn(fleet::hear(
+            lookout,
+            broker.clone(),
+            Arc::clone(&ledger),
+            Arc::clone(&keys),
+            Arc::clone(&standings),
+        ));
+        if let Some(sessions) = config.sessions {
+            let sessions: Arc<dyn Sessions> = match sessions {
+                SessionsConfig::Takeover => Arc::new(TakeOver(broker.clone())),
+                SessionsConfig::Emqx(management) => Arc::new(Emqx::new(&management)?),
+                SessionsConfig::RabbitMq(management) => Arc::new(RabbitMq::new(&management)?),
+            };
+            beside.spawn(sessions::run(Watch {
+                sessions,
+                ledger: Arc::clone(&ledger),
+                office: office.subscribe(),
+                metrics: Arc::clone(&metrics),
+            }));
+        }
+        if let Some(bridge) = config.bridge {
+            let news = News::of(Arc::clone(&ledger), office.subscribe(), bridge.realm);
+            let bridge = Bridge {
+                config: bridge,
+                service: Arc::clone(&service),
+                issuers: Arc::clone(&issuers),
+                broker: broker.clone(),
+                ledger: Arc::clone(&ledger),
+                clock: Arc::clone(&clock),
+                metrics: Arc::clone(&metrics),
+            };
+            beside.spawn(bridge::run(bridge, news));
+        }
+        #[cfg(feature = "embedded-broker")]
+        let _ = doorkeeper.set(Arc::clone(&hooks));
+        let router = api::router(Arc::clone(&service), Arc::clone(&gate), Arc::clone(&issuers), hooks);
         let api = tokio::spawn(api::serve(listener, tls.clone(), router, stop));
         let (stop_leader, leader_stop) = oneshot::channel();
         let health = ledger.health();
@@ -166,6 +229,7 @@ impl Server {
             permit: permit.clone(),
             mark: Some(Arc::clone(&mark)),
             inquiries: Arc::clone(&inquiries),
+            standings: Arc::clone(&standings),
             issuers: Arc::clone(&issuers),
         };
         let leading = tokio::spawn(leader::run(candidate, publish, leader_stop));
@@ -182,7 +246,7 @@ impl Server {
             leader: leading,
             health,
             settings,
-            hearing,
+            beside,
             delivery,
             broker: Some(broker_task),
             #[cfg(feature = "embedded-broker")]
@@ -258,9 +322,8 @@ impl Server {
         if timeout(STOP_TIMEOUT, &mut self.leader).await.is_err() {
             tracing::warn!("the publisher did not end in time");
         }
-        // Awaited, since it holds the ledger.
-        self.hearing.abort();
-        let _ = (&mut self.hearing).await;
+        // Awaited, since they hold the ledger.
+        self.beside.shutdown().await;
         if timeout(STOP_TIMEOUT, &mut self.delivery).await.is_err() {
             tracing::warn!("what is on its way to devices did not end in time");
         }
@@ -279,7 +342,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.api.abort();
         self.leader.abort();
-        self.hearing.abort();
         self.delivery.abort();
     }
 }
@@ -434,6 +496,12 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The operating system gave no random bytes.
+    #[error("the operating system gave no random bytes")]
+    Random(#[source] getrandom::Error),
+    /// The management API of the broker cannot be used.
+    #[error(transparent)]
+    Management(#[from] ManagementError),
     /// The embedded broker did not start.
     #[cfg(feature = "embedded-broker")]
     #[error(transparent)]
@@ -442,6 +510,15 @@ pub enum StartError {
     #[cfg(not(feature = "embedded-broker"))]
     #[error("this build has no embedded broker; give --broker URL")]
     NoEmbeddedBroker,
+}
+
+/// How this server alone is known to the broker inside it. No realm has such a name.
+#[cfg(feature = "embedded-broker")]
+fn own_credentials() -> Result<Credentials, StartError> {
+    let mut password = [0; 32];
+    getrandom::fill(&mut password).map_err(StartError::Random)?;
+    let password = URL_SAFE_NO_PAD.encode(password);
+    Ok(Credentials { username: "$revocast".to_owned(), password })
 }
 
 #[cfg(feature = "embedded-broker")]

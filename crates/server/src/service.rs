@@ -420,28 +420,7 @@ impl Service {
 
     /// Whether a token is revoked, by the ledger itself: its `jti`, or a cutoff that matches.
     pub async fn is_revoked(&self, realm: RealmId, claims: &Claims<'_>) -> Result<bool, ServiceError> {
-        let record = self.ledger.token(realm, claims.jti.as_str().to_owned()).await?;
-        if let Some(Entry { statement: Statement::Revoke { .. }, .. }) = record.entry {
-            return Ok(true);
-        }
-        // Read after the token: whatever was recorded by then is in one of the two.
-        let cutoffs = self.ledger.cutoffs(realm).await?;
-        let matches = |entry: &Entry| match &entry.statement {
-            Statement::Cutoff { scope, not_before } => {
-                let in_scope = match scope {
-                    Scope::Realm => true,
-                    Scope::Sub(text) => claims.sub == Some(text),
-                    Scope::Kid(text) => claims.kid == Some(text),
-                    Scope::Client(text) => claims.client == Some(text),
-                };
-                in_scope && claims.iat.is_none_or(|iat| iat < *not_before)
-            }
-            Statement::Revoke { .. }
-            | Statement::Reinstate { .. }
-            | Statement::Lift { .. }
-            | Statement::Resume { .. } => false,
-        };
-        Ok(cutoffs.iter().any(matches))
+        Ok(is_revoked(&*self.ledger, realm, claims).await?)
     }
 
     /// A published object as it stands on the broker.
@@ -663,6 +642,31 @@ impl Service {
     }
 }
 
+/// Whether a token is revoked, by the ledger itself: its `jti`, or a cutoff that matches.
+pub async fn is_revoked(ledger: &dyn Ledger, realm: RealmId, claims: &Claims<'_>) -> Result<bool, LedgerError> {
+    let record = ledger.token(realm, claims.jti.as_str().to_owned()).await?;
+    if let Some(Entry { statement: Statement::Revoke { .. }, .. }) = record.entry {
+        return Ok(true);
+    }
+    // Read after the token: whatever was recorded by then is in one of the two.
+    let cutoffs = ledger.cutoffs(realm).await?;
+    let matches = |entry: &Entry| match &entry.statement {
+        Statement::Cutoff { scope, not_before } => {
+            let in_scope = match scope {
+                Scope::Realm => true,
+                Scope::Sub(text) => claims.sub == Some(text),
+                Scope::Kid(text) => claims.kid == Some(text),
+                Scope::Client(text) => claims.client == Some(text),
+            };
+            in_scope && claims.iat.is_none_or(|iat| iat < *not_before)
+        }
+        Statement::Revoke { .. } | Statement::Reinstate { .. } | Statement::Lift { .. } | Statement::Resume { .. } => {
+            false
+        }
+    };
+    Ok(cutoffs.iter().any(matches))
+}
+
 /// Why something was not done.
 #[derive(Debug, Error)]
 pub enum ServiceError {
@@ -794,10 +798,8 @@ pub enum ServiceError {
     #[error("it is no refresh token")]
     RefreshForm,
     /// The device is not enrolled, or no longer.
-    #[error("device {device} is not enrolled in realm {realm}")]
+    #[error("device {device} is not enrolled in this realm")]
     DeviceUnknown {
-        /// Where.
-        realm: RealmId,
         /// Which.
         device: DeviceId,
     },

@@ -46,7 +46,7 @@ fn layer() -> RevocastLayer<RevokedPairs> {
 #[derive(Clone)]
 struct Behind;
 
-impl Service<Request<()>> for Behind {
+impl<B> Service<Request<B>> for Behind {
     type Response = Response<String>;
     type Error = Infallible;
     type Future = std::future::Ready<Result<Response<String>, Infallible>>;
@@ -55,7 +55,7 @@ impl Service<Request<()>> for Behind {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<()>) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let token = request.extensions().get::<Token>().unwrap();
         std::future::ready(Ok(Response::new(token.jti().to_owned())))
     }
@@ -182,4 +182,33 @@ fn a_bound_token_needs_its_proof() {
     // Shown as a bearer does, it is worth nothing.
     assert_eq!(ask(&layer, "/open", &[("authorization", &bearer(&token))]).0, 401);
     assert_eq!(ask(&layer, "/open", &[("authorization", &bearer(&good()))]).2, "good");
+}
+
+/// The layer in front of a service that hyper serves, on a connection of its own.
+#[test]
+fn hyper_serves_what_stands_behind_it() {
+    use hyper_util::rt::TokioIo;
+    use hyper_util::service::TowerToHyperService;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let ask = async |authorization: String| {
+        let (mut client, server) = tokio::io::duplex(64 * 1024);
+        let service = TowerToHyperService::new(layer().layer(Behind));
+        let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service);
+        let serving = tokio::spawn(connection);
+        let request =
+            format!("GET /x HTTP/1.1\r\nhost: a\r\nauthorization: {authorization}\r\nconnection: close\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        serving.await.unwrap().unwrap();
+        answer
+    };
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+        let let_in = ask(bearer(&good())).await;
+        assert!(let_in.starts_with("HTTP/1.1 200") && let_in.ends_with("\r\n\r\ngood"), "{let_in}");
+        let refused = ask(bearer(&token(r#","jti":"gone""#))).await;
+        assert!(refused.starts_with("HTTP/1.1 401") && refused.contains("error=\"invalid_token\""), "{refused}");
+        assert!(refused.contains("cache-control: no-store"), "{refused}");
+    });
 }

@@ -45,6 +45,12 @@ impl<'a> Header<'a> {
         let algorithm = Algorithm::from_name(&algorithm).ok_or(Rejection::UnsupportedAlgorithm)?;
         Ok(Self { algorithm, kid, token_type })
     }
+
+    /// The same, kept.
+    pub(super) fn to_owned(&self) -> Header<'static> {
+        let owned = |text: &Option<Cow<'_, str>>| text.as_ref().map(|text| Cow::Owned(text.clone().into_owned()));
+        Header { algorithm: self.algorithm, kid: owned(&self.kid), token_type: owned(&self.token_type) }
+    }
 }
 
 /// The claims that have a meaning here.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::{ArcSwapOption, Guard};
 use base64::Engine as _;
@@ -11,6 +11,7 @@ use jsonwebtoken::DecodingKey;
 use thiserror::Error;
 
 use super::crypto::Strict;
+use super::form::Header;
 use crate::json::{Json, JsonError, Members};
 
 /// Bytes of a JWK Set: sixty-four RSA keys with certificates.
@@ -35,11 +36,30 @@ pub(super) struct Key {
     pub(super) kid: Option<Arc<str>>,
     pub(super) algorithm: Algorithm,
     pub(super) verifier: Arc<Strict>,
+    /// A header that went with a good signature of this key. An issuer writes the same one into every token, so most
+    /// headers need not be decoded and read again.
+    known: Arc<OnceLock<Known>>,
+}
+
+/// A header and what it says.
+struct Known {
+    text: Box<str>,
+    header: Header<'static>,
 }
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key({} {:?})", self.algorithm.name(), self.kid)
+    }
+}
+
+impl Key {
+    /// Remembers a header that went with a good signature; the first one only.
+    pub(super) fn remember(&self, text: &str, header: &Header<'_>) {
+        if self.known.get().is_none() {
+            // Whoever was faster has the same right.
+            let _ = self.known.set(Known { text: text.into(), header: header.to_owned() });
+        }
     }
 }
 
@@ -196,6 +216,14 @@ impl KeySet {
         self.ignored
     }
 
+    /// The key whose known header this is, and what that header says. The same text means the same key: the set does not change.
+    pub(super) fn known(&self, text: &str) -> Option<(&Key, &Header<'static>)> {
+        self.keys.iter().find_map(|key| {
+            let known = key.known.get().filter(|known| *known.text == *text)?;
+            Some((key, &known.header))
+        })
+    }
+
     /// The one key that a header means, if there is exactly one.
     ///
     /// A `kid` that the set knows decides alone. Otherwise keys without `kid` are considered (or all,
@@ -330,7 +358,7 @@ fn read_key(members: &Members<'_>) -> Result<Option<Key>, KeyError> {
     };
     // What was not found out above: an Ed25519 key that is no point, or of small order.
     let verifier = Strict::new(algorithm.library(), &decoding).ok_or(KeyError::Member { name: "x" })?;
-    Ok(Some(Key { kid, algorithm, verifier: Arc::new(verifier) }))
+    Ok(Some(Key { kid, algorithm, verifier: Arc::new(verifier), known: Arc::default() }))
 }
 
 /// Whether `use` and `key_ops` (RFC 7517 sections 4.2 and 4.3) allow verifying.

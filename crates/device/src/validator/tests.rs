@@ -720,3 +720,63 @@ fn a_binding_must_be_one_that_can_be_checked() {
         assert_eq!(reason(&format!(r#""cnf":{cnf}"#)), "bad-claim", "{cnf}");
     }
 }
+
+/// A header is remembered with the key it went with, once a signature held. Nothing that is decided changes by it.
+#[test]
+fn a_known_header_changes_no_decision() {
+    let signers = [Signer::hs("HS256", hmac::HMAC_SHA256), Signer::ed()];
+    let live = LiveKeys::new(keys(&signers));
+    let made = |config: ValidatorConfig| Validator::new(config, revoked("gone"), Policy::strict()).unwrap();
+    let plain = made(ValidatorConfig::new(ISSUER, [AUDIENCE], live.clone()));
+    let typed = made(ValidatorConfig::new(ISSUER, [AUDIENCE], live.clone()).with_type("at+jwt"));
+    for round in 0..3 {
+        for signer in &signers {
+            let token = signer.token(&claims(""));
+            let (message, _) = token.rsplit_once('.').unwrap();
+            let forged = format!("{message}.{}", b64([0; 64]));
+            assert_eq!(outcome(plain.verify(now(), &forged)), "bad-signature", "{round}");
+            assert_eq!(outcome(plain.verify(now(), &token)), "accepted", "{round}");
+            assert_eq!(plain.verify(now(), &token).unwrap().key_id(), Some(signer.algorithm));
+            // The same header, which another validator with the same keys does not take.
+            assert_eq!(outcome(typed.verify(now(), &token)), "wrong-type", "{round}");
+            assert_eq!(outcome(plain.verify(now(), &signer.token(&claims(r#""jti":"gone""#)))), "revoked");
+        }
+        // Signed by one, named after the other.
+        let confused = signers[1].raw(&signers[0].header(""), claims("").as_bytes());
+        assert_eq!(outcome(plain.verify(now(), &confused)), "bad-signature");
+    }
+    // With the keys goes what was known of them.
+    live.replace(keys(&signers[1..]));
+    assert_eq!(outcome(plain.verify(now(), &signers[0].token(&claims("")))), "key-not-found");
+    assert_eq!(outcome(plain.verify(now(), &signers[1].token(&claims("")))), "accepted");
+}
+
+/// Row 33: whatever set of keys is put in place meanwhile, each answer is that of one of them.
+#[test]
+fn replacing_keys_while_tokens_are_verified_tears_nothing() {
+    let (old, new) = (hs(), [Signer::ed()]);
+    let live = LiveKeys::new(keys(&old));
+    let validator =
+        Validator::new(ValidatorConfig::new(ISSUER, [AUDIENCE], live.clone()), revoked("gone"), Policy::strict());
+    let validator = validator.unwrap();
+    let tokens = [old[0].token(&claims("")), new[0].token(&claims("")), old[0].token(&claims(r#""jti":"gone""#))];
+    let (sets, stop) = ([keys(&old), keys(&new)], std::sync::atomic::AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..2_000 {
+                live.replace(sets[round % 2].clone());
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    for (token, good) in tokens.iter().zip(["accepted", "accepted", "revoked"]) {
+                        let found = outcome(validator.verify(now(), token));
+                        assert!(found == good || found == "key-not-found", "{found}");
+                    }
+                }
+            });
+        }
+    });
+}

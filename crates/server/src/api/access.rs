@@ -14,6 +14,8 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use revocast_core::{RealmId, UnixTime};
 use serde_json::{Map, Value, json};
 
@@ -23,11 +25,22 @@ use crate::credentials::{Approval, Credential, Gate, Offer, Overrun, Realms, Rol
 /// Name of the security scheme in the document.
 pub(super) const BEARER: &str = "bearer";
 
+/// The same of the one for clients that know nothing better.
+pub(super) const BASIC: &str = "basic";
+
 /// Whom an operation lets in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
     Everybody,
-    OneOf(Vec<Role>),
+    OneOf {
+        roles: Vec<Role>,
+        /// Whether name and secret will do (HTTP Basic), for clients that know nothing better.
+        basic: bool,
+    },
+}
+
+impl Rule {
+    const ADMIN: [Role; 1] = [Role::Admin];
 }
 
 /// The rule of every operation, by path template and method.
@@ -49,7 +62,7 @@ impl Rules {
             });
             (path.clone(), rules.collect())
         });
-        Self { operations: rules.collect(), undescribed: Rule::OneOf(vec![Role::Admin]) }
+        Self { operations: rules.collect(), undescribed: Rule::OneOf { roles: Rule::ADMIN.to_vec(), basic: false } }
     }
 
     /// The rule of an operation; one that nobody described is the admin's.
@@ -67,7 +80,8 @@ fn rule(operation: &Value) -> Rule {
     let bearer = alternatives.iter().find_map(|alternative| alternative[BEARER].as_array());
     let roles: Vec<Role> =
         bearer.into_iter().flatten().filter_map(|role| role.as_str().and_then(|role| role.parse().ok())).collect();
-    if roles.is_empty() { Rule::OneOf(vec![Role::Admin]) } else { Rule::OneOf(roles) }
+    let basic = alternatives.iter().any(|alternative| alternative[BASIC].is_array());
+    Rule::OneOf { roles: if roles.is_empty() { Rule::ADMIN.to_vec() } else { roles }, basic }
 }
 
 /// Who asks; there once the guard let a request in.
@@ -167,8 +181,12 @@ impl Guard {
     fn admit(&self, request: &Request, path: &str, realm: Option<&str>) -> Result<Option<Caller>, Denied> {
         match self.rules.find(path, request.method()) {
             Rule::Everybody => Ok(None),
-            Rule::OneOf(roles) => {
-                let offer = bearer(request.headers()).map(Offer::Secret);
+            Rule::OneOf { roles, basic: allowed } => {
+                let named = if *allowed { basic(request.headers()) } else { None };
+                let offer = match &named {
+                    Some((name, secret)) => Some(Offer::Named { name, secret: secret.as_bytes() }),
+                    None => bearer(request.headers()).map(Offer::Secret),
+                };
                 admit(&self.gate, offer, roles, realm).map(Some)
             }
         }
@@ -178,6 +196,13 @@ impl Guard {
 /// The bearer token of a request.
 pub(super) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     scheme(headers, b"Bearer ")
+}
+
+/// Name and secret of a request (RFC 7617); empty ones where they cannot be read.
+pub(super) fn basic(headers: &HeaderMap) -> Option<(String, String)> {
+    let decoded = STANDARD.decode(scheme(headers, b"Basic ")?).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let pair = decoded.and_then(|text| text.split_once(':').map(|(name, secret)| (name.to_owned(), secret.to_owned())));
+    Some(pair.unwrap_or_default())
 }
 
 /// What follows the name of a scheme, which is case-insensitive (RFC 9110 section 11.1).

@@ -11,7 +11,7 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, Ref, Response as Documented, ResponseBuilder};
 use utoipa::{PartialSchema as _, ToSchema as _};
 
-use super::access::BEARER;
+use super::access::{BASIC, BEARER};
 use super::problem::ProblemBody;
 
 /// What stands above the document.
@@ -69,7 +69,7 @@ pub(super) fn finish(mut document: OpenApi) -> Value {
         .scheme(HttpAuthScheme::Basic)
         .description(Some("Name and secret of a credential, for clients that speak OAuth 2.0."))
         .build();
-    components.add_security_scheme("basic", SecurityScheme::Http(basic));
+    components.add_security_scheme(BASIC, SecurityScheme::Http(basic));
     // The router's way of saying that a parameter may hold slashes.
     let paths = std::mem::take(&mut document.paths.paths);
     document.paths.paths = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();

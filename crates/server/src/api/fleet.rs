@@ -36,6 +36,10 @@ struct FleetBody {
     known: usize,
     /// Devices that reported within the last two and a half minutes. The shares below are of these.
     online: usize,
+    /// Those whose reports their enrolled key has signed. The others are claims.
+    proven: usize,
+    /// Whether the realm has enrolled devices: then `wait=applied` waits for those that prove themselves.
+    enrolled: bool,
     /// Those at the head.
     current: usize,
     /// Their share; absent when none is online.
@@ -136,6 +140,7 @@ struct HeardBody {
     malformed: u64,
     foreign: u64,
     forged: u64,
+    unproven: u64,
     set_back: u64,
     forgotten: u64,
 }
@@ -179,6 +184,8 @@ impl FleetBody {
             head: head.0,
             known: view.known,
             online: view.online,
+            proven: view.proven,
+            enrolled: view.enrolled,
             current: view.current,
             current_share: share(view.current),
             reached: view.reached,
@@ -204,6 +211,7 @@ impl FleetBody {
                 malformed: view.heard.malformed,
                 foreign: view.heard.foreign,
                 forged: view.heard.forged,
+                unproven: view.heard.unproven,
                 set_back: view.heard.set_back,
                 forgotten: view.heard.forgotten,
             },
@@ -213,7 +221,7 @@ impl FleetBody {
 
 /// Tells how the devices of a realm are: who is online, who has applied what, how long it took, who refuses.
 ///
-/// All of it is what devices claim: reports are not signed.
+/// Reports of enrolled devices are signed; those of others are claims, and `proven` counts who is not among them.
 #[utoipa::path(
     get, path = "/v1/realms/{realm}/fleet", tag = "fleet", security(("bearer" = ["reader"])),
     params(RealmParameter, FleetQuery),

@@ -11,18 +11,17 @@ use axum::Json;
 use axum::extract::{Extension, Form, FromRequest as _, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use revocast_core::{Claims, Jti, RealmId};
+use revocast_core::RealmId;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::access::{Caller, Denied, admit, bearer, scheme};
+use super::access::{Caller, Denied, admit, basic, bearer};
 use super::extract::{RealmParameter, RealmPath, require_type};
 use super::problem::{Problem, whole_seconds};
 use crate::credentials::{Gate, Offer, Role};
+use crate::judge::{Shown, honored};
 use crate::ledger::{Expiry, LedgerError, Realm};
 use crate::service::{Service, ServiceError};
 use crate::tokens::{Audience, Date, Issuers, Token};
@@ -186,14 +185,8 @@ fn authenticate(
     if let Some(secret) = bearer(headers) {
         return admit(Some(Offer::Secret(secret)));
     }
-    let Some(basic) = scheme(headers, b"Basic ") else {
-        return admit(None);
-    };
-    let decoded = STANDARD.decode(basic).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    match decoded.as_deref().and_then(|text| text.split_once(':')) {
-        Some((name, secret)) => admit(Some(Offer::Named { name, secret: secret.as_bytes() })),
-        None => Err(Denied::Wrong.into()),
-    }
+    let named = basic(headers);
+    admit(named.as_ref().map(|(name, secret)| Offer::Named { name, secret: secret.as_bytes() }))
 }
 
 /// What a token must say to be revoked.
@@ -289,21 +282,6 @@ async fn revoke_alias(
     revoke(service, gate, issuers, realm, request).await
 }
 
-/// The claims of a token, as far as they matter here.
-#[derive(Deserialize)]
-struct Shown {
-    jti: String,
-    iss: String,
-    exp: Date,
-    iat: Option<Date>,
-    nbf: Option<Date>,
-    sub: Option<String>,
-    aud: Option<Audience>,
-    client_id: Option<String>,
-    azp: Option<String>,
-    scope: Option<String>,
-}
-
 #[derive(Default, Serialize, ToSchema)]
 struct Introspection {
     /// Whether it is honored: genuine, in its time, not revoked.
@@ -358,52 +336,31 @@ async fn introspect(
     request: Request,
 ) -> Result<([(header::HeaderName, &'static str); 1], Json<Introspection>), Refused> {
     let Asked { realm, token, .. } = ask(&service, &gate, realm, Role::Reader, request).await?;
-    let keys = issuers.keys(&realm, service.now()).map_err(Problem::from)?;
-    let genuine = Token::parse(&token).ok().filter(|token| token.is_signed_by(&keys));
-    let answer = match genuine {
-        Some(token) => judge(&service, &realm, &token).await?,
-        None => Introspection::default(),
-    };
+    let shown = honored(&service, &issuers, &realm, &token).await.map_err(Problem::from)?;
     // An answer is of this moment.
-    Ok(([(header::CACHE_CONTROL, "no-store")], Json(answer)))
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(shown.map_or_else(Introspection::default, Introspection::from))))
 }
 
-/// A genuine token, judged by its time and the ledger.
-async fn judge(service: &Service, realm: &Realm, token: &Token) -> Result<Introspection, Problem> {
-    let inactive = Introspection::default();
-    let Ok(shown) = token.claims::<Shown>() else {
-        return Ok(inactive);
-    };
-    let now = service.now();
-    let started = shown.nbf.is_none_or(|Date(nbf)| nbf <= realm.latest_iat(now));
-    if shown.iss != realm.issuer || shown.exp.0 <= now || !started {
-        return Ok(inactive);
+impl From<Shown> for Introspection {
+    fn from(shown: Shown) -> Self {
+        let aud = shown.aud.as_ref().map(|audience| match audience {
+            Audience::One(one) => one.as_str().into(),
+            Audience::Many(many) => many.as_slice().into(),
+        });
+        let seconds = |date: Date| date.0.secs();
+        Self {
+            active: true,
+            client_id: shown.client().map(str::to_owned),
+            jti: Some(shown.jti),
+            iss: Some(shown.iss),
+            sub: shown.sub,
+            aud,
+            exp: Some(seconds(shown.exp)),
+            iat: shown.iat.map(seconds),
+            nbf: shown.nbf.map(seconds),
+            scope: shown.scope,
+        }
     }
-    let Ok(jti) = Jti::new(&shown.jti) else {
-        return Ok(inactive);
-    };
-    let client = shown.client_id.as_deref().or(shown.azp.as_deref());
-    let iat = shown.iat.map(|Date(iat)| iat);
-    let claims = Claims { iat, sub: shown.sub.as_deref(), kid: token.kid(), client, ..Claims::new(jti, shown.exp.0) };
-    if service.is_revoked(realm.id, &claims).await? {
-        return Ok(inactive);
-    }
-    let aud = shown.aud.map(|audience| match audience {
-        Audience::One(one) => one.into(),
-        Audience::Many(many) => many.into(),
-    });
-    Ok(Introspection {
-        active: true,
-        client_id: client.map(str::to_owned),
-        jti: Some(shown.jti),
-        iss: Some(shown.iss),
-        sub: shown.sub,
-        aud,
-        exp: Some(shown.exp.0.secs()),
-        iat: iat.map(revocast_core::UnixTime::secs),
-        nbf: shown.nbf.map(|Date(nbf)| nbf.secs()),
-        scope: shown.scope,
-    })
 }
 
 #[derive(ToSchema)]

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use crate::judge::JudgeError;
 use crate::keys::KeyError;
 use crate::ledger::{LedgerError, NoToken};
 use crate::rotation::RotationError;
@@ -203,13 +204,13 @@ impl From<ServiceError> for Problem {
             ServiceError::DeviceUnknown { .. } => {
                 Self::new(StatusCode::NOT_FOUND, "device-unknown", "no such device is enrolled")
             }
-            ServiceError::Sign(_) => internal(),
             ServiceError::Rotation(RotationError::Version { .. }) => {
                 Self::new(StatusCode::CONFLICT, "keys-version", "another version of the keys comes next")
             }
             ServiceError::Rotation(_) => unprocessable("keys-refused", "devices would refuse the keys"),
             ServiceError::Key(_)
             | ServiceError::Random(_)
+            | ServiceError::Sign(_)
             | ServiceError::Metrics
             | ServiceError::Encode(_)
             | ServiceError::Plan(_) => internal(),
@@ -226,6 +227,15 @@ impl From<IssuersError> for Problem {
         tracing::error!(error = %told(&error), "keys of an issuer cannot be used");
         // What is in the way is a file on this server; the client can only come back.
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "issuer-keys", "the keys of the issuer are not at hand")
+    }
+}
+
+impl From<JudgeError> for Problem {
+    fn from(error: JudgeError) -> Self {
+        match error {
+            JudgeError::Issuers(error) => error.into(),
+            JudgeError::Service(error) => error.into(),
+        }
     }
 }
 

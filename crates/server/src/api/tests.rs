@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 mod access;
+mod hooks;
 mod hostile;
 mod standards;
 mod tokens;
@@ -18,9 +19,10 @@ mod tokens;
 use super::*;
 use crate::broker::LinkState;
 use crate::clock::Clock;
-use crate::config::ApiLimits;
+use crate::config::{ApiLimits, BridgeConfig, BridgeIn};
 use crate::credentials::{Credential, CredentialsFile, Realms, Role, SecretHash};
 use crate::fleet::{Fleet, Lookout};
+use crate::hooks::HookTopics;
 use crate::issuer::Keyrings;
 use crate::keys::Keys;
 use crate::leader::Office;
@@ -29,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::minting::LiveFilters;
 use crate::publisher::Settings;
 use crate::service::{Issuing, LeaderView, Parcel, PublishedRealms};
+use crate::standing::Standing;
 
 const NOW: u64 = 1_800_000_000;
 const DAY: u64 = 24 * 3_600;
@@ -55,6 +58,18 @@ struct Site {
     lookout: Arc<Lookout>,
     metrics: Arc<Metrics>,
     keys: tempfile::TempDir,
+}
+
+/// A bridge of realm `fleet`, as hooks know it: tokens in, jtis out.
+fn bridge() -> BridgeConfig {
+    BridgeConfig {
+        topic: "jwt_revoked".to_owned(),
+        realm: RealmId::new("fleet").unwrap(),
+        inward: BridgeIn::Signed,
+        outward: true,
+        per_second: 10,
+        per_day: 10,
+    }
 }
 
 struct Answer {
@@ -145,7 +160,19 @@ impl Site {
         );
         let admin = crate::keys::AdminToken::new(&token).unwrap();
         let gate = Arc::new(Gate::open(&path, &admin, limits, approve, Arc::clone(&clock) as Arc<dyn Clock>).unwrap());
-        let router = router(Arc::new(service), Arc::clone(&gate), issuers);
+        let service = Arc::new(service);
+        let hooks = Hooks::new(
+            Arc::clone(&service),
+            ledger.clone(),
+            Arc::clone(&issuers),
+            Arc::clone(&metrics),
+            HookTopics {
+                prefix: "revocast".to_owned(),
+                tokens: revocast_core::update::TokenTopic::default(),
+                bridge: Some(bridge()),
+            },
+        );
+        let router = router(service, Arc::clone(&gate), issuers, Arc::new(hooks));
         Self { router, gate, ledger, token, clock, link, published, filters, lookout, metrics, keys: folder }
     }
 
@@ -946,7 +973,7 @@ fn reports(site: &Site, device: &str, sequence: u64, refusals: u64) {
     };
     let body = revocast_core::wire::encode_report(&report).unwrap();
     let sealed = revocast_core::seal(revocast_core::Kind::Report, &realm, &body, &[]);
-    site.lookout.take(&format!("revocast/fleet/devices/{device}/report"), &sealed);
+    site.lookout.take(&format!("revocast/fleet/devices/{device}/report"), &sealed, Standing::Claimed);
 }
 
 impl Site {
@@ -1004,6 +1031,9 @@ async fn the_documented_metrics_are_those_that_are_served() {
     });
     site.metrics.published(realm, crate::metrics::StepKind::retain, 10);
     site.metrics.publication_failed(realm);
+    site.metrics.bridge_heard(crate::metrics::BridgeOutcome::recorded, 1);
+    site.metrics.hook_answered(crate::metrics::HookQuestion::connect, "allow");
+    site.metrics.session_ended(crate::metrics::SessionOutcome::ended);
     let (head, text) = site.text("/metrics").await;
     assert_eq!(head.status, 200);
     assert!(head.headers[header::CONTENT_TYPE].to_str().unwrap().starts_with("application/openmetrics-text"));

@@ -6,15 +6,22 @@
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use mqtt5::broker::auth::{AuthProvider, AuthResult};
 use mqtt5::broker::config::{BrokerConfig, StorageConfig};
 use mqtt5::broker::{BrokerShutdownHandle, MqttBroker};
+use mqtt5::packet::connect::ConnectPacket;
+use mqtt5::protocol::v5::reason_codes::ReasonCode;
+use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::PACKET_BYTES_MAX;
+use super::{Credentials, PACKET_BYTES_MAX};
+use crate::hooks::{Act, Hooks};
 
 /// Devices at a time; each costs a socket and a few tens of kilobytes.
 const CLIENTS_MAX: usize = 10_000;
@@ -31,8 +38,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What we need of any broker inside the process: that it starts, tells when it is ready, and stops.
 pub trait LocalBroker: Sized + Send {
-    /// Binds `listen` (port 0 takes any free one) and begins to serve. Needs a tokio runtime.
-    fn start(listen: SocketAddr) -> impl Future<Output = Result<Self, EmbeddedBrokerError>> + Send;
+    /// Binds `listen` (port 0 takes any free one) and begins to serve; everybody may come in unless there is a door.
+    /// Needs a tokio runtime.
+    fn start(listen: SocketAddr, door: Option<Door>) -> impl Future<Output = Result<Self, EmbeddedBrokerError>> + Send;
 
     /// Waits until connections are accepted, and tells where.
     fn ready(&mut self) -> impl Future<Output = Result<SocketAddr, EmbeddedBrokerError>> + Send;
@@ -50,7 +58,7 @@ pub struct EmbeddedBroker {
 }
 
 impl LocalBroker for EmbeddedBroker {
-    async fn start(listen: SocketAddr) -> Result<Self, EmbeddedBrokerError> {
+    async fn start(listen: SocketAddr, door: Option<Door>) -> Result<Self, EmbeddedBrokerError> {
         probe(listen)?;
         let config = BrokerConfig::new()
             .with_bind_address(listen)
@@ -66,6 +74,9 @@ impl LocalBroker for EmbeddedBroker {
             .with_sys_topics_enabled(false);
         let fail = |error: mqtt5::error::MqttError| EmbeddedBrokerError::Failed { cause: error.to_string() };
         let mut broker = MqttBroker::with_config(config).await.map_err(fail)?;
+        if let Some(door) = door {
+            broker = broker.with_auth_provider(Arc::new(door));
+        }
         let address =
             broker.local_addr().ok_or_else(|| EmbeddedBrokerError::Failed { cause: "it listens nowhere".into() })?;
         let ready = broker.ready_receiver();
@@ -100,6 +111,69 @@ impl Drop for EmbeddedBroker {
 impl fmt::Debug for EmbeddedBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "EmbeddedBroker({})", self.address)
+    }
+}
+
+/// Lets in this server, and whom the hooks let in.
+pub struct Door {
+    own: Credentials,
+    hooks: Arc<OnceLock<Arc<Hooks>>>,
+}
+
+/// Whether something is allowed, once that is known.
+type Allowed<'a> = Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
+
+impl Door {
+    /// A door that opens for these credentials, and for devices from when on the hooks are there.
+    #[must_use]
+    pub const fn new(own: Credentials, hooks: Arc<OnceLock<Arc<Hooks>>>) -> Self {
+        Self { own, hooks }
+    }
+
+    fn is_own(&self, connect: &ConnectPacket) -> bool {
+        let user = connect.username.as_deref() == Some(&*self.own.username);
+        user && connect.password.as_deref().is_some_and(|password| password.ct_eq(self.own.password.as_bytes()).into())
+    }
+
+    /// The user is who it was let in as, so the server's own name is the server.
+    async fn may(&self, client_id: &str, user: Option<&str>, act: Act, topic: &str) -> bool {
+        match (user, self.hooks.get()) {
+            (Some(user), _) if user == self.own.username => true,
+            (Some(user), Some(hooks)) => hooks.act(user, client_id, act, topic).await.is_allowed(),
+            (_, None) | (None, _) => false,
+        }
+    }
+}
+
+impl AuthProvider for Door {
+    fn authenticate<'a>(
+        &'a self,
+        connect: &'a ConnectPacket,
+        _: SocketAddr,
+    ) -> Pin<Box<dyn Future<Output = mqtt5::error::Result<AuthResult>> + Send + 'a>> {
+        Box::pin(async move {
+            let user = connect.username.as_deref().unwrap_or_default();
+            if self.is_own(connect) {
+                return Ok(AuthResult::success_with_user(user));
+            }
+            let password = connect.password.as_deref().and_then(|bytes| std::str::from_utf8(bytes).ok());
+            let admitted = match (self.hooks.get(), password) {
+                (Some(hooks), Some(password)) => hooks.connect(user, &connect.client_id, password).await.is_allowed(),
+                (None, _) | (_, None) => false,
+            };
+            // The hooks know no realm of the server's own name, so nobody else is taken for the server.
+            Ok(if admitted { AuthResult::success_with_user(user) } else { AuthResult::fail(ReasonCode::NotAuthorized) })
+        })
+    }
+
+    fn authorize_publish<'a>(&'a self, client_id: &str, user: Option<&'a str>, topic: &'a str) -> Allowed<'a> {
+        let client_id = client_id.to_owned();
+        Box::pin(async move { self.may(&client_id, user, Act::Publish, topic).await })
+    }
+
+    fn authorize_subscribe<'a>(&'a self, client_id: &str, user: Option<&'a str>, filter: &'a str) -> Allowed<'a> {
+        let client_id = client_id.to_owned();
+        Box::pin(async move { self.may(&client_id, user, Act::Subscribe, filter).await })
     }
 }
 

@@ -26,7 +26,7 @@ async fn up(broker: &Broker) -> u64 {
 
 #[cfg(feature = "embedded-broker")]
 async fn local() -> (EmbeddedBroker, SocketAddr) {
-    let mut broker = EmbeddedBroker::start(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let mut broker = EmbeddedBroker::start(([127, 0, 0, 1], 0).into(), None).await.unwrap();
     let address = broker.ready().await.unwrap();
     assert_ne!(address.port(), 0);
     (broker, address)
@@ -156,7 +156,7 @@ async fn a_broker_that_comes_back_is_found_again_and_is_empty() {
     let lost = broker.publish("revocast/a/keys", vec![2], true).await;
     assert!(matches!(lost, Err(BrokerError::Down { .. } | BrokerError::Broken { .. })), "{lost:?}");
 
-    let mut local = EmbeddedBroker::start(address).await.unwrap();
+    let mut local = EmbeddedBroker::start(address, None).await.unwrap();
     local.ready().await.unwrap();
     assert!(up(&broker).await >= 2);
     let found = broker.fetch_retained(&["revocast/a/keys".into()], Duration::from_millis(300)).await.unwrap();
@@ -170,10 +170,10 @@ async fn a_broker_that_comes_back_is_found_again_and_is_empty() {
 #[tokio::test]
 async fn a_busy_port_is_named() {
     let (local, address) = local().await;
-    let error = EmbeddedBroker::start(address).await.unwrap_err();
+    let error = EmbeddedBroker::start(address, None).await.unwrap_err();
     assert!(matches!(error, EmbeddedBrokerError::Busy { address: busy } if busy == address), "{error}");
     local.stop().await;
-    EmbeddedBroker::start(address).await.unwrap().stop().await;
+    EmbeddedBroker::start(address, None).await.unwrap().stop().await;
 }
 
 #[tokio::test]
@@ -239,7 +239,7 @@ async fn a_delta_does_not_queue_behind_an_epoch() {
         let broker = broker.clone();
         sends.spawn(async move { broker.publish("c", vec![1], true).await });
     }
-    let retained = usize::from(IN_FLIGHT - IN_FLIGHT_LIVE - IN_FLIGHT_ANSWERS);
+    let retained = usize::from(IN_FLIGHT - IN_FLIGHT_LIVE - IN_FLIGHT_ANSWERS - IN_FLIGHT_TOKENS);
     let mut chunks = vec![0; 8 * retained];
     socket.read_exact(&mut chunks).await.unwrap();
     assert!(chunks.chunks(8).all(|packet| packet[..2] == [0x33, 6]));

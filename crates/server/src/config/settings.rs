@@ -74,6 +74,32 @@ pub enum LogFormat {
     Json,
 }
 
+/// What is taken in on the topic of the bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BridgeIn {
+    /// Nothing.
+    Off,
+    /// Tokens that an issuer of the realm has signed.
+    Signed,
+    /// Those, and bare `jti`s: whoever may publish there may revoke.
+    Plain,
+}
+
+/// How live sessions of revoked devices are ended at the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SessionsKind {
+    /// They are not.
+    Off,
+    /// By a connection with the same client id, which every broker ends the former one for.
+    Takeover,
+    /// By the management API of EMQX 5.
+    Emqx,
+    /// By the management API of RabbitMQ.
+    Rabbitmq,
+}
+
 /// Makes of the table: [`Choices`], [`SETTINGS`], and a way from a name to its field.
 ///
 /// A row: help, name, type, default if there is one, kind of value, effect of a change.
@@ -189,6 +215,33 @@ settings! {
     broker_key: PathBuf, "FILE", Restart;
     /// Run a broker inside this process, at this address
     embedded_broker: SocketAddr, "ADDR", Restart;
+
+    /// Whether the embedded broker lets devices in by their tokens, each to its own topics: true or false
+    embedded_broker_auth: bool = false, "BOOL", Restart;
+
+    /// Topic of the bridge, where plain jtis and signed tokens are announced and taken in
+    bridge_topic: String = "jwt_revoked".into(), "TOPIC", Restart;
+    /// Realm that the bridge speaks of
+    bridge_realm: String, "NAME", Restart;
+    /// What the bridge takes in as revocations: off, signed tokens, or plain jtis too
+    bridge_in: BridgeIn = BridgeIn::Off, "off|signed|plain", Restart;
+    /// Whether the bridge announces the jti of each token that is revoked: true or false
+    bridge_out: bool = false, "BOOL", Restart;
+    /// Messages a second that the bridge looks at; what comes beyond is dropped
+    bridge_per_second: u32 = 50, "N", Restart;
+    /// Revocations a day that the bridge records; what comes beyond is dropped
+    bridge_per_day: u32 = 10_000, "N", Restart;
+
+    /// How the live session of a revoked device is ended: off, takeover, emqx or rabbitmq
+    sessions: SessionsKind = SessionsKind::Off, "off|takeover|emqx|rabbitmq", Restart;
+    /// Management API of the broker, for emqx and rabbitmq: http://host:18083
+    sessions_url: String, "URL", Restart;
+    /// User name or API key there
+    sessions_user: String, "NAME", Restart;
+    /// File with its password
+    sessions_password_file: PathBuf, "FILE", Restart;
+    /// Certificates that vouch for an https management API, PEM
+    sessions_ca: PathBuf, "FILE", Restart;
 
     /// First level of every topic
     prefix: String = PREFIX_DEFAULT.into(), "TOPIC", Restart;

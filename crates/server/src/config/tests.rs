@@ -44,6 +44,8 @@ fn sample(setting: &Setting) -> &'static str {
         "RATE" | "SHARE" => "0.0625",
         "BOOL" => "true",
         "FORMAT" => "json",
+        "off|signed|plain" => "signed",
+        "off|takeover|emqx|rabbitmq" => "emqx",
         "TOPIC" | "TEMPLATE" | "ID" | "NAME" | "LEVEL" => "some",
         other => panic!("{}: no sample for {other}", setting.name),
     }
@@ -292,6 +294,26 @@ fn brokers_ledgers_and_certificates_that_cannot_be_are_refused() {
         (ledger("tls_key = '/dev/null'"), "tls_key is set but tls_certificate is not"),
         (ledger("tls_certificate = '/none'\ntls_key = '/dev/null'"), "line 3: /none cannot be read"),
         (ledger("advertise = 'host:1'"), "line 3: advertise is \"host:1\"; it is a URL"),
+        (ledger("bridge_in = 'plain'"), "line 3: bridge_in is set but bridge_realm is not"),
+        (ledger("bridge_out = true"), "line 3: bridge_out is set but bridge_realm is not"),
+        (ledger("bridge_out = true\nbridge_realm = 'A b'"), "line 4: bridge_realm is \"A b\"; a realm has"),
+        (ledger("bridge_in = 'yes'"), "line 3: bridge_in: unknown variant `yes`, expected one of"),
+        (ledger("bridge_topic = 'revocast/x'"), "line 3: bridge_topic is \"revocast/x\""),
+        (ledger("bridge_topic = '+'"), "line 3: bridge_topic is \"+\""),
+        (ledger("bridge_per_day = 0"), "line 3: bridge_per_day is 0; from 1"),
+        (ledger("sessions = 'emqx'"), "line 3: sessions is set but one of sessions_url"),
+        (
+            ledger(
+                "sessions = 'emqx'\nsessions_url = 'http://u:p@h'\nsessions_user = 'u'\nsessions_password_file = '/dev/null'",
+            ),
+            "line 4: sessions_url is \"http://u:p@h\"",
+        ),
+        (
+            ledger(
+                "sessions = 'rabbitmq'\nsessions_url = 'https://h'\nsessions_user = 'u'\nsessions_password_file = '/dev/null'",
+            ),
+            "sessions_ca is not set; give --sessions-ca FILE",
+        ),
     ] {
         assert!(told.contains(wanted) && told.lines().count() == 1, "{wanted}: {told}");
     }

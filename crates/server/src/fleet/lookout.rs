@@ -4,15 +4,17 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use revocast_core::{PublicKey, RealmId, Sequence};
+use revocast_core::update::DeviceTopic;
+use revocast_core::{Kind, PublicKey, RealmId, Sequence};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
 use super::{Fleet, View};
-use crate::broker::{Broker, Hearing, Listener};
+use crate::broker::{Broker, Hearing, Incoming, Listener};
 use crate::clock::Clock;
 use crate::keys::Keys;
 use crate::ledger::{Ledger, LedgerError, Realm};
+use crate::standing::{Standing, Standings};
 
 /// Bytes of what is looked at: the longest manifest. A larger delta is not, and the manifest that follows it tells.
 const PAYLOAD_BYTES_MAX: usize = 4 * 1024;
@@ -98,9 +100,9 @@ impl Lookout {
         self.news.send_replace(());
     }
 
-    /// Takes in what came on a topic. Nothing about it is believed.
-    pub fn take(&self, topic: &str, payload: &[u8]) {
-        self.fleet().hear(self.now(), topic, payload);
+    /// Takes in what came on a topic; `standing` is what a report is worth there.
+    pub fn take(&self, topic: &str, payload: &[u8], standing: Standing) {
+        self.fleet().hear(self.now(), topic, payload, standing);
         self.news.send_replace(());
     }
 
@@ -149,20 +151,33 @@ impl Lookout {
     }
 
     /// Takes in what has come.
-    fn take_in(&self, listener: &mut Listener, first: crate::broker::Incoming) {
+    async fn take_in(&self, listener: &mut Listener, first: Incoming, standings: &Standings) {
+        let mut taken = Vec::with_capacity(TAKEN_AT_ONCE);
+        let mut next = Some(first);
+        while let Some(message) = next {
+            let standing = self.standing(&message, standings).await;
+            taken.push((message, standing));
+            next = if taken.len() < TAKEN_AT_ONCE { listener.try_next() } else { None };
+        }
         let now = self.now();
         let mut fleet = self.fleet();
-        let mut next = Some(first);
-        for _ in 0..TAKEN_AT_ONCE {
-            let Some(message) = next else { break };
-            fleet.hear(now, &message.topic, &message.payload);
-            next = listener.try_next();
-        }
-        if let Some(message) = next {
-            fleet.hear(now, &message.topic, &message.payload);
+        for (message, standing) in taken {
+            fleet.hear(now, &message.topic, &message.payload, standing);
         }
         drop(fleet);
         self.news.send_replace(());
+    }
+
+    /// What a report is worth. Of what is no report of a realm here, nobody needs to know.
+    async fn standing(&self, message: &Incoming, standings: &Standings) -> Standing {
+        let reporting = {
+            let fleet = self.fleet();
+            DeviceTopic::Report.parse(fleet.prefix(), &message.topic).filter(|(realm, _)| fleet.follows(realm))
+        };
+        match reporting {
+            Some((realm, device)) => standings.judge(realm, device, Kind::Report, &message.payload).await,
+            None => Standing::Claimed,
+        }
     }
 
     /// Returns the publisher whose signatures are believed: its key may come later than the server, and may change.
@@ -173,9 +188,11 @@ impl Lookout {
         }
         for realm in ledger.realms().await? {
             let (_, head) = ledger.head(realm.id).await?;
+            let enrolled = !ledger.devices(realm.id, None, 1).await?.is_empty();
             let mut fleet = self.fleet();
             fleet.follow(realm.id, realm.fingerprinter.width());
             fleet.reaches(&realm.id, head);
+            fleet.enroll(&realm.id, enrolled);
         }
         self.news.send_replace(());
         Ok(publisher)
@@ -193,7 +210,13 @@ fn publisher(keys: &Keys) -> Option<PublicKey> {
 }
 
 /// Feeds a lookout with what comes on the broker and what the ledger holds, until it is dropped.
-pub async fn hear(lookout: Arc<Lookout>, broker: Broker, ledger: Arc<dyn Ledger>, keys: Arc<Keys>) {
+pub async fn hear(
+    lookout: Arc<Lookout>,
+    broker: Broker,
+    ledger: Arc<dyn Ledger>,
+    keys: Arc<Keys>,
+    standings: Arc<Standings>,
+) {
     let filters = lookout.fleet().filters().to_vec();
     // What is lost here is only news about news: a device reports again, a manifest is renewed.
     let hearing = Hearing {
@@ -218,7 +241,7 @@ pub async fn hear(lookout: Arc<Lookout>, broker: Broker, ledger: Arc<dyn Ledger>
     reading.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            message = listener.next() => lookout.take_in(&mut listener, message),
+            message = listener.next() => lookout.take_in(&mut listener, message, &standings).await,
             _ = reading.tick() => {
                 if known.is_none() || known != publisher(&keys) || wakes.has_changed().unwrap_or(false) {
                     wakes.mark_unchanged();

@@ -86,7 +86,7 @@ fn view(fleet: &Fleet, now: Duration) -> View {
 
 fn spread(fleet: &mut Fleet, now: Duration, devices: std::ops::Range<usize>, report: &Report) {
     for number in devices {
-        fleet.hear(now, &topic(&device(number)), &sealed(report));
+        fleet.hear(now, &topic(&device(number)), &sealed(report), Standing::Claimed);
     }
 }
 
@@ -116,7 +116,7 @@ fn profiles_and_memory_are_those_of_devices_online() {
     for (number, (profile, memory_bytes)) in [(3, 100), (3, 200), (1, 300), (6, 4_000), (0, 0)].into_iter().enumerate()
     {
         let report = Report { profile, memory_bytes, ..at(1) };
-        fleet.hear(secs(1), &topic(&device(number)), &sealed(&report));
+        fleet.hear(secs(1), &topic(&device(number)), &sealed(&report), Standing::Claimed);
     }
     let seen = view(&fleet, secs(1));
     let count = |profile| seen.profiles.iter().find(|(found, _)| *found == profile).unwrap().1;
@@ -144,8 +144,8 @@ fn the_time_to_apply_is_taken_when_a_report_first_covers_a_revocation() {
     fleet.recorded(secs(200), realm(), Sequence(3));
     fleet.recorded(secs(200) + millis(500), realm(), Sequence(4));
     fleet.recorded(secs(201), realm(), Sequence(5));
-    fleet.report(secs(201), realm(), device(99), &at(2));
-    fleet.report(secs(202), realm(), device(99), &at(5));
+    fleet.report(secs(201), realm(), device(99), &at(2), false);
+    fleet.report(secs(202), realm(), device(99), &at(5), false);
     let seen = view(&fleet, secs(202));
     assert_eq!((seen.propagation.revocations, seen.propagation.samples()), (3, 101));
     assert_eq!(seen.applied.0.iter().sum::<u64>(), 101);
@@ -204,16 +204,16 @@ fn refusals_that_rise_name_their_device_and_cause() {
     assert_eq!(Refusal::name_of(rollback), Some("rollback"));
     let refused = |refusals, last| Report { refusals, last_refusal: Some(last), ..at(1) };
     // What a device had refused before it was first heard of is not news.
-    fleet.report(secs(1), realm(), device(0), &refused(40, rollback));
+    fleet.report(secs(1), realm(), device(0), &refused(40, rollback), false);
     assert!(view(&fleet, secs(1)).refusing.is_empty());
-    fleet.report(secs(2), realm(), device(0), &refused(43, rollback));
+    fleet.report(secs(2), realm(), device(0), &refused(43, rollback), false);
     let seen = view(&fleet, secs(2));
     let listed = seen.refusing.first().unwrap();
     assert_eq!((listed.rise, listed.repeated, listed.refusal, seen.attacked), (3, false, Some("rollback"), 0));
     // It was started again and counts from zero; and again it refuses.
-    fleet.report(secs(3), realm(), device(0), &refused(2, rollback));
-    fleet.report(secs(3), realm(), device(1), &refused(0, 0));
-    fleet.report(secs(4), realm(), device(1), &refused(u64::MAX, 250));
+    fleet.report(secs(3), realm(), device(0), &refused(2, rollback), false);
+    fleet.report(secs(3), realm(), device(1), &refused(0, 0), false);
+    fleet.report(secs(4), realm(), device(1), &refused(u64::MAX, 250), false);
     let seen = view(&fleet, secs(4));
     assert_eq!(seen.attacked, 1);
     assert_eq!(
@@ -231,7 +231,7 @@ fn the_stalest_make_room_and_the_count_of_each_sequence_stays_right() {
     fleet.devices_max = 64;
     fleet.recorded(secs(0), realm(), Sequence(1_000));
     for number in 0..500 {
-        fleet.report(secs(number / 3), realm(), device(number as usize), &at(number % 7));
+        fleet.report(secs(number / 3), realm(), device(number as usize), &at(number % 7), false);
         let devices = fleet.realms.get(&realm()).unwrap();
         assert!(devices.records.len() <= 64);
         assert_eq!(devices.tally.values().sum::<usize>(), devices.records.len());
@@ -279,13 +279,13 @@ fn garbage_is_dropped_and_counted() {
         ("", &good),
     ];
     for (topic, payload) in malformed {
-        fleet.hear(secs(1), topic, payload);
+        fleet.hear(secs(1), topic, payload, Standing::Claimed);
     }
-    fleet.hear(secs(1), "revocast/other/devices/door-1/report", &other);
+    fleet.hear(secs(1), "revocast/other/devices/door-1/report", &other, Standing::Claimed);
     let expected = Heard { malformed: malformed.len() as u64, foreign: 1, ..Heard::default() };
     assert_eq!(view(&fleet, secs(1)).heard, expected);
     assert_eq!(view(&fleet, secs(1)).known, 0);
-    fleet.hear(secs(1), &door, &good);
+    fleet.hear(secs(1), &door, &good, Standing::Claimed);
     assert_eq!(view(&fleet, secs(1)).known, 1);
 }
 
@@ -295,15 +295,15 @@ fn only_what_a_publisher_signed_was_seen_and_a_delta_counts_without_a_gap() {
     let stranger = SigningKey::from_seed([4; 32]);
     let (standing, live) = ("revocast/sensors/manifest", "revocast/sensors/live");
     fleet.recorded(secs(1), realm(), Sequence(20));
-    fleet.hear(secs(1), standing, &manifest(9, &stranger));
-    fleet.hear(secs(1), live, &delta(0, 9, &stranger));
+    fleet.hear(secs(1), standing, &manifest(9, &stranger), Standing::Claimed);
+    fleet.hear(secs(1), live, &delta(0, 9, &stranger), Standing::Claimed);
     assert_eq!((fleet.sighting(&realm()), view(&fleet, secs(1)).heard.forged), (None, 2));
     // Before a manifest, nobody knows what a delta begins after.
-    fleet.hear(secs(1), live, &delta(2, 3, &key()));
+    fleet.hear(secs(1), live, &delta(2, 3, &key()), Standing::Claimed);
     assert_eq!(fleet.sighting(&realm()), None);
-    fleet.hear(secs(1), standing, &manifest(3, &key()));
+    fleet.hear(secs(1), standing, &manifest(3, &key()), Standing::Claimed);
     let mut seen = |topic, payload: &[u8]| {
-        fleet.hear(secs(1), topic, payload);
+        fleet.hear(secs(1), topic, payload, Standing::Claimed);
         fleet.sighting(&realm()).unwrap().sequence.0
     };
     assert_eq!(seen(live, &delta(3, 5, &key())), 5);
@@ -315,8 +315,41 @@ fn only_what_a_publisher_signed_was_seen_and_a_delta_counts_without_a_gap() {
     assert_eq!(seen(standing, &manifest(8, &key())), 8);
     assert!(fleet.is_published(&realm(), Sequence(8)) && !fleet.is_published(&realm(), Sequence(9)));
     // A manifest beyond the ledger is that of another history, and says nothing of ours.
-    fleet.hear(secs(1), standing, &manifest(21, &key()));
+    fleet.hear(secs(1), standing, &manifest(21, &key()), Standing::Claimed);
     assert!(!fleet.is_published(&realm(), Sequence(8)));
     fleet.reaches(&realm(), Sequence(21));
     assert!(fleet.is_published(&realm(), Sequence(8)));
+}
+
+/// Design rule 21: whoever waits until devices have applied something waits for those that prove themselves, where there are
+/// any; and of an enrolled device nothing counts that its key has not signed.
+#[test]
+fn where_devices_are_enrolled_only_those_that_prove_themselves_are_waited_for() {
+    let mut fleet = fleet();
+    fleet.recorded(secs(1), realm(), Sequence(5));
+    let applied = |fleet: &mut Fleet, now| fleet.is_applied(now, &realm(), Sequence(5), 1.0);
+    let says = |fleet: &mut Fleet, number, sequence, standing| {
+        fleet.hear(secs(1), &topic(&device(number)), &sealed(&at(sequence)), standing);
+    };
+    says(&mut fleet, 0, 5, Standing::Claimed);
+    assert!(applied(&mut fleet, secs(1)), "nobody is enrolled");
+    fleet.enroll(&realm(), true);
+    assert!(!applied(&mut fleet, secs(1)), "a claim");
+    says(&mut fleet, 1, 5, Standing::Unproven);
+    assert!(!applied(&mut fleet, secs(1)));
+    says(&mut fleet, 1, 4, Standing::Proven);
+    assert!(!applied(&mut fleet, secs(1)));
+    says(&mut fleet, 1, 5, Standing::Unproven);
+    assert!(!applied(&mut fleet, secs(1)));
+    says(&mut fleet, 1, 5, Standing::Proven);
+    assert!(applied(&mut fleet, secs(1)));
+    // One that lags is waited for, and one that only claims to lag is not.
+    says(&mut fleet, 2, 1, Standing::Claimed);
+    assert!(applied(&mut fleet, secs(1)));
+    says(&mut fleet, 3, 1, Standing::Proven);
+    assert!(!applied(&mut fleet, secs(1)));
+    let seen = view(&fleet, secs(1));
+    assert_eq!((seen.online, seen.proven, seen.enrolled, seen.heard.unproven), (4, 2, true, 2));
+    says(&mut fleet, 3, 5, Standing::Proven);
+    assert!(applied(&mut fleet, secs(1)));
 }

@@ -279,7 +279,7 @@ fn listing(folder: &Path) -> Result<Vec<(String, Option<Stamp>)>, KeyringError> 
     for entry in entries.take(FILES_MAX) {
         let entry = entry.map_err(io)?;
         let Ok(name) = entry.file_name().into_string() else { continue };
-        if name.ends_with(".json") {
+        if Path::new(&name).extension().is_some_and(|extension| extension == "json") {
             let stamp = Stamp::of(&entry.path());
             found.push((name, stamp));
         }

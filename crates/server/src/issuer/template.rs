@@ -167,7 +167,7 @@ mod tests {
             r#"{"lifetime": 600, "claims": {"site": "{realm}/{device}", "roles": ["r", "{sub}"], "level": 3}}"#,
         )
         .unwrap();
-        assert_eq!((template.typ.as_str(), template.lifetime), ("at+jwt", Some(Duration::from_secs(600))));
+        assert_eq!((template.typ.as_str(), template.lifetime), ("at+jwt", Some(Duration::from_mins(10))));
         let asked = Map::from_iter([("level".to_owned(), json!(4))]);
         let filled = template.fill(&[("realm", "fleet"), ("device", "pump-1"), ("sub", "s")], asked);
         assert_eq!(Value::Object(filled), json!({"site": "fleet/pump-1", "roles": ["r", "s"], "level": 4}));

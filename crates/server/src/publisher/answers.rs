@@ -1,7 +1,8 @@
 //! Answers to questions about single tokens: who may ask how often, and what the book says.
 //!
-//! Questions are not signed, so whoever may publish on a device's topic asks in its name. What that
-//! costs is bounded here; what it yields is the state of one fingerprint.
+//! Questions of enrolled devices arrive here only if their key signed them. Those of others are not signed, so whoever may
+//! publish on a device's topic asks in its name. What that costs is bounded here; what it yields is the state of one
+//! fingerprint.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -44,7 +45,7 @@ impl Admission {
         width: Width,
     ) -> Option<Question> {
         let sealed = Sealed::expect(payload, realm, Kind::Ask).ok()?;
-        // Nobody signed it; it is decoded within its limits and believed in nothing.
+        // It may be signed by nobody; it is decoded within its limits and believed in nothing.
         let question = wire::decode_question(sealed.unverified_body(), width).ok()?;
         let allowed = question.device == device && self.spend(uptime, device);
         allowed.then_some(question)

@@ -31,6 +31,7 @@ use crate::ledger::{Coverage, Ledger, LedgerError, Object, Realm, Statement, Vis
 use crate::metrics::{Metrics, StepKind};
 use crate::minting::LiveFilters;
 use crate::service::{Published, PublishedRealms};
+use crate::standing::{Standing, Standings};
 use crate::tokens::Issuers;
 
 /// How long to wait for a retained message before taking it for missing, where the broker gives no sign that nothing
@@ -109,6 +110,8 @@ pub struct Publishing {
     pub mark: Option<Arc<HighWater>>,
     /// Where forecasts are asked for.
     pub inquiries: Arc<Inquiries>,
+    /// Whose signature a question needs.
+    pub standings: Arc<Standings>,
     /// Whose keys sign tokens.
     pub issuers: Arc<Issuers>,
 }
@@ -793,9 +796,11 @@ impl Publishing {
                     if question.retained {
                         continue;
                     }
-                    let Some((realm, _)) = DeviceTopic::Ask.parse(&self.prefix, &question.topic) else { continue };
+                    let Some((realm, device)) = DeviceTopic::Ask.parse(&self.prefix, &question.topic) else { continue };
                     let Some(asked) = known.get(&realm) else { continue };
-                    if asked.try_send(question).is_err() {
+                    // An enrolled device is asked for in its own name only.
+                    let standing = self.standings.judge(realm, device, Kind::Ask, &question.payload).await;
+                    if standing == Standing::Unproven || asked.try_send(question).is_err() {
                         self.sent(realm, false);
                     }
                 }

@@ -373,7 +373,7 @@ impl Service {
     /// A device that is enrolled.
     pub async fn device(&self, realm: RealmId, id: DeviceId) -> Result<Device, ServiceError> {
         let found = self.ledger.device(realm, id).await?;
-        found.ok_or(ServiceError::DeviceUnknown { realm, device: id })
+        found.ok_or(ServiceError::DeviceUnknown { device: id })
     }
 
     /// The devices whose names come after `after`, at most `limit`.
@@ -402,7 +402,7 @@ impl Service {
                 self.lookout.recorded(&self.realm(realm).await?, sequence);
                 Ok(dismissal)
             }
-            Dismissal::Unknown => Err(ServiceError::DeviceUnknown { realm, device: id }),
+            Dismissal::Unknown => Err(ServiceError::DeviceUnknown { device: id }),
         }
     }
 
