@@ -215,7 +215,7 @@ fn check(events: &[Event], end: &End) {
                 *first = (*first).min(*ended);
             }
             What::Refused { why, .. } => {
-                *refused.entry(format!("{why:?}").split([' ', '{']).next().unwrap().into()).or_default() += 1
+                *refused.entry(format!("{why:?}").split([' ', '{']).next().unwrap().into()).or_default() += 1;
             }
             What::Issued { .. } => {}
         }

@@ -224,7 +224,7 @@ pub enum SessionsConfig {
     Takeover,
     /// By the management API of EMQX.
     Emqx(Management),
-    /// By the management API of RabbitMQ.
+    /// By the management API of `RabbitMQ`.
     RabbitMq(Management),
 }
 
@@ -383,14 +383,8 @@ fn check(chosen: &Chosen) -> Result<ServerConfig, Vec<Mistake>> {
         }
     };
     let topics = (given.bridge_topic, publishing.prefix.as_str());
-    let bridge = check.bridge(topics, given.bridge_realm, given.bridge_in, given.bridge_out);
-    let bridge = bridge.map(|bridge| BridgeConfig {
-        per_second: given.bridge_per_second,
-        per_day: given.bridge_per_day,
-        ..bridge
-    });
-    check.within("bridge_per_second", given.bridge_per_second, 1, BRIDGE_PER_SECOND_MAX);
-    check.within("bridge_per_day", given.bridge_per_day, 1, BRIDGE_PER_DAY_MAX);
+    let pace = (given.bridge_per_second, given.bridge_per_day);
+    let bridge = check.bridge(topics, given.bridge_realm, (given.bridge_in, given.bridge_out), pace);
     let management = ManagementSettings {
         url: given.sessions_url,
         user: given.sessions_user,
@@ -592,14 +586,16 @@ impl Check<'_> {
         Some(RemoteBroker { url, client_id, credentials, tls, identity })
     }
 
-    /// The bridge without its limits, if anything of it is on.
+    /// The bridge, if anything of it is on.
     fn bridge(
         &mut self,
         (topic, prefix): (String, &str),
         realm: Option<String>,
-        inward: BridgeIn,
-        outward: bool,
+        (inward, outward): (BridgeIn, bool),
+        (per_second, per_day): (u32, u32),
     ) -> Option<BridgeConfig> {
+        self.within("bridge_per_second", per_second, 1, BRIDGE_PER_SECOND_MAX);
+        self.within("bridge_per_day", per_day, 1, BRIDGE_PER_DAY_MAX);
         if !good_prefix(&topic)
             || topic == prefix
             || topic.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
@@ -612,13 +608,11 @@ impl Check<'_> {
             (BridgeIn::Off, true) => "bridge_out",
         };
         let Some(realm) = realm else { return self.needs(on, "bridge_realm") };
-        match RealmId::new(&realm) {
-            Ok(realm) => Some(BridgeConfig { topic, realm, inward, outward, per_second: 0, per_day: 0 }),
-            Err(_) => {
-                self.mistake("bridge_realm", ConfigError::Realm { realm });
-                None
-            }
-        }
+        let Ok(realm) = RealmId::new(&realm) else {
+            self.mistake("bridge_realm", ConfigError::Realm { realm });
+            return None;
+        };
+        Some(BridgeConfig { topic, realm, inward, outward, per_second, per_day })
     }
 
     fn sessions(&mut self, kind: SessionsKind, settings: ManagementSettings) -> Option<SessionsConfig> {

@@ -9,6 +9,10 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+#[cfg(feature = "embedded-broker")]
+use base64::Engine as _;
+#[cfg(feature = "embedded-broker")]
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use revocast_core::{RealmId, Sequence};
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -513,7 +517,7 @@ pub enum StartError {
 fn own_credentials() -> Result<Credentials, StartError> {
     let mut password = [0; 32];
     getrandom::fill(&mut password).map_err(StartError::Random)?;
-    let password = password.iter().map(|byte| format!("{byte:02x}")).collect();
+    let password = URL_SAFE_NO_PAD.encode(password);
     Ok(Credentials { username: "$revocast".to_owned(), password })
 }
 

@@ -233,7 +233,7 @@ async fn end(sessions: Arc<dyn Sessions>, metrics: Arc<Metrics>, device: DeviceI
                 });
             }
             Err(error) => {
-                tracing::warn!(%device, %error, tries = tries + 1, "the session of a revoked device was not ended")
+                tracing::warn!(%device, %error, tries = tries + 1, "the session of a revoked device was not ended");
             }
         }
     }

@@ -34,11 +34,11 @@ pub(super) fn routes(hooks: Arc<Hooks>) -> OpenApiRouter<Arc<Service>> {
 struct ClientBody {
     /// The realm.
     #[serde(deserialize_with = "text")]
-    #[schema(max_length = 1024, value_type = Option<String>)]
+    #[schema(value_type = Option<String>)]
     username: String,
     /// The device.
     #[serde(deserialize_with = "text")]
-    #[schema(max_length = 1024, value_type = Option<String>)]
+    #[schema(value_type = Option<String>)]
     clientid: String,
     /// Its token.
     #[serde(deserialize_with = "text")]
@@ -51,7 +51,7 @@ struct ClientBody {
 struct UserBody {
     /// The realm.
     #[serde(rename = "username", deserialize_with = "text")]
-    #[schema(rename = "username", max_length = 1024, value_type = Option<String>)]
+    #[schema(value_type = Option<String>)]
     _username: String,
 }
 
@@ -60,11 +60,11 @@ struct UserBody {
 struct ActBody {
     /// The realm.
     #[serde(deserialize_with = "text")]
-    #[schema(max_length = 1024, value_type = Option<String>)]
+    #[schema(value_type = Option<String>)]
     username: String,
     /// The device.
     #[serde(deserialize_with = "text")]
-    #[schema(max_length = 1024, value_type = Option<String>)]
+    #[schema(value_type = Option<String>)]
     clientid: String,
     /// What for.
     topic: String,
@@ -136,11 +136,11 @@ async fn emqx_authorization(Extension(hooks): Extension<Arc<Hooks>>, Body(asked)
 struct AccessBody {
     /// The realm.
     #[serde(deserialize_with = "text")]
-    #[schema(max_length = 1024, value_type = Option<String>)]
+    #[schema(value_type = Option<String>)]
     username: String,
     /// The device.
     #[serde(deserialize_with = "text")]
-    #[schema(max_length = 1024, value_type = Option<String>)]
+    #[schema(value_type = Option<String>)]
     clientid: String,
     /// What for.
     topic: String,

@@ -69,15 +69,15 @@ impl Ask {
     /// Decides it. After a [`Halt`] all that it did must be undone, `counters` and `coverage` included.
     pub(super) fn decide<S: Lineage>(
         self,
-        shelf: &mut S,
+        rows: &mut S,
         realm: &Realm,
         counters: &mut Counters,
         coverage: &mut Coverage,
         now: UnixTime,
     ) -> Result<Answer, Halt<S::Error>> {
         match self {
-            Self::Append(requests) => rules::append(shelf, realm, counters, now, requests).map(Answer::Receipts),
-            Self::Issue(order) => lineage::issue(shelf, realm, counters, coverage, now, *order).map(Answer::Issuance),
+            Self::Append(requests) => rules::append(rows, realm, counters, now, requests).map(Answer::Receipts),
+            Self::Issue(order) => lineage::issue(rows, realm, counters, coverage, now, *order).map(Answer::Issuance),
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::mem::size_of;
 
-use revocast_core::{DeviceId, Fingerprint, RealmId, Term, UnixTime, Width};
+use revocast_core::{DeviceId, DeviceIdError, Fingerprint, RealmId, Term, UnixTime, Width};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::issuance::{Device, IssuedToken, RefreshToken};
@@ -227,9 +227,9 @@ pub(super) fn refresh_sum(realm: RealmId, refresh: &RefreshToken) -> i64 {
     row.sum()
 }
 
-/// The device whose family this is, if it is one of a device; `None` if no device has such a name.
-pub(super) fn device_of(family: &str, of_device: bool) -> Option<Option<DeviceId>> {
-    if of_device { DeviceId::new(family).ok().map(Some) } else { Some(None) }
+/// The device whose family this is, if it is one of a device.
+pub(super) fn device_of(family: &str, of_device: bool) -> Result<Option<DeviceId>, DeviceIdError> {
+    of_device.then(|| DeviceId::new(family)).transpose()
 }
 
 /// Texts in one column: each after its length, four bytes in little-endian.
@@ -289,7 +289,9 @@ impl RealmRow {
         let issued = [counters.devices, counters.tokens, counters.refreshes];
         // Rows from before there were any have sums without these.
         if issued != [0; 3] {
-            issued.into_iter().for_each(|number| row.number(number));
+            for number in issued {
+                row.number(number);
+            }
         }
         row.sum()
     }

@@ -529,7 +529,6 @@ fn crowded<S: Lineage>(
 
 /// Registers the token in the transaction that issues it (design rule 17).
 fn register<S: Lineage>(shelf: &mut S, coverage: &mut Coverage, realm: &Realm, token: &NewToken) -> Outcome<(), S> {
-    let taken = || Halt::Refused(OrderError::Taken.into());
     let jti = Jti::new(&token.jti).map_err(|source| Halt::Refused(LedgerError::Jti { index: 0, source }))?;
     let key = Key::of(&realm.fingerprinter, jti);
     let issued = Issued { jti: token.jti.clone(), iat: token.iat, exp: token.exp, sub: token.sub.clone() };
@@ -537,7 +536,7 @@ fn register<S: Lineage>(shelf: &mut S, coverage: &mut Coverage, realm: &Realm, t
         || shelf.last(Subject::Token(&token.jti)).map_err(Halt::Storage)?.is_some()
         || shelf.enroll(key, &issued).map_err(Halt::Storage)?.is_some()
     {
-        return Err(taken());
+        return Err(Halt::Refused(OrderError::Taken.into()));
     }
     coverage.registered += 1;
     Ok(())

@@ -390,7 +390,9 @@ impl Ledger for MemoryLedger {
                     }
                     (Piece::Tokens(tokens), Some(keeping)) => tokens.into_iter().for_each(|token| keeping.know(token)),
                     (Piece::Refreshes(refreshes), Some(keeping)) => {
-                        refreshes.into_iter().for_each(|refresh| keeping.hold(refresh));
+                        for refresh in refreshes {
+                            keeping.hold(refresh);
+                        }
                     }
                     (_, None) => {}
                 }

@@ -1,4 +1,4 @@
-//! The management APIs of EMQX and RabbitMQ, as far as they end sessions.
+//! The management APIs of EMQX and `RabbitMQ`, as far as they end sessions.
 
 use std::fmt;
 use std::fs;

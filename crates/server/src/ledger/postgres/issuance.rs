@@ -71,7 +71,7 @@ pub(super) fn token(realm: RealmId, row: &Row) -> Outcome<IssuedToken> {
         sub: maybe_text(row, 3, "a sub")?,
         kid: maybe_text(row, 4, "a kid")?,
         client: maybe_text(row, 5, "a client")?,
-        device: device.ok_or_else(|| damaged(format!("an issued token of realm {realm} has no device {family:?}")))?,
+        device: device.map_err(|_| damaged(format!("an issued token of realm {realm} has no device {family:?}")))?,
         parent: maybe_text(row, 7, "a parent")?,
         family,
         kept_until: time(row, 9)?,
@@ -96,15 +96,15 @@ pub(super) fn refresh(realm: RealmId, row: &Row) -> Outcome<RefreshToken> {
         sub: maybe_text(row, 5, "a sub")?,
         kid: maybe_text(row, 6, "a kid")?,
         client: maybe_text(row, 7, "a client")?,
-        device: device.ok_or_else(|| bad("no device"))?,
+        device: device.map_err(|_| bad("no device"))?,
         family,
         jti: jti.clone(),
     };
     if refresh_sum(realm, &found) == row.get::<_, i64>(10) { Ok(found) } else { Err(bad("another checksum")) }
 }
 
-fn as_bytes(text: &Option<String>) -> Option<&[u8]> {
-    text.as_deref().map(str::as_bytes)
+fn as_bytes(text: Option<&String>) -> Option<&[u8]> {
+    text.map(String::as_bytes)
 }
 
 /// Devices as they are now, whether they were there before or not.
@@ -119,7 +119,7 @@ pub(super) async fn put_devices(session: &Session, number: i64, realm: RealmId, 
     let audiences: Vec<_> = devices.iter().map(|device| list(&device.audience)).collect();
     let times: Vec<_> = devices.iter().map(|device| signed(device.enrolled_at.secs())).collect();
     let counters: Vec<_> = devices.iter().map(|device| device.counter.cast_signed()).collect();
-    let holds: Vec<_> = devices.iter().map(|device| as_bytes(&device.holds)).collect();
+    let holds: Vec<_> = devices.iter().map(|device| as_bytes(device.holds.as_ref())).collect();
     let ends: Vec<_> = devices.iter().map(|device| device.held_until.map(|until| signed(until.secs()))).collect();
     let barred: Vec<_> = devices.iter().map(|device| device.barred).collect();
     let sums: Vec<_> = devices.iter().map(|device| device_sum(realm, device)).collect();
@@ -166,14 +166,14 @@ pub(super) async fn insert_tokens(
     let jtis: Vec<_> = tokens.iter().map(|token| token.jti.as_bytes()).collect();
     let iats: Vec<_> = tokens.iter().map(|token| signed(token.iat.secs())).collect();
     let exps: Vec<_> = tokens.iter().map(|token| signed(token.exp.secs())).collect();
-    let subs: Vec<_> = tokens.iter().map(|token| as_bytes(&token.sub)).collect();
-    let kids: Vec<_> = tokens.iter().map(|token| as_bytes(&token.kid)).collect();
-    let clients: Vec<_> = tokens.iter().map(|token| as_bytes(&token.client)).collect();
+    let subs: Vec<_> = tokens.iter().map(|token| as_bytes(token.sub.as_ref())).collect();
+    let kids: Vec<_> = tokens.iter().map(|token| as_bytes(token.kid.as_ref())).collect();
+    let clients: Vec<_> = tokens.iter().map(|token| as_bytes(token.client.as_ref())).collect();
     let of_device: Vec<_> = tokens.iter().map(|token| token.device.is_some()).collect();
-    let parents: Vec<_> = tokens.iter().map(|token| as_bytes(&token.parent)).collect();
+    let parents: Vec<_> = tokens.iter().map(|token| as_bytes(token.parent.as_ref())).collect();
     let families: Vec<_> = tokens.iter().map(|token| token.family.as_bytes()).collect();
     let ends: Vec<_> = tokens.iter().map(|token| signed(token.kept_until.secs())).collect();
-    let sums: Vec<_> = tokens.iter().map(|token| token_sum(realm, token)).collect();
+    let checks: Vec<_> = tokens.iter().map(|token| token_sum(realm, token)).collect();
     session
         .change(
             "INSERT INTO revocast_tokens
@@ -183,7 +183,7 @@ pub(super) async fn insert_tokens(
              FROM unnest($2::BYTEA[], $3::INT8[], $4::INT8[], $5::BYTEA[], $6::BYTEA[], $7::BYTEA[], $8::BOOLEAN[],
                  $9::BYTEA[], $10::BYTEA[], $11::INT8[], $12::INT8[])
              AS n (jti, iat, exp, sub, kid, client, of_device, parent, family, kept_until, sum)",
-            &[&number, &jtis, &iats, &exps, &subs, &kids, &clients, &of_device, &parents, &families, &ends, &sums],
+            &[&number, &jtis, &iats, &exps, &subs, &kids, &clients, &of_device, &parents, &families, &ends, &checks],
         )
         .await?;
     Ok(())
@@ -204,12 +204,12 @@ pub(super) async fn put_refreshes(
     let states: Vec<_> = refreshes.iter().map(|refresh| refresh.state as i16).collect();
     let jtis: Vec<_> = refreshes.iter().map(|refresh| refresh.jti.as_bytes()).collect();
     let iats: Vec<_> = refreshes.iter().map(|refresh| signed(refresh.iat.secs())).collect();
-    let subs: Vec<_> = refreshes.iter().map(|refresh| as_bytes(&refresh.sub)).collect();
-    let kids: Vec<_> = refreshes.iter().map(|refresh| as_bytes(&refresh.kid)).collect();
-    let clients: Vec<_> = refreshes.iter().map(|refresh| as_bytes(&refresh.client)).collect();
+    let subs: Vec<_> = refreshes.iter().map(|refresh| as_bytes(refresh.sub.as_ref())).collect();
+    let kids: Vec<_> = refreshes.iter().map(|refresh| as_bytes(refresh.kid.as_ref())).collect();
+    let clients: Vec<_> = refreshes.iter().map(|refresh| as_bytes(refresh.client.as_ref())).collect();
     let of_device: Vec<_> = refreshes.iter().map(|refresh| refresh.device.is_some()).collect();
     let families: Vec<_> = refreshes.iter().map(|refresh| refresh.family.as_bytes()).collect();
-    let sums: Vec<_> = refreshes.iter().map(|refresh| refresh_sum(realm, refresh)).collect();
+    let checks: Vec<_> = refreshes.iter().map(|refresh| refresh_sum(realm, refresh)).collect();
     session
         .change(
             "INSERT INTO revocast_refreshes
@@ -219,7 +219,7 @@ pub(super) async fn put_refreshes(
                  $9::BYTEA[], $10::BOOLEAN[], $11::BYTEA[], $12::INT8[])
              AS n (hash, exp, state, jti, iat, sub, kid, client, of_device, family, sum)
              ON CONFLICT (realm, hash) DO UPDATE SET state = excluded.state, sum = excluded.sum",
-            &[&number, &hashes, &exps, &states, &jtis, &iats, &subs, &kids, &clients, &of_device, &families, &sums],
+            &[&number, &hashes, &exps, &states, &jtis, &iats, &subs, &kids, &clients, &of_device, &families, &checks],
         )
         .await?;
     Ok(())
@@ -542,7 +542,8 @@ pub(super) async fn decided<T: Send>(
             let mut row = hold_realm(&session, realm).await?;
             let mut wanted = Wanted::default();
             want(&row.realm, &mut wanted);
-            let mut draft = Draft::new(row.realm.fingerprinter, fetch(&session, &row, wanted).await?);
+            let fetched = Box::pin(fetch(&session, &row, wanted)).await?;
+            let mut draft = Draft::new(row.realm.fingerprinter, fetched);
             let (mut counters, mut coverage) = (row.counters, row.coverage);
             let done = match call(&mut draft, &row.realm, &mut counters, &mut coverage) {
                 Ok(done) => done,
@@ -553,7 +554,7 @@ pub(super) async fn decided<T: Send>(
             let changes = draft.changes();
             let news = if changes.entries.is_empty() { News::No } else { News::Yes };
             (row.counters, row.coverage) = (counters, coverage);
-            write(&session, &row, &changes).await?;
+            Box::pin(write(&session, &row, &changes)).await?;
             Ok((done, news))
         })
         .await

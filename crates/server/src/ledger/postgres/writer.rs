@@ -59,7 +59,7 @@ async fn decide_all(
                 Ask::Issue(order) => wanted.order(&row.realm, now, order),
             }
         }
-        let fetched = fetch(session, &row, wanted).await?;
+        let fetched = Box::pin(fetch(session, &row, wanted)).await?;
         let draft = Draft::new(row.realm.fingerprinter, fetched);
         realms.insert(realm, (row, draft));
     }
@@ -92,7 +92,7 @@ async fn decide_all(
             news = News::Yes;
         }
         if !changes.is_empty() {
-            write(session, &row, &changes).await?;
+            Box::pin(write(session, &row, &changes)).await?;
         }
     }
     Ok((answers, news))

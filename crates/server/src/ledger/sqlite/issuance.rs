@@ -124,7 +124,7 @@ pub(super) fn token(realm: RealmId, row: &Row<'_>) -> Outcome<IssuedToken> {
         sub: column(row, 3, "a sub")?,
         kid: column(row, 4, "a kid")?,
         client: column(row, 5, "a client")?,
-        device: device.ok_or_else(|| damaged(format!("an issued token of realm {realm} has no device {family:?}")))?,
+        device: device.map_err(|_| damaged(format!("an issued token of realm {realm} has no device {family:?}")))?,
         parent: column(row, 7, "a parent")?,
         family,
         kept_until: time(row, 9)?,
@@ -149,7 +149,7 @@ pub(super) fn refresh(realm: RealmId, row: &Row<'_>) -> Outcome<RefreshToken> {
         sub: column(row, 5, "a sub")?,
         kid: column(row, 6, "a kid")?,
         client: column(row, 7, "a client")?,
-        device: device.ok_or_else(|| bad("no device"))?,
+        device: device.map_err(|_| bad("no device"))?,
         family,
         jti: jti.clone(),
     };
