@@ -550,7 +550,9 @@ impl Listener {
     /// Listens to a filter; when this returns, nothing more is missed.
     #[must_use]
     pub fn start(url: &str, filter: &str) -> Self {
-        let name = format!("listener-{}", free_port());
+        // A thousand of them shall not push each other out.
+        static LISTENERS: AtomicU64 = AtomicU64::new(0);
+        let name = format!("listener-{}-{}", std::process::id(), LISTENERS.fetch_add(1, Ordering::Relaxed));
         let (client, mut connection) = client(url, &name);
         client.subscribe(filter, QoS::AtLeastOnce).expect("room in the queue");
         let heard = Arc::new(Mutex::new(Heard::new()));
