@@ -1,5 +1,6 @@
 //! The files under docs/examples, run as they stand but for ports and paths.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -236,7 +237,7 @@ fn nats_with_its_permissions_carries_everything_and_lets_no_device_speak_for_oth
         .replacen("\"$2a$11$HASH\"", "gate-secret", 1);
     let (from, to) = (config.find("  tls {").expect("TLS"), config.find("  ack_wait").expect("what follows it"));
     config.replace_range(from..to, "");
-    config.push_str(&format!("listen: 127.0.0.1:{client_port}\n"));
+    let _ = writeln!(config, "listen: 127.0.0.1:{client_port}");
     let config = site.write("nats.conf", config);
     let start = || {
         let mut nats = Process::start("nats-server", Command::new(tool("REVOCAST_NATS")).args(["-c", &config]));

@@ -300,7 +300,6 @@ fn some_renew(random: &mut Random) -> Renew {
         counter: number(random).max(1),
         nonce: random.sixteen(),
         at: UnixMillis::from_millis(number(random)),
-        jti: random.chance(70).then(|| some_text(random, 255).into()),
     }
 }
 

@@ -170,11 +170,11 @@ fn three_devices_live_with_their_tokens_and_nobody_at_the_broker_sees_one() {
     assert_eq!(text(&pump.token(), "state"), "revoked", "nothing brings it back");
 
     // Whoever listens at the broker has seen no token, and no jti of one.
-    let heard = sniffed.heard();
-    let delivered = heard.iter().filter(|(topic, _)| topic.starts_with("device_tokens/")).count();
+    let messages = sniffed.heard();
+    let delivered = messages.iter().filter(|(topic, _)| topic.starts_with("device_tokens/")).count();
     assert!(delivered >= 5, "{delivered} deliveries");
     let jtis: BTreeSet<&String> = [&pump, &valve, &gate].into_iter().flat_map(|device| &device.jtis).collect();
-    for (topic, payload) in &heard {
+    for (topic, payload) in &messages {
         let holds = |part: &[u8]| payload.windows(part.len()).any(|bytes| bytes == part);
         assert!(!holds(b"eyJ"), "a token in clear on {topic}");
         for jti in &jtis {
