@@ -137,7 +137,8 @@ fn three_devices_live_with_their_tokens_and_nobody_at_the_broker_sees_one() {
 
     // The first is revoked, and so is what came of it.
     let last = pump.wait_for_state("held");
-    let _ = server.command(&["revoke", "--realm", REALM, "--jti", &first, "--reason", "stolen"]).ok();
+    let exp = number(&told, "exp").to_string();
+    let _ = server.command(&["revoke", "--realm", REALM, "--jti", &first, "--exp", &exp, "--reason", "stolen"]).ok();
     let revoked = pump.wait_for_state("revoked");
     assert_eq!(text(&revoked, "jti"), text(&last, "jti"), "the token that it holds descends from the first");
     until_true("the gate refuses", || {
