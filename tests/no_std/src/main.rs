@@ -26,8 +26,8 @@ use core::time::Duration;
 use revocast_core::update::{PublisherKey, Role};
 use revocast_core::{
     Action, Address, Claims, Config, Delivery, Delta, DeviceId, Doubt, EnvelopeKey, Epoch, Event, FingerprintFunction,
-    Fingerprinter, Jti, Keys, Kind, Notice, Now, RealmId, RealmKey, Replica, RevocationSet, Sealed, Sequence, SigningKey,
-    Term, Trust, UnixMillis, UnixTime, Verdict, Width, disclose, enclose, seal, wire,
+    Fingerprinter, Jti, Keys, Kind, Notice, Now, RealmId, RealmKey, Replica, RevocationSet, Sealed, Sequence,
+    SigningKey, Term, Trust, UnixMillis, UnixTime, Verdict, Width, disclose, enclose, seal, wire,
 };
 
 /// A Saturday in 2026; only its order to the other times matters.
