@@ -856,7 +856,7 @@ pub struct Agent {
     /// Answer on an address that others can reach. Tokens cross that network in the clear.
     #[arg(long, requires = "listen")]
     pub allow_remote: bool,
-    /// Where callers reach what this agent answers for, as `https://api.example`: proofs of possession name it.
+    /// Where callers reach what this agent answers for, such as `https://api.example`: proofs of possession name it.
     /// Without it tokens that are bound to a key are refused.
     #[arg(long, value_name = "ORIGIN")]
     pub origin: Option<String>,
