@@ -101,6 +101,7 @@ fn a_broker_that_acknowledges_and_drops_is_noticed() {
         format!(
             "topic read revocast/#\ntopic readwrite revocast/_probe/#\ntopic readwrite revocast/{REALM}/manifest\n\
              topic readwrite revocast/{REALM}/keys/#\ntopic readwrite revocast/{REALM}/live\n\
+             topic readwrite revocast/{REALM}/jwks\n\
              topic readwrite revocast/{REALM}/ladder/#\ntopic readwrite revocast/{REALM}/devices/#\n{more}"
         )
     };

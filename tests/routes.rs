@@ -83,7 +83,7 @@ fn route(site: &Site, mut server: Server) {
     drop(passing);
 
     restart_without_network(&mut agent, &mut server, &jtis, &tokens);
-    assert!(objects >= 6, "{objects} kinds of objects were seen");
+    assert!(objects >= 7, "{objects} kinds of objects were seen");
 }
 
 fn accepted(token: &Minted) -> Value {
@@ -134,13 +134,13 @@ fn inspect_objects(site: &Site, broker: &str, passing: &Listener) -> usize {
             let unsigned = kind == "chunk" || kind == "report";
             assert_eq!(said.starts_with("no:"), unsigned, "{kind}: {said}");
         }
-        if kinds.len() == 6 {
+        if kinds.len() == 7 {
             break;
         }
     }
     assert_eq!(
         kinds.keys().map(String::as_str).collect::<Vec<_>>(),
-        ["chunk", "delta", "index", "keys", "manifest", "report"],
+        ["chunk", "delta", "index", "issuer-keys", "keys", "manifest", "report"],
         "{kinds:?}"
     );
 
