@@ -1016,18 +1016,23 @@ impl Publishing {
         let Some(mark) = &self.mark else { return pending().await };
         loop {
             mark.raised().await;
-            self.write_mark().await;
+            // What could not be written is tried again, also if nothing new is published.
+            while !self.write_mark().await {
+                sleep(BACKOFF_MAX).await;
+            }
             sleep(MARK_PAUSE).await;
         }
     }
 
-    async fn write_mark(&self) {
-        let Some(mark) = self.mark.clone() else { return };
+    /// Whether it stands there now.
+    async fn write_mark(&self) -> bool {
+        let Some(mark) = self.mark.clone() else { return true };
         // The runtime is ending: the mark stays a moment behind.
-        let Ok(written) = blocking(move || mark.write()).await else { return };
-        if let Err(error) = written {
+        let Ok(written) = blocking(move || mark.write()).await else { return false };
+        if let Err(error) = &written {
             tracing::warn!(%error, "how far was published is not written down");
         }
+        written.is_ok()
     }
 
     async fn go_on_beyond(&self, realm: RealmId, published: Sequence) {
