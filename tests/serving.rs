@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use revocast_tests::process::{Process, REALM, Site, Via, ask, configured, now, number, revocast, until_true};
+use revocast_tests::process::{
+    Mosquitto, Process, REALM, Site, Via, ask, configured, now, number, revocast, until_true,
+};
 use serde_json::{Value, json};
 
 /// What `config print` says, as JSON.
@@ -234,6 +236,37 @@ fn a_server_that_is_asked_to_end_under_load_loses_nothing() {
         let again = server.post(&format!("/v1/realms/{REALM}/revocations"), &json!({ "jti": jti, "exp": exp }));
         assert_eq!(again.get("recorded"), Some(&json!(false)), "{jti}");
     }
+}
+
+/// Whoever listens hears of the last revocation too, although it was recorded between two live deltas.
+#[test]
+fn what_was_acknowledged_last_is_told_before_a_server_ends() {
+    let (site, mosquitto) = (Site::new(), Mosquitto::start());
+    let mut server = site.found(Via::Broker(&mosquitto.url()));
+    let agent = site.agent("door", &mosquitto.url());
+    server.revoke("first", now() + 1_000);
+    agent.wait_until_at(1);
+    for number in 2..=30 {
+        assert_eq!(server.revoke(&format!("token-{number}"), now() + 1_000), number);
+    }
+    let process = server.process();
+    assert!(process.stop().success(), "{}", process.log());
+    agent.wait_until_at(30);
+}
+
+/// A server that still waits for its ledger has acknowledged nothing: it ends when asked to, in order.
+#[test]
+fn a_server_that_has_not_begun_yet_ends_when_asked_to() {
+    let site = Site::new();
+    // A database that takes the connection and says nothing.
+    let database = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ledger = format!("postgres://revocast@{}/revocast", database.local_addr().unwrap());
+    let mut command = configured(&[]);
+    command.args(["serve", "--data", &site.text("data"), "--listen", "127.0.0.1:0", "--ledger", &ledger]);
+    command.args(["--embedded-broker", "127.0.0.1:0"]);
+    let mut process = Process::start("serve", &mut command);
+    let (_connection, _) = database.accept().unwrap();
+    assert_eq!(process.stop().code(), Some(0), "{}", process.log());
 }
 
 #[test]

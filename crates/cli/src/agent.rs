@@ -25,7 +25,7 @@ use tokio::sync::{oneshot, watch};
 use crate::args::Agent;
 use crate::output::{Failure, Output, read_file};
 use crate::sidecar::{Rules, Sidecar};
-use crate::{asked_to_end, holding, own_token, runtime};
+use crate::{Ends, holding, own_token, runtime};
 
 /// Where the agent answers unless told otherwise.
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8181);
@@ -57,6 +57,7 @@ pub fn run(output: Output, arguments: &Agent) -> Result<ExitCode, Failure> {
         config = config.with_issuer_keys(rules.keys.clone());
     }
     runtime()?.block_on(async {
+        let mut ends = Ends::listen()?;
         let listener = TcpListener::bind(listen).await.map_err(|error| {
             Failure::new("busy-port", format!("cannot listen on {listen}"), &error)
                 .help("choose another with --listen, or port 0 for any free one")
@@ -94,13 +95,13 @@ pub fn run(output: Output, arguments: &Agent) -> Result<ExitCode, Failure> {
         let following = source.map(|source| tokio::spawn(source.follow()));
         let logging = tokio::spawn(log_changes(device.status(), device.checker(), asked_for));
         let (status, (tell, told)) = (device.status(), oneshot::channel());
-        let ends = async move {
+        let ended = async move {
             tokio::select! {
-                () = asked_to_end() => {}
+                () = ends.next() => {}
                 budget = outgrown(status) => drop(tell.send(budget)),
             }
         };
-        let serving = axum::serve(listener, router(shared, sidecar, own_token)).with_graceful_shutdown(ends);
+        let serving = axum::serve(listener, router(shared, sidecar, own_token)).with_graceful_shutdown(ended);
         serving.await.map_err(|error| Failure::new("io", "the interface failed", &error))?;
         logging.abort();
         if let Some(following) = following {

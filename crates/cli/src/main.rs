@@ -35,6 +35,7 @@ mod verify;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::{Arguments, Command, DeviceCommand, PublisherKeyCommand, TokenCommand};
 use crate::output::{Failure, Output};
@@ -92,19 +93,26 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .map_err(|error| Failure::new("no-runtime", "the asynchronous runtime cannot be started", &error))
 }
 
-/// Waits until the process is asked to end: interrupt from a terminal, or SIGTERM.
-async fn asked_to_end() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let interrupt = tokio::signal::ctrl_c();
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => {
-            tokio::select! {
-                _ = interrupt => {}
-                _ = terminate.recv() => {}
-            }
-        }
-        Err(_) => {
-            let _ = interrupt.await;
+/// Requests to end: an interrupt from a terminal, or SIGTERM. One that arrives once this is made is not lost.
+struct Ends {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Ends {
+    /// From now on a request no longer ends the process by itself. Needs a runtime.
+    fn listen() -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| Failure::new("no-signals", "the process cannot be asked to end", &error))
+        };
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    /// Waits for the next one.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
     }
 }

@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::args::Serve;
 use crate::notify::{self, State};
 use crate::output::{Failure, LogFilter, Output, targets};
-use crate::{asked_to_end, config, keygen, runtime};
+use crate::{Ends, config, keygen, runtime};
 
 pub fn run(output: Output, arguments: &Serve) -> Result<ExitCode, Failure> {
     let chosen = config::read(arguments.config.as_deref(), &arguments.settings);
@@ -30,11 +30,18 @@ pub fn run(output: Output, arguments: &Serve) -> Result<ExitCode, Failure> {
     }
     let mut in_force = chosen.config().clone();
     make_first_keys(&config)?;
-    runtime()?.block_on(async {
-        // From the first moment on: whoever asks a server that starts to read its configuration shall not end it.
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(async {
+        // From the first moment on: whoever asks a server that starts to read its configuration shall not end it, and
+        // whoever has read that it serves can ask it to end.
         let mut hangups = signal(SignalKind::hangup())
             .map_err(|error| Failure::new("no-signals", "the process cannot be told to reload", &error))?;
-        let server = Server::start(config, Arc::new(SystemClock::new())).await.map_err(|error| failure(&error))?;
+        let mut ends = Ends::listen()?;
+        let server = tokio::select! {
+            started = Server::start(config, Arc::new(SystemClock::new())) => started.map_err(|error| failure(&error))?,
+            // Nothing was acknowledged yet.
+            () = ends.next() => return Ok(ExitCode::SUCCESS),
+        };
         let scheme = if server.tls().is_some() { "https" } else { "http" };
         let api = format!("{scheme}://{}", server.local_addr());
         let broker = server.broker_addr().map(|address| format!("mqtt://{address}"));
@@ -44,10 +51,9 @@ pub fn run(output: Output, arguments: &Serve) -> Result<ExitCode, Failure> {
         };
         output.result(words, &json!({ "api": api, "broker": broker }));
         notify::tell(State::Ready);
-        let mut end = std::pin::pin!(asked_to_end());
         let failed = loop {
             tokio::select! {
-                () = &mut end => break None,
+                () = ends.next() => break None,
                 cause = server.failed() => break Some(cause),
                 _ = hangups.recv() => {
                     notify::tell(State::Reloading);
@@ -60,7 +66,7 @@ pub fn run(output: Output, arguments: &Serve) -> Result<ExitCode, Failure> {
         tokio::select! {
             () = server.stop() => {}
             // What is acknowledged is durable; nothing else needs waiting for.
-            () = asked_to_end() => {
+            () = ends.next() => {
                 return Err(Failure::plain("ended-at-once", "asked to end twice: ended before everything was done"));
             }
         }
@@ -69,7 +75,10 @@ pub fn run(output: Output, arguments: &Serve) -> Result<ExitCode, Failure> {
             Some(cause) => Err(Failure::plain("ledger-stopped", format!("the ledger stopped writing: {cause}"))
                 .help("restart the server: what the disk then says is the truth")),
         }
-    })
+    });
+    // What a thread still reads, or was told not to wait for, keeps nobody waiting.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Makes the keys of a server that begins with nothing: no keys, and an empty folder for its ledger. A ledger that is
