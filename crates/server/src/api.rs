@@ -115,7 +115,7 @@ use crate::tokens::Issuers;
 
 /// The routes over a service, behind a gate.
 pub fn router(service: Arc<Service>, gate: Arc<Gate>, issuers: Arc<Issuers>, hooks: Arc<Hooks>) -> Router {
-    let timed = OpenApiRouter::new()
+    let (timed, mut document) = OpenApiRouter::new()
         .merge(status::routes())
         .merge(realms::routes())
         .merge(revocations::routes())
@@ -130,29 +130,44 @@ pub fn router(service: Arc<Service>, gate: Arc<Gate>, issuers: Arc<Issuers>, hoo
         .merge(plan::routes())
         .merge(hooks::routes(hooks))
         .merge(mirror::guarded_routes())
-        .layer(middleware::from_fn_with_state(Arc::clone(&gate), limit_time));
+        .split_for_parts();
     // A report takes as long as it takes; only between two pieces of it the clock runs.
-    let streamed =
-        OpenApiRouter::new().merge(issued::streamed()).merge(import::streamed()).layer(Extension(Arc::clone(&gate)));
-    let slots = Arc::new(Slots { taken: AtomicUsize::new(0), gate: Arc::clone(&gate) });
-    let counted = |router: OpenApiRouter<Arc<Service>>| {
-        router.layer(middleware::from_fn_with_state(Arc::clone(&slots), limit_concurrency))
-    };
-    let (guarded, mut document) = counted(timed.merge(streamed)).split_for_parts();
+    let (streamed, described) = OpenApiRouter::new()
+        .merge(issued::streamed())
+        .merge(import::streamed())
+        .layer(Extension(Arc::clone(&gate)))
+        .split_for_parts();
+    document.merge(described);
     document::complete(&mut document);
+    let (open, described) =
+        OpenApiRouter::new().merge(oauth::routes(&gate)).merge(mirror::routes()).merge(jwks::open()).split_for_parts();
+    document.merge(described);
     // Health is not counted: it must answer under load.
-    let open = OpenApiRouter::new()
-        .merge(oauth::routes(&gate))
-        .merge(mirror::routes())
-        .merge(jwks::open())
-        .layer(middleware::from_fn_with_state(Arc::clone(&gate), limit_time));
-    let (open, described) = counted(open).merge(health::routes()).split_for_parts();
+    let (health, described) = health::routes().split_for_parts();
     document.merge(described);
     let document = document::finish(document);
-    let guard = Arc::new(Guard::new(gate, Rules::of(&document)));
-    guarded
-        .layer(middleware::from_fn_with_state(guard, access::guard))
-        .merge(open)
+
+    let guard = Arc::new(Guard::new(Arc::clone(&gate), Rules::of(&document)));
+    let slots = Arc::new(Slots { taken: AtomicUsize::new(0), gate });
+    let entrance = |guard: Option<&Arc<Guard>>, timed| {
+        let entrance = Entrance { guard: guard.cloned(), slots: Arc::clone(&slots), timed };
+        middleware::from_fn_with_state(entrance, enter)
+    };
+    // A layer of its own is boxed and copied with every request, and so is every layer within it: hence two of them.
+    let around = (
+        CatchPanicLayer::custom(|_| {
+            let title = "the server made a mistake";
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", title).into_response()
+        }),
+        DefaultBodyLimit::max(BODY_BYTES_MAX),
+        Extension(issuers),
+        middleware::from_fn_with_state(Arc::clone(&service), metrics::count),
+    );
+    timed
+        .layer(entrance(Some(&guard), true))
+        .merge(streamed.layer(entrance(Some(&guard), false)))
+        .merge(open.layer(entrance(None, true)))
+        .merge(health)
         .merge(page::routes())
         .route("/openapi.json", get(document::openapi).with_state(Served::new(&document)))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "path-unknown", "no such path"))
@@ -160,13 +175,7 @@ pub fn router(service: Arc<Service>, gate: Arc<Gate>, issuers: Arc<Issuers>, hoo
             let title = "the method is not allowed here";
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", title)
         })
-        .layer(middleware::from_fn_with_state(Arc::clone(&service), metrics::count))
-        .layer(Extension(issuers))
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(CatchPanicLayer::custom(|_| {
-            let title = "the server made a mistake";
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", title).into_response()
-        }))
+        .layer(around)
         .with_state(service)
 }
 
@@ -177,25 +186,48 @@ struct Slots {
 }
 
 /// One of them; given back when dropped.
-struct Slot(Arc<Slots>);
+struct Slot<'a>(&'a Slots);
 
-impl Drop for Slot {
+impl Slots {
+    /// Takes one, if one is left.
+    fn take(&self) -> Option<Slot<'_>> {
+        let before = self.taken.fetch_add(1, Ordering::Relaxed);
+        let slot = Slot(self);
+        (before < self.gate.limits().concurrent_requests).then_some(slot)
+    }
+}
+
+impl Drop for Slot<'_> {
     fn drop(&mut self) {
         self.0.taken.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-async fn limit_concurrency(State(slots): State<Arc<Slots>>, request: Request, next: Next) -> Response {
-    let before = slots.taken.fetch_add(1, Ordering::Relaxed);
-    let slot = Slot(slots);
-    if before >= slot.0.gate.limits().concurrent_requests {
-        return Problem::overloaded("all request slots are taken").into_response();
-    }
-    next.run(request).await
+/// What a request meets before a handler does.
+#[derive(Clone)]
+struct Entrance {
+    /// Who lets it in; everybody is let in without one.
+    guard: Option<Arc<Guard>>,
+    slots: Arc<Slots>,
+    /// Whether it must end in time.
+    timed: bool,
 }
 
-async fn limit_time(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
-    let limit = gate.limits().request_timeout;
+/// Middleware: lets a request in, or answers it.
+async fn enter(State(entrance): State<Entrance>, mut request: Request, next: Next) -> Response {
+    let Entrance { guard, slots, timed } = entrance;
+    if let Some(guard) = guard
+        && let Err(denied) = guard.judge(&mut request).await
+    {
+        return Problem::from(denied).into_response();
+    }
+    let Some(_slot) = slots.take() else {
+        return Problem::overloaded("all request slots are taken").into_response();
+    };
+    if !timed {
+        return next.run(request).await;
+    }
+    let limit = slots.gate.limits().request_timeout;
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         // Whether an entry was recorded is not known; every request may be repeated.

@@ -9,11 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::RequestExt as _;
-use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
+use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use revocast_core::{RealmId, UnixTime};
@@ -178,6 +176,16 @@ impl Guard {
         Self { gate, rules }
     }
 
+    /// Lets a request in, with its [`Caller`] where the operation asks for one.
+    pub(super) async fn judge(&self, request: &mut Request) -> Result<(), Denied> {
+        let (path, realm) = place(request).await;
+        let caller = self.admit(request, path.as_ref().map_or("", MatchedPath::as_str), realm.as_deref())?;
+        if let Some(caller) = caller {
+            request.extensions_mut().insert(caller);
+        }
+        Ok(())
+    }
+
     fn admit(&self, request: &Request, path: &str, realm: Option<&str>) -> Result<Option<Caller>, Denied> {
         match self.rules.find(path, request.method()) {
             Rule::Everybody => Ok(None),
@@ -210,20 +218,6 @@ pub(super) fn scheme<'a>(headers: &'a HeaderMap, name: &[u8]) -> Option<&'a [u8]
     let offered = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes)?;
     let (scheme, rest) = offered.split_at_checked(name.len())?;
     scheme.eq_ignore_ascii_case(name).then_some(rest)
-}
-
-/// Middleware: lets a request in with its [`Caller`], or answers it.
-pub(super) async fn guard(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
-    let (path, realm) = place(&mut request).await;
-    match guard.admit(&request, path.as_ref().map_or("", MatchedPath::as_str), realm.as_deref()) {
-        Ok(caller) => {
-            if let Some(caller) = caller {
-                request.extensions_mut().insert(caller);
-            }
-            next.run(request).await
-        }
-        Err(denied) => Problem::from(denied).into_response(),
-    }
 }
 
 /// The path template of a request, and the realm in its path.
