@@ -57,6 +57,10 @@ const VISITORS: usize = 2;
 /// Between two writes of how far was published: each costs an fsync, which the ledger's would wait for.
 const MARK_PAUSE: Duration = Duration::from_millis(250);
 
+/// Between two live deltas. The first goes at once; a device checks a signature for each, and a small one takes
+/// milliseconds for that.
+const LIVE_PAUSE: Duration = Duration::from_millis(20);
+
 /// Between two looks for realms that were founded meanwhile.
 const REALMS_PAUSE: Duration = Duration::from_millis(50);
 
@@ -366,6 +370,7 @@ async fn publish(
     let mut work: Option<Work<'_>> = None;
     let mut building: Option<Building<'_>> = None;
     let mut looked_at_keys = None;
+    let mut live_from = Instant::now();
     loop {
         publishing.permitted()?;
         wakes.mark_unchanged();
@@ -388,11 +393,18 @@ async fn publish(
         if course.broker.connection() != Some(connection) && work.is_none() && uptime >= course.retry.from {
             course.introduce(publishing, &mut publisher, connection).await?;
         }
+        let mut pausing = false;
         if course.broker.connection() == Some(connection) {
-            let asked_by = publisher.time_of_answers(publishing.clock.now());
-            publishing.catch_up(&mut publisher).await?;
-            publishing.send_live(&mut publisher).await?;
-            publishing.answer(&publisher, desk, asked_by)?;
+            // An answer tells all that was recorded before it.
+            pausing = Instant::now() < live_from && desk.waiting.is_empty();
+            if !pausing {
+                let asked_by = publisher.time_of_answers(publishing.clock.now());
+                publishing.catch_up(&mut publisher).await?;
+                if publishing.send_live(&mut publisher).await? {
+                    live_from = Instant::now() + LIVE_PAUSE;
+                }
+                publishing.answer(&publisher, desk, asked_by)?;
+            }
             if looked_at_keys.is_none_or(|at| uptime.saturating_sub(at) >= KEYS_LOOK) {
                 looked_at_keys = Some(uptime);
                 publishing.look_at_keys(&mut publisher).await?;
@@ -417,9 +429,18 @@ async fn publish(
                 work = None;
                 course.done(publishing, &mut publisher, connection, done).await?;
             }
-            _ = wakes.changed() => {}
+            _ = wakes.changed(), if !pausing => {}
+            // What was recorded meanwhile is read then.
+            () = sleep_until(live_from), if pausing => {}
             _ = link.changed() => {}
-            () = asked(stopping) => return finish_in_order(work).await,
+            () = asked(stopping) => {
+                // The API has ended: this is all that it acknowledged.
+                if course.broker.connection() == Some(connection) {
+                    publishing.catch_up(&mut publisher).await?;
+                    publishing.send_live(&mut publisher).await?;
+                }
+                return finish_in_order(work).await;
+            }
             Some(inquirer) = desk.inquiries.recv() => publishing.foretell(&publisher, inquirer),
             Some(question) = desk.questions.recv() => desk.take_in(question),
             Some(sent) = desk.sending.join_next() => publishing.sent(realm, sent.is_ok_and(|sent| sent.is_ok())),
@@ -706,11 +727,11 @@ impl Publishing {
         let _ = inquirer.send(publisher.forecast(self.clock.now()));
     }
 
-    /// Sends what is new to whoever listens.
-    async fn send_live(&self, publisher: &mut Publisher) -> Result<(), RunError> {
+    /// Sends what is new to whoever listens. Returns whether anything was.
+    async fn send_live(&self, publisher: &mut Publisher) -> Result<bool, RunError> {
         let live = publisher.plan_live(self.clock.now())?;
         if live.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let realm = publisher.realm.id;
         match self.execute(realm, publisher.term(), &live).await {
@@ -722,7 +743,7 @@ impl Publishing {
             }
             Err(error) => self.not_published(publisher, &live, error).await?,
         }
-        Ok(())
+        Ok(true)
     }
 
     /// What is retained is brought up to date, if that is due.
