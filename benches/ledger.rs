@@ -4,7 +4,8 @@
 //! publishes nothing.
 //!
 //! `cargo bench -p revocast-benches --bench ledger`; `REVOCAST_REDIS` names a `redis-server` that is not in the path.
-//! `-- single` or `-- bulk` measures one of the two. All write to one disk, in one run, by turns; the figures are medians
+//! `-- single` or `-- bulk` measures one of the two, with the name of an opponent (`bare`, `ledger`, `behind`, `api`,
+//! `redis`) that one alone, for a profile. All write to one disk, in one run, by turns; the figures are medians
 //! over the rounds. The clients are part of the process, so what they cost is taken from the two cores as well.
 
 use std::net::SocketAddr;
@@ -41,7 +42,14 @@ const CLIENTS: usize = 64;
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(2);
 
-/// Bare, our ledger, bare behind HTTP, our API, Redis.
+/// What they are called on the command line, and in the table.
+const NAMES: [(&str, &str); OPPONENTS] = [
+    ("bare", "bare SQLite"),
+    ("ledger", "our ledger"),
+    ("behind", "bare SQLite behind HTTP"),
+    ("api", "our API"),
+    ("redis", "Redis, appendfsync always"),
+];
 const OPPONENTS: usize = 5;
 
 /// Rows of a bulk import, and how many go into one transaction.
@@ -57,18 +65,27 @@ const GROUP_MAX: usize = 1_024;
 fn main() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-    let only: Vec<String> = std::env::args().skip(1).collect();
-    let wanted = |name: &str| {
-        !only.iter().any(|word| word == "single" || word == "bulk") || only.iter().any(|word| word == name)
-    };
     runtime.block_on(async {
-        if wanted("single") {
+        if wanted("single", &["single", "bulk"]) {
             single().await;
         }
-        if wanted("bulk") {
+        if wanted("bulk", &["single", "bulk"]) {
             bulk().await;
         }
     });
+}
+
+/// Whether the command line names this one of these, or none of them.
+fn wanted(name: &str, among: &[&str]) -> bool {
+    let named: Vec<String> = std::env::args().filter(|word| among.contains(&word.as_str())).collect();
+    named.is_empty() || named.iter().any(|word| word == name)
+}
+
+/// Measures an opponent, if it is wanted.
+async fn by_turns(rates: &mut [Vec<f64>; OPPONENTS], opponent: usize, rate: impl Future<Output = f64>) {
+    if wanted(NAMES[opponent].0, &NAMES.map(|(word, _)| word)) {
+        rates[opponent].push(rate.await);
+    }
 }
 
 /// Single revocations, each durable before its client asks for the next.
@@ -82,16 +99,11 @@ async fn single() {
         let keys: Vec<_> =
             (0..CLIENTS).map(|client| Arc::new(Keys::new((round * CLIENTS + client) as u64, 40_000))).collect();
         let name = |client: usize| Arc::clone(&keys[client]);
-        let measured = [
-            round_of(|client| bare.clone().revoke(name(client))).await,
-            round_of(|client| ours.clone().revoke(name(client))).await,
-            round_of(|client| behind.door().revoke(name(client))).await,
-            round_of(|client| served.door().revoke(name(client))).await,
-            round_of(|client| redis.door().revoke(name(client))).await,
-        ];
-        for (rates, rate) in rates.iter_mut().zip(measured) {
-            rates.push(rate);
-        }
+        by_turns(&mut rates, 0, round_of(|client| bare.clone().revoke(name(client)))).await;
+        by_turns(&mut rates, 1, round_of(|client| ours.clone().revoke(name(client)))).await;
+        by_turns(&mut rates, 2, round_of(|client| behind.door().revoke(name(client)))).await;
+        by_turns(&mut rates, 3, round_of(|client| served.door().revoke(name(client)))).await;
+        by_turns(&mut rates, 4, round_of(|client| redis.door().revoke(name(client)))).await;
     }
     println!(
         "single revocations/s, {CLIENTS} clients, each waits for its answer; median of {ROUNDS} rounds of {ROUND:?}"
@@ -108,16 +120,11 @@ async fn bulk() {
     let mut rates: [Vec<f64>; OPPONENTS] = Default::default();
     for round in 0..ROUNDS {
         let keys = Keys::new(1_000_000 + round as u64, ROWS);
-        let measured = [
-            bare.import(&keys).await,
-            ours.import(&keys).await,
-            behind.door().import(&keys).await,
-            served.door().import(&keys).await,
-            redis.door().import(&keys).await,
-        ];
-        for (rates, took) in rates.iter_mut().zip(measured) {
-            rates.push(ROWS as f64 / took.as_secs_f64());
-        }
+        by_turns(&mut rates, 0, rate(bare.import(&keys))).await;
+        by_turns(&mut rates, 1, rate(ours.import(&keys))).await;
+        by_turns(&mut rates, 2, rate(behind.door().import(&keys))).await;
+        by_turns(&mut rates, 3, rate(served.door().import(&keys))).await;
+        by_turns(&mut rates, 4, rate(redis.door().import(&keys))).await;
     }
     println!(
         "bulk import, rows/s: {ROWS} rows, {BATCH} in a transaction; median of {ROUNDS} rounds, each on top of the last"
@@ -126,15 +133,21 @@ async fn bulk() {
     served.stop().await;
 }
 
-fn report(rates: [Vec<f64>; OPPONENTS]) {
-    let names = ["bare SQLite", "our ledger", "bare SQLite behind HTTP", "our API", "Redis, appendfsync always"];
-    let medians = rates.map(|mut rates| {
+/// Rows a second of an import.
+async fn rate(import: impl Future<Output = Duration>) -> f64 {
+    ROWS as f64 / import.await.as_secs_f64()
+}
+
+fn report(mut rates: [Vec<f64>; OPPONENTS]) {
+    for rates in &mut rates {
         rates.sort_by(f64::total_cmp);
-        (rates[rates.len() / 2], rates[0], rates[rates.len() - 1])
-    });
-    for (name, (median, least, most)) in names.iter().zip(medians) {
-        let share = 100.0 * median / medians[0].0;
-        println!("  {name:<28} {median:>8.0} ({least:.0} to {most:.0}), {share:>4.0} % of bare");
+    }
+    let median = |rates: &[f64]| rates.get(rates.len() / 2).copied();
+    let bare = median(&rates[0]);
+    for ((_, name), rates) in NAMES.iter().zip(&rates) {
+        let (Some(median), Some(least), Some(most)) = (median(rates), rates.first(), rates.last()) else { continue };
+        let share = bare.map(|bare| format!(", {:>4.0} % of bare", 100.0 * median / bare)).unwrap_or_default();
+        println!("  {name:<28} {median:>8.0} ({least:.0} to {most:.0}){share}");
     }
 }
 
