@@ -3,6 +3,8 @@
 //! `cargo bench -p revocast-benches --bench start -- 10000000`, a million unless a number is given. The ledger is filled by
 //! one process and measured in others, so that nothing of the filling is in their memory.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -23,8 +25,9 @@ use revocast_server::service::NewRealm;
 /// Revocations unless a number is given.
 const REVOCATIONS: usize = 1_000_000;
 
-/// How often a start is measured, besides the first, which publishes the first epoch.
-const STARTS: usize = 3;
+/// How often a start is measured, besides the first, which publishes the first epoch: with the file in the system's
+/// memory, and without it, as after the machine itself has started.
+const STARTS: usize = 2;
 
 /// Keys are drawn so many at a time.
 const PART: usize = 1_000_000;
@@ -52,6 +55,19 @@ fn main() {
     for _ in 0..=STARTS {
         again("start");
     }
+    for _ in 0..STARTS {
+        forget(&folder.path().join("data/ledger.db"));
+        print!("from the disk: ");
+        std::io::stdout().flush().expect("an output");
+        again("start");
+    }
+}
+
+/// Drops a file from the system's memory.
+fn forget(path: &Path) {
+    let file = File::open(path).expect("the ledger");
+    file.sync_all().expect("it reaches the disk");
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("advice");
 }
 
 fn id() -> RealmId {
