@@ -13,9 +13,14 @@ fn ledger(command: &[&str], place: &[&str]) -> Ran {
     revocast(["--json", "ledger"].iter().chain(command).chain(place))
 }
 
-/// Revocations of every kind, a registered token, and an epoch that stands on the broker.
-fn work(server: &Server) {
+/// Revocations of every kind, a registered token, a device that holds a token, and an epoch that stands on the broker.
+fn work(site: &Site, server: &Server) {
     let exp = now() + 10_000;
+    let identity = site.text("pump.identity");
+    let enrollment = revocast(["device", "keygen", "--id", "pump", "--realm", REALM, "--out", &identity]).ok().stdout;
+    let enrollment = site.write("pump.json", enrollment);
+    let _ = server.command(&["device", "enroll", &enrollment, "--audience", "https://api.example"]).ok();
+    let _ = server.command(&["device", "token", "pump", "--realm", REALM]).ok();
     for jti in 0..50 {
         server.revoke(&format!("token-{jti}"), exp);
     }
@@ -42,7 +47,9 @@ fn export(to: &Path, place: &[&str]) -> Vec<u8> {
 fn a_ledger_moves_to_a_database_and_back_without_losing_a_byte() {
     let site = Site::new();
     let mut server = site.found(Via::Embedded);
-    work(&server);
+    work(&site, &server);
+    let devices = server.command(&["device", "list", "--realm", REALM]).ok().stdout;
+    assert!(devices.contains("pump"), "{devices}");
     let data = site.text("data");
     let file = &["--data", data.as_str()][..];
     // An embedded ledger belongs to its server.
@@ -52,7 +59,8 @@ fn a_ledger_moves_to_a_database_and_back_without_losing_a_byte() {
 
     let found = ledger(&["verify"], file).ok().json();
     assert_eq!((number(&found, "wrong"), number(&found, "realms"), number(&found, "entries")), (0, 1, 52));
-    assert_eq!(number(&found, "issued"), 1);
+    // The registered one, and that of the device.
+    assert_eq!(number(&found, "issued"), 2);
     assert!(number(&found, "objects") > 3, "{found}");
     let first = export(&site.path("first.ndjson"), file);
 
@@ -83,6 +91,7 @@ fn a_ledger_moves_to_a_database_and_back_without_losing_a_byte() {
     let arguments = ["--ledger", &url, "--ledger-password-file", &password];
     let mut server = site.serve_with(Via::Embedded, &arguments);
     assert_eq!(server.revoke("token-3", now() + 10_000), 4);
+    assert_eq!(server.command(&["device", "list", "--realm", REALM]).ok().stdout, devices);
     assert_eq!(server.revoke("a-new-one", now() + 10_000), 53);
     // Beside a server that runs on it, a database can be looked at.
     assert_eq!(number(&ledger(&["verify"], database).ok().json(), "entries"), 53);
@@ -95,7 +104,7 @@ fn a_ledger_moves_to_a_database_and_back_without_losing_a_byte() {
 fn an_export_that_was_cut_or_touched_is_refused_whole() {
     let site = Site::new();
     let mut server = site.found(Via::Embedded);
-    work(&server);
+    work(&site, &server);
     assert_eq!(server.process().stop().code(), Some(0));
     drop(server);
     let data = site.text("data");
@@ -130,7 +139,7 @@ fn an_export_that_was_cut_or_touched_is_refused_whole() {
 fn damage_is_told_and_ends_with_exit_code_1() {
     let site = Site::new();
     let mut server = site.found(Via::Embedded);
-    work(&server);
+    work(&site, &server);
     assert_eq!(server.process().stop().code(), Some(0));
     drop(server);
     let data = site.text("data");
