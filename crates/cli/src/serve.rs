@@ -17,6 +17,9 @@ use crate::notify::{self, State};
 use crate::output::{Failure, LogFilter, Output, targets};
 use crate::{Ends, config, keygen, runtime};
 
+/// How long what is still going on when the server has ended is waited for.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
+
 pub fn run(output: Output, arguments: &Serve) -> Result<ExitCode, Failure> {
     let chosen = config::read(arguments.config.as_deref(), &arguments.settings);
     let mut config = chosen.check().map_err(|mistakes| config::failure(&mistakes).usage())?;
@@ -76,8 +79,8 @@ pub fn run(output: Output, arguments: &Serve) -> Result<ExitCode, Failure> {
                 .help("restart the server: what the disk then says is the truth")),
         }
     });
-    // What a thread still reads, or was told not to wait for, keeps nobody waiting.
-    runtime.shutdown_background();
+    // A thread that reads a long ledger, or what was told not to wait for, keeps nobody waiting.
+    runtime.shutdown_timeout(SHUTDOWN_PATIENCE);
     outcome
 }
 

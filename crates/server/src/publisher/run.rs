@@ -144,14 +144,10 @@ pub enum RunError {
     #[error(transparent)]
     Broker(#[from] BrokerError),
     /// The broker acknowledged an object and does not retain it.
-    #[error(
-        "the broker acknowledged {topic} ({bytes} bytes) but does not retain it; check its access rules and size limits"
-    )]
+    #[error("the broker acknowledged {topic} but does not retain it; check its access rules and size limits")]
     NotRetained {
         /// Its topic.
         topic: String,
-        /// Its size.
-        bytes: usize,
     },
     /// Another server leads, or the lease of this one ran out.
     #[error("this server leads no more")]
@@ -989,7 +985,7 @@ impl Publishing {
         for ((address, digest), (_, bytes)) in objects.iter().zip(&found) {
             if bytes.as_deref().map(Digest::of) != Some(*digest) {
                 let topic = address.topic(&self.prefix, &realm);
-                return Err(RunError::NotRetained { topic, bytes: bytes.as_ref().map_or(0, Vec::len) });
+                return Err(RunError::NotRetained { topic });
             }
         }
         Ok(())
