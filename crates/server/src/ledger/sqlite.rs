@@ -864,11 +864,11 @@ fn decide_all(
             continue;
         };
         // A single request that is refused has written nothing, unless it takes others with it.
-        let several = match &ask {
-            Ask::Append(requests) => requests.len() > 1 || row.counters.tokens > 0,
-            Ask::Issue(_) => true,
-        };
-        let undone_apart = several && !alone;
+        let undone_apart = !alone
+            && match &ask {
+                Ask::Append(requests) => requests.len() > 1 || row.counters.tokens > 0,
+                Ask::Issue(_) => true,
+            };
         if undone_apart {
             transaction.prepare_cached("SAVEPOINT call")?.execute([])?;
         }
@@ -1332,7 +1332,8 @@ fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     keep_prepared(&connection).map_err(fail)?;
 
     let finding: String = thread::scope(|scope| {
-        scope.spawn(|| read_through(path));
+        // Without it the check only takes longer.
+        let _ = thread::Builder::new().name("ledger-reading".to_owned()).spawn_scoped(scope, || read_through(path));
         connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
     })
     .map_err(fail)?;

@@ -434,12 +434,10 @@ async fn publish(
             () = sleep_until(live_from), if pausing => {}
             _ = link.changed() => {}
             () = asked(stopping) => {
-                // The API has ended: this is all that it acknowledged.
-                if course.broker.connection() == Some(connection) {
-                    publishing.catch_up(&mut publisher).await?;
-                    publishing.send_live(&mut publisher).await?;
-                }
-                return finish_in_order(work).await;
+                let connected = course.broker.connection() == Some(connection);
+                let last = if connected { publishing.send_last(&mut publisher).await } else { Ok(()) };
+                finish_in_order(work).await?;
+                return last;
             }
             Some(inquirer) = desk.inquiries.recv() => publishing.foretell(&publisher, inquirer),
             Some(question) = desk.questions.recv() => desk.take_in(question),
@@ -744,6 +742,12 @@ impl Publishing {
             Err(error) => self.not_published(publisher, &live, error).await?,
         }
         Ok(true)
+    }
+
+    /// Sends what is new once more. The API has ended by now: it is all that was acknowledged.
+    async fn send_last(&self, publisher: &mut Publisher) -> Result<(), RunError> {
+        self.catch_up(publisher).await?;
+        self.send_live(publisher).await.map(drop)
     }
 
     /// What is retained is brought up to date, if that is due.
