@@ -191,6 +191,19 @@ pub trait Ledger: Send + Sync {
         actor: String,
     ) -> LedgerFuture<'_, Dismissal>;
 
+    /// Ends what a refresh token stands for: revokes the live tokens of its family and ends the refresh tokens of that,
+    /// all in one transaction. One that was spent before, or has expired, does the same while it is remembered.
+    ///
+    /// Returns the highest entry about those tokens; `None` if none was live, or no such refresh token is known.
+    fn withdraw(
+        &self,
+        realm: RealmId,
+        now: UnixTime,
+        refresh: [u8; 32],
+        reason: Option<String>,
+        actor: String,
+    ) -> LedgerFuture<'_, Option<Sequence>>;
+
     /// Records a token that our issuer is about to hand out, with what it descends from, and registers it, all in one
     /// transaction with the revocations of the realm; or says why it may not be handed out.
     ///

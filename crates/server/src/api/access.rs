@@ -95,6 +95,11 @@ impl Caller {
         &self.credential.name
     }
 
+    /// Whether the caller has a role, or is the admin.
+    pub(super) fn is(&self, role: Role) -> bool {
+        self.credential.has_one_of(&[role])
+    }
+
     /// Whether the caller may speak of this realm.
     pub(super) fn may_enter(&self, realm: RealmId) -> bool {
         self.credential.realms.contain(realm)

@@ -128,13 +128,13 @@ async fn ask(
     service: &Service,
     gate: &Arc<Gate>,
     realm: Result<RealmPath, Problem>,
-    role: Role,
+    roles: &[Role],
     request: Request,
 ) -> Result<Asked, Refused> {
     let RealmPath(realm) = realm?;
     let headers = request.headers().clone();
     let form = read_form(request).await?;
-    let caller = authenticate(gate, &headers, &form, &[role], Some(realm))?;
+    let caller = authenticate(gate, &headers, &form, roles, Some(realm))?;
     let token = form.get("token").filter(|token| !token.is_empty()).cloned();
     let token = token.ok_or_else(|| Refused::request("the parameter token is missing"))?;
     let realm = service.realm(realm).await.map_err(Problem::from)?;
@@ -195,21 +195,24 @@ struct Named {
     jti: Option<String>,
     exp: Option<Date>,
     iss: Option<String>,
+    client_id: Option<String>,
+    azp: Option<String>,
 }
 
 /// Revokes the token that is shown (RFC 7009).
 ///
 /// What is no token, or is expired, is answered with 200: nothing is left to revoke. A token whose signature
 /// verifies vouches for its own `exp`; of any other the `exp` is raised to the longest lifetime of the realm. One of
-/// another issuer, or without `jti` or `exp`, is refused, since its client would think it revoked.
+/// another issuer, or without `jti` or `exp`, is refused, since its client would think it revoked. A refresh token
+/// takes with it all tokens that came of it, and those it came of. A revoker ends any of them, a client its own.
 #[utoipa::path(
     post, path = "/v1/realms/{realm}/oauth/revoke", tag = "oauth",
-    security(("basic" = ["revoker"]), ("bearer" = ["revoker"])),
+    security(("basic" = ["revoker", "client"]), ("bearer" = ["revoker", "client"])),
     params(RealmParameter),
     request_body(content = TokenForm, content_type = "application/x-www-form-urlencoded"),
     responses(
         (status = 200, description = "Not honored any more, if it ever was."),
-        (status = 400, body = OAuthError, description = "`invalid_request` or `unsupported_token_type`."),
+        (status = 400, body = OAuthError, description = "`invalid_request`, `invalid_grant` or `unsupported_token_type`."),
         (status = 401, body = OAuthError, description = "`invalid_client`."),
         (status = 403, body = OAuthError, description = "`unauthorized_client`: the role or the realm."),
         (status = 404, body = OAuthError, description = "No such realm."),
@@ -228,13 +231,28 @@ async fn revoke(
     realm: Result<RealmPath, Problem>,
     request: Request,
 ) -> Result<Response, Refused> {
-    let Asked { caller, realm, token } = ask(&service, &gate, realm, Role::Revoker, request).await?;
+    let Asked { caller, realm, token } = ask(&service, &gate, realm, &[Role::Revoker, Role::Client], request).await?;
     let done = || (StatusCode::OK, [(header::CACHE_CONTROL, "no-store")]).into_response();
+    let refused = |error, what| Refused::new(StatusCode::BAD_REQUEST, error, what);
+    let reason = Some("token revocation (RFC 7009)".to_owned());
+    let may_revoke = |client: Option<&str>| {
+        let may = caller.is(Role::Revoker) || client == Some(caller.name());
+        if may { Ok(()) } else { Err(refused("invalid_grant", "no token of this client")) }
+    };
+    if let Ok((of, client)) = service.read_refresh(&token) {
+        if of != realm.id {
+            return Err(Refused::request("the refresh token is of another realm"));
+        }
+        may_revoke(Some(&client))?;
+        caller.charge(1)?;
+        service.withdraw(realm.id, &token, reason, caller.name()).await.map_err(Problem::from)?;
+        return Ok(done());
+    }
     let Ok(token) = Token::parse(&token) else {
         return Ok(done());
     };
-    let unsupported = |what| Refused::new(StatusCode::BAD_REQUEST, "unsupported_token_type", what);
-    let Ok(Named { jti, exp, iss }) = token.claims::<Named>() else {
+    let unsupported = |what| refused("unsupported_token_type", what);
+    let Ok(Named { jti, exp, iss, client_id, azp }) = token.claims::<Named>() else {
         return Err(unsupported("its jti, exp and iss cannot be read"));
     };
     if iss.is_some_and(|iss| iss != realm.issuer) {
@@ -245,9 +263,10 @@ async fn revoke(
     };
     let keys = issuers.keys(&realm, service.now()).map_err(Problem::from)?;
     let genuine = token.is_signed_by(&keys);
+    // Of a forged one the claims say nothing about whose it is.
+    may_revoke(client_id.as_deref().or(azp.as_deref()).filter(|_| genuine))?;
     let exp = if genuine { Expiry::Vouched(exp) } else { Expiry::Claimed(exp) };
     caller.charge(1)?;
-    let reason = Some("token revocation (RFC 7009)".to_owned());
     service.revoke_shown(realm.id, jti, exp, reason, caller.name()).await.map_err(Problem::from)?;
     Ok(done())
 }
@@ -255,12 +274,12 @@ async fn revoke(
 /// The same at a shorter path.
 #[utoipa::path(
     post, path = "/v1/realms/{realm}/revoke", tag = "oauth",
-    security(("basic" = ["revoker"]), ("bearer" = ["revoker"])),
+    security(("basic" = ["revoker", "client"]), ("bearer" = ["revoker", "client"])),
     params(RealmParameter),
     request_body(content = TokenForm, content_type = "application/x-www-form-urlencoded"),
     responses(
         (status = 200, description = "Not honored any more, if it ever was."),
-        (status = 400, body = OAuthError, description = "`invalid_request` or `unsupported_token_type`."),
+        (status = 400, body = OAuthError, description = "`invalid_request`, `invalid_grant` or `unsupported_token_type`."),
         (status = 401, body = OAuthError, description = "`invalid_client`."),
         (status = 403, body = OAuthError, description = "`unauthorized_client`: the role or the realm."),
         (status = 404, body = OAuthError, description = "No such realm."),
@@ -335,7 +354,7 @@ async fn introspect(
     realm: Result<RealmPath, Problem>,
     request: Request,
 ) -> Result<([(header::HeaderName, &'static str); 1], Json<Introspection>), Refused> {
-    let Asked { realm, token, .. } = ask(&service, &gate, realm, Role::Reader, request).await?;
+    let Asked { realm, token, .. } = ask(&service, &gate, realm, &[Role::Reader], request).await?;
     let shown = honored(&service, &issuers, &realm, &token).await.map_err(Problem::from)?;
     // An answer is of this moment.
     Ok(([(header::CACHE_CONTROL, "no-store")], Json(shown.map_or_else(Introspection::default, Introspection::from))))

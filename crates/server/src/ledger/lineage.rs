@@ -233,6 +233,17 @@ fn revoke_device<S: Lineage>(
     revoke_family(shelf, counters, cause, id.as_str(), Some(id))
 }
 
+/// Ends the family of a refresh token, whatever became of that one. After a [`Halt`] the transaction must be undone.
+pub(super) fn withdraw<S: Lineage>(
+    shelf: &mut S,
+    counters: &mut Counters,
+    cause: &Cause<'_>,
+    hash: &[u8; 32],
+) -> Outcome<Option<Sequence>, S> {
+    let Some(refresh) = shelf.refresh(hash).map_err(Halt::Storage)? else { return Ok(None) };
+    Ok(revoke_family(shelf, counters, cause, &refresh.family, refresh.device)?.sequence)
+}
+
 /// Revokes all live tokens of a family and ends its refresh tokens. A `jti` may be spelled like the name of a device:
 /// the device tells which of the two families is meant.
 fn revoke_family<S: Lineage>(

@@ -451,6 +451,25 @@ impl Ledger for MemoryLedger {
         Box::pin(ready(self.told(result)))
     }
 
+    fn withdraw(
+        &self,
+        realm: RealmId,
+        now: UnixTime,
+        refresh: [u8; 32],
+        reason: Option<String>,
+        actor: String,
+    ) -> LedgerFuture<'_, Option<Sequence>> {
+        let result = rules::check_words(0, reason.as_deref(), &actor).and_then(|()| {
+            self.with(realm, |keeping| {
+                keeping.decide(|draft, realm, counters, _| {
+                    let cause = lineage::Cause { realm, now, reason: reason.as_deref(), actor: &actor };
+                    lineage::withdraw(draft, counters, &cause, &refresh)
+                })
+            })
+        });
+        Box::pin(ready(self.told(result)))
+    }
+
     fn issue(&self, realm: RealmId, now: UnixTime, order: Order) -> LedgerFuture<'_, Issuance> {
         let result = self.with(realm, |keeping| {
             keeping

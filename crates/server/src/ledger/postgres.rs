@@ -568,6 +568,27 @@ impl Ledger for PostgresLedger {
         })
     }
 
+    fn withdraw(
+        &self,
+        realm: RealmId,
+        now: UnixTime,
+        refresh: [u8; 32],
+        reason: Option<String>,
+        actor: String,
+    ) -> LedgerFuture<'_, Option<Sequence>> {
+        self.run(move |inner| {
+            Box::pin(async move {
+                rules::check_words(0, reason.as_deref(), &actor)?;
+                let want = |realm: &Realm, wanted: &mut Wanted| wanted.refresh(realm, now, refresh);
+                decided(&inner.database, realm, want, |draft, realm, counters, _| {
+                    let cause = lineage::Cause { realm, now, reason: reason.as_deref(), actor: &actor };
+                    lineage::withdraw(draft, counters, &cause, &refresh)
+                })
+                .await
+            })
+        })
+    }
+
     fn issue(&self, realm: RealmId, now: UnixTime, order: Order) -> LedgerFuture<'_, Issuance> {
         let (reply, answer) = oneshot::channel();
         let (ask, reply) = (Ask::Issue(Box::new(order)), Reply::Issuance(reply));

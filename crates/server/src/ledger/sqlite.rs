@@ -484,6 +484,24 @@ impl Ledger for SqliteLedger {
         })
     }
 
+    fn withdraw(
+        &self,
+        realm: RealmId,
+        now: UnixTime,
+        refresh: [u8; 32],
+        reason: Option<String>,
+        actor: String,
+    ) -> LedgerFuture<'_, Option<Sequence>> {
+        Box::pin(async move {
+            rules::check_words(0, reason.as_deref(), &actor)?;
+            self.decided(realm, move |rows, realm, counters, _| {
+                let cause = lineage::Cause { realm, now, reason: reason.as_deref(), actor: &actor };
+                lineage::withdraw(rows, counters, &cause, &refresh)
+            })
+            .await
+        })
+    }
+
     fn issue(&self, realm: RealmId, now: UnixTime, order: Order) -> LedgerFuture<'_, Issuance> {
         let (reply, answer) = oneshot::channel();
         let (ask, reply) = (Ask::Issue(Box::new(order)), Reply::Issuance(reply));

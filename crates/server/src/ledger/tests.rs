@@ -190,6 +190,7 @@ over_all! {
     a_refresh_token_is_spent_once
     a_refresh_token_spent_twice_revokes_all_that_came_of_it
     a_refresh_token_ends_with_the_token_that_it_came_with
+    a_withdrawn_refresh_token_takes_its_family_with_it
     a_lineage_is_kept_until_every_ancestor_has_expired
     tokens_that_end_soon_are_told
     calls_of_one_group_are_decided_one_after_the_other

@@ -181,6 +181,24 @@ impl Service {
         self.mint(&self.realm(realm).await?, plan).await
     }
 
+    /// Ends what a refresh token stands for: all that came of it is revoked, and nothing continues it; durable when this
+    /// returns. Of one that no ledger knows nothing is left to end.
+    pub async fn withdraw(
+        &self,
+        realm: RealmId,
+        text: &str,
+        reason: Option<String>,
+        actor: &str,
+    ) -> Result<(), ServiceError> {
+        let (now, hash) = (self.clock.unix_time(), Digest::of(text.as_bytes()).0);
+        let sequence = self.ledger.withdraw(realm, now, hash, reason, actor.to_owned()).await?;
+        if let Some(sequence) = sequence {
+            tracing::info!(%realm, actor, sequence = sequence.0, "a refresh token and what came of it are revoked");
+            self.lookout.recorded(&self.realm(realm).await?, sequence);
+        }
+        Ok(())
+    }
+
     /// Issues a token to a device and sends it there. Says whether the broker has it; the device asks for another one if
     /// it never gets it.
     pub async fn issue_to_device(

@@ -239,6 +239,63 @@ async fn a_refresh_token_is_spent_once_and_a_second_time_revokes_what_came_of_it
 }
 
 #[tokio::test]
+async fn a_refresh_token_is_revoked_with_all_that_came_of_it() {
+    const REVOKE: &str = "/v1/realms/fleet/oauth/revoke";
+    let site = Site::new().await;
+    let app = site.credential("app", &[Role::Client], |_| {});
+    let other = site.credential("other", &[Role::Client], |_| {});
+    let granted = async |client: &str| {
+        let answer = site.post(TOKENS, &json!({"sub": "s", "aud": "a", "client": client, "refresh": true})).await;
+        (token_of(&answer), answer.body["refresh_token"].as_str().unwrap().to_owned())
+    };
+    let revoke = async |secret: &str, path: &str, token: &str| {
+        let answer = site.acting(secret).ask(Method::POST, path, FORM, format!("token={token}")).await;
+        assert_eq!(answer.headers[header::CACHE_CONTROL], "no-store");
+        (answer.status, answer.body["error"].as_str().unwrap_or_default().to_owned())
+    };
+    let spend = async |refresh: &str| {
+        let body = format!("grant_type=refresh_token&refresh_token={refresh}");
+        site.acting(&app).ask(Method::POST, "/oauth2/token", FORM, body).await
+    };
+    let (done, refused) = ((200, String::new()), (400, "invalid_grant".to_owned()));
+
+    let (first, refresh) = granted("app").await;
+    let second = spend(&refresh).await;
+    let (access, next) =
+        (second.body["access_token"].as_str().unwrap(), second.body["refresh_token"].as_str().unwrap());
+    // Of somebody else, or changed: nothing happens.
+    assert_eq!(revoke(&other, REVOKE, next).await, refused);
+    assert_eq!(revoke(&app, REVOKE, &next[..next.len() - 4]).await, done);
+    let head = site.head().await;
+    assert!(is_active(&site, &first).await && is_active(&site, access).await);
+    assert_eq!(revoke(&app, REVOKE, next).await, done);
+    assert_eq!(site.head().await, head + 2);
+    assert!(!is_active(&site, &first).await && !is_active(&site, access).await);
+    assert_eq!(spend(next).await.body["error"], json!("invalid_grant"));
+    assert_eq!(revoke(&app, REVOKE, next).await, done, "again");
+
+    // A client ends tokens of its own, which their issuer says whose they are.
+    let (mine, _) = granted("app").await;
+    let (theirs, refresh) = granted("other").await;
+    let signed_by_nobody = Signer::new(9).sign(
+        &json!({"alg": "EdDSA"}),
+        &json!({"iss": "https://iss.example", "jti": "t", "exp": NOW + 60, "client_id": "app"}),
+    );
+    assert_eq!(revoke(&app, REVOKE, &theirs).await, refused);
+    assert_eq!(revoke(&app, REVOKE, &signed_by_nobody).await, refused);
+    assert_eq!(revoke(&app, REVOKE, &mine).await, done);
+    assert!(is_active(&site, &theirs).await && !is_active(&site, &mine).await);
+    // A revoker ends anybody's, of the realm that it speaks of.
+    let revoker = site.credential("revoker", &[Role::Revoker], |_| {});
+    let body = json!({"name": "other", "issuer": "https://other.example"});
+    assert_eq!(site.post("/v1/realms", &body).await.status, 201);
+    let elsewhere = revoke(&revoker, "/v1/realms/other/oauth/revoke", &refresh).await;
+    assert_eq!(elsewhere, (400, "invalid_request".to_owned()));
+    assert_eq!(revoke(&revoker, "/v1/realms/fleet/revoke", &refresh).await, done);
+    assert!(!is_active(&site, &theirs).await);
+}
+
+#[tokio::test]
 async fn keys_of_a_realm_are_replaced_as_its_root_says() {
     let site = Site::new().await;
     let keys = Keys::load(&site.keys.path().join("keys")).unwrap();

@@ -300,6 +300,12 @@ impl Wanted {
         self.families.insert(id.as_str().to_owned());
     }
 
+    /// A refresh token, and all that can happen to its family.
+    pub(super) fn refresh(&mut self, realm: &Realm, now: UnixTime, hash: [u8; 32]) {
+        self.at(realm, now);
+        self.refreshes.insert(hash);
+    }
+
     /// Calls of one group are made at slightly different times: the earliest sees most.
     fn at(&mut self, realm: &Realm, now: UnixTime) {
         let horizon = realm.horizon(now);

@@ -503,6 +503,45 @@ pub(super) async fn a_refresh_token_ends_with_the_token_that_it_came_with(ledger
     assert_eq!(issue_at(ledger, later, late).await, Issuance::Refused(cut));
 }
 
+pub(super) async fn a_withdrawn_refresh_token_takes_its_family_with_it(ledger: &dyn Ledger) {
+    issue(ledger, refreshed("t1", None, Some(1))).await;
+    issue(ledger, refreshed("u1", None, Some(11))).await;
+    issue(ledger, refreshed("t2", Some(1), Some(2))).await;
+    issue(ledger, child("t3", "t1")).await;
+    let withdraw = async |now, number| {
+        ledger.withdraw(id("a"), now, [number; 32], Some("left".into()), "test".into()).await.unwrap()
+    };
+    assert_eq!(withdraw(NOW, 9).await, None);
+    assert!(revoked(ledger).await.is_empty());
+    let mut commits = ledger.subscribe();
+    commits.mark_unchanged();
+    assert_eq!(withdraw(NOW, 2).await, Some(Sequence(3)));
+    assert!(commits.has_changed().unwrap());
+    assert_eq!(revoked(ledger).await, ["t1", "t2", "t3"]);
+    let entries = ledger.scan(id("a"), Sequence(0), 9).await.unwrap();
+    assert!(entries.iter().all(|entry| entry.reason.as_deref() == Some("left") && entry.actor == "test"));
+    assert_eq!(refused(ledger, refreshed("x", Some(2), None)).await, NoToken::ParentRevoked);
+    // Again: it holds already. And by one that was spent: the whole family, whoever holds what is live.
+    assert_eq!(withdraw(NOW, 2).await, Some(Sequence(3)));
+    assert_eq!(ledger.head(id("a")).await.unwrap().1, Sequence(3));
+    issue(ledger, refreshed("u2", Some(11), Some(12))).await;
+    assert_eq!(withdraw(NOW, 11).await, Some(Sequence(5)));
+    assert_eq!(refused(ledger, refreshed("x", Some(12), None)).await, NoToken::ParentRevoked);
+    // Its tokens have expired, and it goes on living: nothing is left to revoke, and it ends.
+    issue(ledger, refreshed("v1", None, Some(21))).await;
+    let later = NOW.plus(DAY);
+    ledger.expire(id("a"), later).await.unwrap();
+    assert_eq!(withdraw(later, 21).await, None);
+    let late = NewToken { iat: later, exp: later.plus(900), ..token("x") };
+    let late = Order { token: late, ..refreshed("x", Some(21), None) };
+    assert_eq!(issue_at(ledger, later, late).await, Issuance::Refused(NoToken::ParentRevoked));
+
+    let long = ledger.withdraw(id("a"), NOW, [2; 32], Some("x".repeat(9_999)), "test".into()).await;
+    assert!(matches!(long, Err(LedgerError::ReasonTooLong { .. })));
+    let unknown = ledger.withdraw(id("nowhere"), NOW, [2; 32], None, "test".into()).await;
+    assert!(matches!(unknown, Err(LedgerError::RealmUnknown { .. })));
+}
+
 pub(super) async fn a_lineage_is_kept_until_every_ancestor_has_expired(ledger: &dyn Ledger) {
     let long = NewToken { exp: NOW.plus(10 * DAY), ..token("t1") };
     issue(ledger, Order { token: long, ..order("t1") }).await;
