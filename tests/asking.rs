@@ -214,7 +214,7 @@ async fn row_46_a_device_without_a_clock_can_answer_after_one_question() {
     let scene = Scene::new().await;
     let config = scene.config("door-2", Profile::Exact);
     let link = LinkConfig::new(&config).unwrap();
-    let device = Device::start_over(config, VolatileStore, NoBattery, || Link::start(link)).await.unwrap();
+    let device = Device::start_over(config, VolatileStore, NoBattery, |_| Link::start(link)).await.unwrap();
     caught_up(&device).await;
     let unknown = Verdict::Unknown { doubt: Doubt::TimeUnknown };
     let verdict = |jti: &str| device.checker().check(NoBattery.now(), &claims(jti));

@@ -1,9 +1,12 @@
-//! The broker inside the server lets devices in by their tokens: with the real binary, and an agent that shows a token which
-//! `PyJWT` made.
+//! The broker inside the server lets devices in by their tokens: with the real binary, an agent that shows a token which
+//! `PyJWT` made, and one that shows those it is given.
 
 use std::process::Command;
 
-use revocast_tests::process::{AUDIENCE, Minted, Process, REALM, Server, Site, Via, mint, now, tool, until_true};
+use revocast_tests::process::{
+    AUDIENCE, Agent, Minted, Process, REALM, Server, Site, Via, mint, now, number, revocast, text, tool, until,
+    until_true,
+};
 use serde_json::{Value, json};
 
 /// The realm believes the keys that Python made; those that are secret have no place in a public set.
@@ -77,4 +80,52 @@ fn the_embedded_broker_lets_a_device_in_with_its_token_and_a_revoked_one_not_aga
     agent.start();
     until_true("it is told why", || agent.process().log().to_lowercase().contains("not"));
     assert_eq!(agent.status().get("connected"), Some(&json!(false)));
+}
+
+/// What it was let in with at first is good no more; what it got since is.
+#[test]
+fn an_agent_shows_the_token_that_it_holds_to_the_broker() {
+    let site = Site::new();
+    let server = site.found_with(Via::Embedded, &["--embedded-broker-auth", "true"]);
+    let identity = site.text("pump.identity");
+    let made = revocast(["device", "keygen", "--id", "pump", "--realm", REALM, "--out", &identity]).ok();
+    let enrollment = site.write("pump.json", made.stdout);
+    let _ = server.command(&["device", "enroll", &enrollment, "--audience", AUDIENCE]).ok();
+    let issue = ["--json", "token", "issue", "--realm", REALM, "--sub", "pump", "--audience", AUDIENCE];
+    let first = server.command(&issue).ok().json();
+    let password = site.write("first.token", text(&first, "token"));
+    let more = [
+        "--identity",
+        &identity,
+        "--audience",
+        AUDIENCE,
+        "--broker-token",
+        "--broker-user",
+        REALM,
+        "--broker-password-file",
+        &password,
+    ];
+    let mut agent = site.agent_with("pump", &server.broker(), &more);
+    let held = |agent: &Agent| {
+        until("it holds a token", || {
+            let (_, told) = agent.ask("GET", "/token", b"").ok()?;
+            (text(&told, "state") == "held").then_some(told)
+        })
+    };
+    let own = held(&agent);
+    let sequence = server.revoke(&text(&first, "jti"), number(&first, "exp"));
+    agent.wait_until_at(sequence);
+    agent.kill();
+    agent.start();
+    let sequence = server.revoke("another", now() + 3_600);
+    agent.wait_until_at(sequence);
+    assert_eq!(text(&held(&agent), "jti"), text(&own, "jti"));
+
+    // Revoked while it is away, it does not come back.
+    agent.kill();
+    let sequence = server.revoke(&text(&own, "jti"), number(&own, "exp"));
+    agent.start();
+    until_true("it is told why", || agent.process().log().to_lowercase().contains("notauthorized"));
+    assert_eq!(agent.status().get("connected"), Some(&json!(false)));
+    assert!(agent.status().get("sequence").and_then(Value::as_u64) < Some(sequence));
 }

@@ -14,8 +14,9 @@ use axum::routing::get;
 use axum::{Json, Router};
 use revocast_core::{Claims, Config, Digest, Doubt, Finding, Hold, Jti, Profile, RealmId, UnixTime, Verdict};
 use revocast_device::{
-    Asker, Checker, ClientId, Credentials, Decision, Device, DeviceConfig, DiskStore, InboxError, KeyAddress, KeyFile,
-    KeySourceError, LiveKeys, Policy, Prefix, StartError, Status, SystemClock, TlsRoots, random_seed, trust_from_file,
+    Asker, BrokerUrl, Checker, ClientId, Credentials, Decision, Device, DeviceConfig, DiskStore, InboxError,
+    KeyAddress, KeyFile, KeySourceError, LiveKeys, Policy, Prefix, StartError, Status, SystemClock, TlsRoots,
+    random_seed, trust_from_file,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -144,7 +145,10 @@ fn profile(arguments: &Agent) -> Profile {
 
 fn device_config(arguments: &Agent) -> Result<DeviceConfig, Failure> {
     let bad = |what: &str, error: &dyn std::error::Error| Failure::new("bad-argument", what, error).usage();
-    let broker = arguments.broker.parse().map_err(|error| bad("--broker", &error))?;
+    let broker: BrokerUrl = arguments.at.broker.parse().map_err(|error| bad("--broker", &error))?;
+    if arguments.at.broker_token && !broker.is_secure() {
+        tracing::warn!(%broker, "this agent's token goes to the broker over a connection that is not encrypted");
+    }
     let realm = RealmId::new(&arguments.realm).map_err(|error| bad("--realm", &error))?;
     let trust = trust_from_file(&arguments.trust).map_err(|error| bad("--trust", &error))?;
     let identity = own_token::identity(arguments)?;
@@ -172,21 +176,24 @@ fn device_config(arguments: &Agent) -> Result<DeviceConfig, Failure> {
     let client_id = client_id.map_err(|error| bad("--client-id", &error))?;
     let prefix = Prefix::new(&arguments.prefix).map_err(|error| bad("--prefix", &error))?;
     let mut config = DeviceConfig::new(broker, client_id, realm, trust, replica).with_prefix(prefix);
-    if let Some(path) = &arguments.broker_ca {
+    if let Some(path) = &arguments.at.broker_ca {
         let mut tls = TlsRoots::from_pem_file(path).map_err(|error| bad("--broker-ca", &error))?;
-        if let (Some(certificate), Some(key)) = (&arguments.broker_certificate, &arguments.broker_key) {
+        if let (Some(certificate), Some(key)) = (&arguments.at.broker_certificate, &arguments.at.broker_key) {
             let ours = tls.with_identity_files(certificate, key);
             tls = ours.map_err(|error| bad("--broker-certificate", &error))?;
         }
         config = config.with_tls(tls);
     }
-    if let (Some(username), Some(path)) = (&arguments.broker_user, &arguments.broker_password_file) {
+    if let (Some(username), Some(path)) = (&arguments.at.broker_user, &arguments.at.broker_password_file) {
         let password = std::fs::read_to_string(path).map_err(|error| bad("--broker-password-file", &error))?;
         let password = password.trim_end_matches(['\r', '\n']).to_owned();
         config = config.with_credentials(Credentials { username: username.clone(), password });
     }
     if let Some(identity) = identity {
         config = config.with_inbox(own_token::inbox(arguments, identity)?);
+    }
+    if arguments.at.broker_token {
+        config = config.with_token_as_password();
     }
     Ok(config)
 }

@@ -823,24 +823,8 @@ pub struct DeviceKeygen {
 /// `agent`
 #[derive(Clone, Debug, Args)]
 pub struct Agent {
-    /// Broker to follow: mqtt://host:1883 or mqtts://host:8883.
-    #[arg(long, value_name = "URL")]
-    pub broker: String,
-    /// Certificates that vouch for an mqtts broker, PEM.
-    #[arg(long, value_name = "FILE")]
-    pub broker_ca: Option<PathBuf>,
-    /// Certificate by which the broker knows this device, PEM.
-    #[arg(long, value_name = "FILE", requires_all = ["broker_ca", "broker_key"])]
-    pub broker_certificate: Option<PathBuf>,
-    /// Private key of that certificate, PEM.
-    #[arg(long, value_name = "FILE", requires = "broker_certificate")]
-    pub broker_key: Option<PathBuf>,
-    /// User name at the broker.
-    #[arg(long, value_name = "NAME", requires = "broker_password_file")]
-    pub broker_user: Option<String>,
-    /// File with the password at the broker.
-    #[arg(long, value_name = "FILE", requires = "broker_user")]
-    pub broker_password_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub at: BrokerAccess,
     /// The realm to follow.
     #[arg(long)]
     pub realm: String,
@@ -912,6 +896,33 @@ pub struct Agent {
     /// Never ask the server about a token that this device is not sure of.
     #[arg(long)]
     pub no_ask: bool,
+}
+
+/// Where an agent's broker is, and how the agent is known there.
+#[derive(Clone, Debug, Args)]
+pub struct BrokerAccess {
+    /// Broker to follow: mqtt://host:1883 or mqtts://host:8883.
+    #[arg(long, value_name = "URL")]
+    pub broker: String,
+    /// Certificates that vouch for an mqtts broker, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub broker_ca: Option<PathBuf>,
+    /// Certificate by which the broker knows this device, PEM.
+    #[arg(long, value_name = "FILE", requires_all = ["broker_ca", "broker_key"])]
+    pub broker_certificate: Option<PathBuf>,
+    /// Private key of that certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "broker_certificate")]
+    pub broker_key: Option<PathBuf>,
+    /// User name at the broker.
+    #[arg(long, value_name = "NAME", requires = "broker_password_file")]
+    pub broker_user: Option<String>,
+    /// File with the password at the broker.
+    #[arg(long, value_name = "FILE", requires = "broker_user")]
+    pub broker_password_file: Option<PathBuf>,
+    /// Show the agent's own token to the broker as its password; --broker-password-file while it has none. The user name
+    /// is --broker-user, or the realm.
+    #[arg(long, requires = "identity")]
+    pub broker_token: bool,
 }
 
 /// Reads a number of bytes: 65536, 64KiB or 1MiB.

@@ -40,6 +40,7 @@ const TRUST_FILE_BYTES_MAX: u64 = 16 * 1024;
 pub struct DeviceConfig {
     pub(crate) broker: BrokerUrl,
     pub(crate) credentials: Option<Credentials>,
+    pub(crate) shows_token: bool,
     pub(crate) tls: Option<TlsRoots>,
     pub(crate) client_id: ClientId,
     pub(crate) prefix: Prefix,
@@ -57,6 +58,7 @@ impl DeviceConfig {
         Self {
             broker,
             credentials: None,
+            shows_token: false,
             tls: None,
             client_id,
             prefix: Prefix::default(),
@@ -72,6 +74,15 @@ impl DeviceConfig {
     #[must_use]
     pub fn with_credentials(mut self, credentials: Credentials) -> Self {
         self.credentials = Some(credentials);
+        self
+    }
+
+    /// Shows the device's own token to the broker as its password, for brokers that ask the server whom to let in. Needs an
+    /// inbox. While there is no token to show, what [`with_credentials`](Self::with_credentials) named is shown; the user
+    /// name is of that, or the realm's name.
+    #[must_use]
+    pub const fn with_token_as_password(mut self) -> Self {
+        self.shows_token = true;
         self
     }
 

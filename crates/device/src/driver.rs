@@ -58,15 +58,16 @@ impl Device {
     /// stored, the first index tells: see [`Holding::needed`] in [`Status::holding`].
     pub async fn start(config: DeviceConfig, store: impl Store + 'static) -> Result<Self, StartError> {
         let link = LinkConfig::new(&config)?;
-        Self::start_over(config, store, SystemClock, || Link::start(link)).await
+        Self::start_over(config, store, SystemClock, |inbox| Link::start(link.with_inbox(inbox))).await
     }
 
-    /// The same over another transport and clock. The transport is started once the state is loaded.
+    /// The same over another transport and clock. The transport is started once the state is loaded, and may look at the
+    /// device's own token.
     pub async fn start_over<T: Transport + 'static>(
         config: DeviceConfig,
         store: impl Store + 'static,
         clock: impl Clock + 'static,
-        transport: impl FnOnce() -> T,
+        transport: impl FnOnce(Option<&Inbox>) -> T,
     ) -> Result<Self, StartError> {
         let now = clock.now();
         let device = config.client_id.device();
@@ -111,7 +112,7 @@ impl Device {
             device,
             wishes,
             waiting: Waiting::default(),
-            link: transport(),
+            link: transport(inbox.as_ref()),
             clock,
             exposure,
             store: Arc::new(Mutex::new(store)),

@@ -24,11 +24,12 @@ use rumqttc::{
     SubscribeReasonCode, TlsConfiguration, Transport as MqttTransport,
 };
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::config::{BrokerUrl, ClientId, Credentials, DeviceConfig, Prefix, TlsRoots};
+use crate::inbox::{Inbox, TokenState};
 use gate::{Backoff, Gate};
 
 /// Outgoing publishes are rare reports and questions; the number is what packet ids are counted up to, and they
@@ -135,6 +136,9 @@ pub struct LinkStats {
 pub struct LinkConfig {
     broker: BrokerUrl,
     credentials: Option<Credentials>,
+    shows_token: bool,
+    /// Where the token is that is shown.
+    token: Option<watch::Receiver<TokenState>>,
     tls: Option<TlsRoots>,
     client_id: ClientId,
     prefix: Prefix,
@@ -152,9 +156,14 @@ impl LinkConfig {
         if !config.broker.is_secure() && config.tls.is_some() {
             return Err(LinkConfigError::NotSecure);
         }
+        if config.shows_token && config.inbox.is_none() {
+            return Err(LinkConfigError::NoToken);
+        }
         Ok(Self {
             broker: config.broker.clone(),
             credentials: config.credentials.clone(),
+            shows_token: config.shows_token,
+            token: None,
             tls: config.tls.clone(),
             client_id: config.client_id.clone(),
             prefix: config.prefix.clone(),
@@ -164,6 +173,21 @@ impl LinkConfig {
                 .as_ref()
                 .map(|inbox| inbox.topic.topic(&config.realm, &config.client_id.device())),
         })
+    }
+
+    /// Takes the token to show from here, if one shall be shown ([`DeviceConfig::with_token_as_password`]).
+    #[must_use]
+    pub fn with_inbox(mut self, inbox: Option<&Inbox>) -> Self {
+        self.token = inbox.filter(|_| self.shows_token).map(Inbox::watch);
+        self
+    }
+
+    /// What the broker is shown now.
+    fn credentials(&self) -> Option<Credentials> {
+        let state = self.token.as_ref().map(|token| token.borrow().clone());
+        let Some(TokenState::Held(held)) = state else { return self.credentials.clone() };
+        let username = self.credentials.as_ref().map_or(self.realm.as_str(), |named| &named.username);
+        Some(Credentials { username: username.to_owned(), password: held.text().to_owned() })
     }
 
     fn device_topic(&self, which: DeviceTopic) -> String {
@@ -199,6 +223,9 @@ pub enum LinkConfigError {
     /// Certificates were given, so somebody expects TLS.
     #[error("certificates were given, but an mqtt:// broker is reached without TLS")]
     NotSecure,
+    /// A token shall be shown by a device that gets none.
+    #[error("the broker shall be shown the device's own token, but the device has no identity to get one with")]
+    NoToken,
 }
 
 /// A connection to the broker that renews itself.
@@ -631,7 +658,7 @@ fn client(config: &LinkConfig) -> (AsyncClient, EventLoop) {
         .set_clean_session(true)
         .set_inflight(IN_FLIGHT)
         .set_max_packet_size(PACKET_BYTES_MAX, PACKET_BYTES_MAX);
-    if let Some(Credentials { username, password }) = &config.credentials {
+    if let Some(Credentials { username, password }) = config.credentials() {
         options.set_credentials(username, password);
     }
     if let Some(roots) = &config.tls {

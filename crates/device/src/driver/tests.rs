@@ -264,7 +264,7 @@ async fn until(device: &Device, what: impl FnMut(&Status) -> bool) -> Status {
 }
 
 async fn start(publisher: &Publisher, broker: &Broker, store: impl Store + 'static) -> Device {
-    Device::start_over(publisher.config(), store, SystemClock, || broker.connect()).await.unwrap()
+    Device::start_over(publisher.config(), store, SystemClock, |_| broker.connect()).await.unwrap()
 }
 
 fn at(sequence: u64) -> impl FnMut(&Status) -> bool {
@@ -337,7 +337,7 @@ async fn stopping_writes_down_what_was_not_yet_due() {
     let mut config = publisher.config();
     config.replica.persist_every = Duration::from_hours(1);
     let store = DiskStore::open(folder.path()).unwrap();
-    let device = Device::start_over(config, store, SystemClock, || broker.connect()).await.unwrap();
+    let device = Device::start_over(config, store, SystemClock, |_| broker.connect()).await.unwrap();
     until(&device, |status| status.persisted == 1).await;
     until(&device, at(1)).await;
     publisher.revoke(&broker, "b");
@@ -389,7 +389,7 @@ async fn state_of_another_trust_is_not_believed() {
     let mut config = publisher.config();
     config.trust.roots = vec![PublicKey([9; 32])];
     let store = DiskStore::open(folder.path()).unwrap();
-    let device = Device::start_over(config, store, SystemClock, || broker.connect()).await.unwrap();
+    let device = Device::start_over(config, store, SystemClock, |_| broker.connect()).await.unwrap();
     let found = device.status().borrow().found.clone();
     assert_eq!(
         found,
@@ -413,7 +413,7 @@ async fn start_within(
 ) -> Result<Device, StartError> {
     let mut config = publisher.config();
     config.replica.hold = Hold::Budget(budget);
-    Device::start_over(config, store, SystemClock, || broker.connect()).await
+    Device::start_over(config, store, SystemClock, |_| broker.connect()).await
 }
 
 #[tokio::test]
@@ -572,7 +572,7 @@ impl Site {
 
     async fn start(&self, broker: &Broker, store: impl Store + 'static) -> Device {
         let config = self.publisher.config().with_inbox(InboxConfig::new(identity(1), ["https://api.example"]));
-        Device::start_over(config, store, SystemClock, || broker.connect()).await.unwrap()
+        Device::start_over(config, store, SystemClock, |_| broker.connect()).await.unwrap()
     }
 
     /// Waits for a request that the device's key has signed.
@@ -644,7 +644,7 @@ async fn issuer_keys_come_over_the_link_only_forward_and_survive_a_restart() {
     let folder = TempDir::new().unwrap();
     let start = |broker: Broker| {
         let config = site.publisher.config().with_issuer_keys(LiveKeys::default());
-        Device::start_over(config, DiskStore::open(folder.path()).unwrap(), SystemClock, move || broker.connect())
+        Device::start_over(config, DiskStore::open(folder.path()).unwrap(), SystemClock, move |_| broker.connect())
     };
     let device = start(site.broker.clone()).await.unwrap();
     let keys = device.issuer_keys().unwrap();
@@ -730,7 +730,7 @@ async fn a_disk_that_takes_nothing_lets_no_request_out_and_a_foreign_identity_do
 
     let start = |inbox: InboxConfig| {
         let config = site.publisher.config().with_inbox(inbox);
-        Device::start_over(config, VolatileStore, SystemClock, || site.broker.connect())
+        Device::start_over(config, VolatileStore, SystemClock, |_| site.broker.connect())
     };
     let realm = site.publisher.realm;
     let other = |realm, device| Identity::from_seeds(realm, DeviceId::new(device).unwrap(), [1; 32], [2; 32]);
@@ -750,7 +750,7 @@ async fn a_full_disk_softens_nothing_and_is_tried_again() {
     let mut config = publisher.config();
     config.replica.persist_every = Duration::from_millis(10);
     let store = FailingStore(Arc::clone(&mended));
-    let device = Device::start_over(config, store, SystemClock, || broker.connect()).await.unwrap();
+    let device = Device::start_over(config, store, SystemClock, |_| broker.connect()).await.unwrap();
     until(&device, at(1)).await;
     publisher.revoke(&broker, "b");
     until(&device, at(2)).await;
@@ -843,7 +843,7 @@ async fn a_clock_at_1970_is_in_doubt_until_the_time_is_proven() {
     let publisher = Publisher::new(&broker, &["a"]);
     let told = Arc::new(Mutex::new(Now::new(UnixMillis::default(), Duration::ZERO)));
     let clock = ToldClock(Arc::clone(&told));
-    let device = Device::start_over(publisher.config(), VolatileStore, clock, || broker.connect()).await.unwrap();
+    let device = Device::start_over(publisher.config(), VolatileStore, clock, |_| broker.connect()).await.unwrap();
     let unknown_time =
         |status: &Status| status.position.sequence == Sequence(1) && status.doubt == Some(Doubt::TimeUnknown);
     until(&device, unknown_time).await;

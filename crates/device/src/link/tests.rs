@@ -280,3 +280,12 @@ fn tls_and_its_absence_must_agree_with_the_url() {
     let device = DeviceConfig::new(url, id, RealmId::new("acme").unwrap(), trust, Config::exact(0));
     assert_eq!(LinkConfig::new(&device).unwrap_err(), LinkConfigError::NoRoots);
 }
+
+#[test]
+fn a_token_is_shown_by_a_device_that_gets_one() {
+    let trust = Trust { roots: Vec::new(), threshold: 1, not_before: UnixTime::default() };
+    let url = "mqtt://broker".parse().unwrap();
+    let id = ClientId::new("device").unwrap();
+    let device = DeviceConfig::new(url, id, RealmId::new("acme").unwrap(), trust, Config::exact(0));
+    assert_eq!(LinkConfig::new(&device.with_token_as_password()).unwrap_err(), LinkConfigError::NoToken);
+}
