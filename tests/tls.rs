@@ -4,6 +4,7 @@
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use revocast_device::{KeyAddress, KeySourceError};
+use revocast_tests::postgres::Postgres;
 use revocast_tests::process::{Mosquitto, Process, Site, Via, now, revocast, until_true};
 
 /// An authority, and certificates that it signed, as files of a site.
@@ -74,6 +75,41 @@ fn a_broker_that_wants_certificates_is_given_them_by_publisher_and_device() {
     let wrong = ["--broker-ca", &stranger.file];
     let misled = site.agent_with("misled", &url, &wrong);
     assert_eq!(misled.verdict("t", exp), "unknown");
+}
+
+#[test]
+fn a_database_that_wants_tls_is_reached_by_it_alone() {
+    let site = Site::new();
+    let (ca, stranger) = (Authority::new(&site, "ca"), Authority::new(&site, "stranger"));
+    let (certificate, key) = ca.sign(&site, "database");
+    let mut postgres = Postgres::start();
+    let read = |file: &str| std::fs::read_to_string(file).unwrap();
+    postgres.require_tls(&read(&certificate), &read(&key));
+    let (url, password) = (postgres.database(), postgres.password_file().display().to_string());
+    let at = ["--ledger", url.as_str(), "--ledger-password-file", password.as_str()];
+    let with =
+        |roots: &str| [&at[..], &["--ledger-ca", roots]].concat().into_iter().map(str::to_owned).collect::<Vec<_>>();
+
+    let trusted = with(&ca.file);
+    let trusted: Vec<&str> = trusted.iter().map(String::as_str).collect();
+    let mut server = site.found_with(Via::Embedded, &trusted);
+    let agent = site.agent("door", &server.broker());
+    let exp = now() + 3_600;
+    agent.wait_until_at(server.revoke("t", exp));
+    agent.wait_until_says("revoked", "t", exp);
+    let encrypted = "SELECT count(*) > 0 AND bool_and(s.ssl) FROM pg_stat_activity a JOIN pg_stat_ssl s USING (pid) \
+                     WHERE a.application_name = 'revocast'";
+    assert_eq!(postgres.sql(&url, encrypted), "t", "every connection of the server");
+    assert!(server.process().stop().success());
+
+    let verify = |more: &[String]| {
+        let more = more.iter().map(String::as_str);
+        revocast(["--json", "ledger", "verify"].into_iter().chain(more))
+    };
+    let _ = verify(&with(&ca.file)).ok();
+    // Nobody is believed whom another authority vouches for, and without TLS this server lets nobody in.
+    verify(&with(&stranger.file)).fails(1, &["ledger-not-opened", "certificate"]);
+    verify(&at.map(str::to_owned)).fails(1, &["ledger-not-opened", "no encryption"]);
 }
 
 #[test]

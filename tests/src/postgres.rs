@@ -179,6 +179,29 @@ impl Postgres {
         self.signal_all("STOP");
     }
 
+    /// From now on nobody is let in over the network but by TLS, with this certificate and key (PEM).
+    ///
+    /// # Panics
+    ///
+    /// If it does not start again with them.
+    pub fn require_tls(&mut self, certificate: &str, key: &str) {
+        let data = self.data();
+        for (name, text) in [("server.crt", certificate), ("server.key", key)] {
+            let path = data.join(name);
+            fs::write(&path, text).expect("a file of the server");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a file of its own");
+            if is_root() {
+                let (user, group) = postgres_user();
+                chown(&path, Some(user), Some(group)).expect("a file of that user");
+            }
+        }
+        let rules = fs::read_to_string(data.join("pg_hba.conf")).expect("rules");
+        fs::write(data.join("pg_hba.conf"), rules.replace("\nhost ", "\nhostssl ")).expect("rules");
+        let settings = fs::read_to_string(data.join("postgresql.conf")).expect("settings");
+        fs::write(data.join("postgresql.conf"), settings + "\nssl = on\n").expect("settings");
+        self.restart();
+    }
+
     /// Lets it go on.
     pub fn thaw(&self) {
         self.signal_all("CONT");
