@@ -2,6 +2,8 @@
 
 pub mod clock;
 
+mod files;
+
 mod stamp;
 
 pub mod keys;

@@ -1,8 +1,8 @@
 //! `credentials.json`: read, checked, replaced whole.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -10,6 +10,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use revocast_core::{Digest, RealmId, UnixTime};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::files;
 
 use super::{ADMIN, Credential, REALMS_MAX, Realms, Role, SECRETS_MAX, SecretHash, is_name};
 
@@ -75,19 +77,7 @@ impl CredentialsFile {
         let mut file = Self::load(folder)?;
         let outcome = change(&mut file)?;
         let path = folder.join(CREDENTIALS_FILE);
-        let draft = folder.join(format!("{CREDENTIALS_FILE}.new"));
-        let write = || {
-            match fs::remove_file(&draft) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
-            let mut out = File::options().write(true).create_new(true).mode(0o600).open(&draft)?;
-            out.write_all(file.text().as_bytes())?;
-            out.sync_all()?;
-            fs::rename(&draft, &path)?;
-            directory.sync_all()
-        };
-        write().map_err(io(&path))?;
+        files::replace(&path, 0o600, &file.text()).map_err(io(&path))?;
         Ok(outcome)
     }
 
@@ -277,6 +267,8 @@ pub enum CredentialsFileError {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);

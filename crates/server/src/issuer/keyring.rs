@@ -10,8 +10,8 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,6 +25,7 @@ use thiserror::Error;
 
 use super::key::{Algorithm, TokenKey, TokenKeyError};
 use super::template::{TEMPLATE_FILE, Template, TemplateError};
+use crate::files;
 use crate::keys::IssuerKey;
 use crate::stamp::Stamp;
 
@@ -234,21 +235,9 @@ impl Keyrings {
             signs_from: held.signs_from.secs(),
             private: URL_SAFE_NO_PAD.encode(held.key.private()),
         };
-        let draft = path.with_extension("new");
-        let write = || {
-            match fs::remove_file(&draft) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
-            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&draft)?;
-            // Texts and numbers always serialize; the default is never taken.
-            let text = serde_json::to_string_pretty(&shape).unwrap_or_default();
-            file.write_all(format!("{text}\n").as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&draft, &path)?;
-            directory.sync_all()
-        };
-        write().map_err(io)?;
+        // Texts and numbers always serialize; the default is never taken.
+        let text = serde_json::to_string_pretty(&shape).unwrap_or_default();
+        files::replace(&path, 0o600, &format!("{text}\n")).map_err(io)?;
         Ok(path)
     }
 

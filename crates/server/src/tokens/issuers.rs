@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,6 +16,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use super::keyset::{KeySet, KeySetError};
+use crate::files;
 use crate::issuer::{Keyring, KeyringError, Keyrings};
 use crate::ledger::Realm;
 use crate::stamp::Stamp;
@@ -151,18 +152,13 @@ fn read<T>(
 
 /// Replaces a file as a whole.
 fn write(path: &Path, value: &Value) -> Result<(), IssuersError> {
-    let draft = path.with_extension("json.new");
     let write = || {
         let folder = path.parent().unwrap_or(path);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         // One at a time; released with the handle.
         let directory = File::open(folder)?;
         directory.lock()?;
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-        file.write_all(format!("{value:#}\n").as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&draft, path)?;
-        directory.sync_all()
+        files::replace(path, 0o600, &format!("{value:#}\n"))
     };
     write().map_err(|source| IssuersError::Io { path: path.to_owned(), source })
 }
