@@ -62,7 +62,7 @@ impl Scene {
         let exp = UnixTime::from_secs(seconds() + 3_000);
         let revocations = revoked.iter().map(|jti| Revocation { jti: jti.clone(), exp, reason: None }).collect();
         server.service().revoke(realm(), revocations, "test").await.unwrap();
-        Self { server, trust: keys.trust().clone(), revoked, _folder: folder }
+        Self { server, trust: keys.trust().unwrap(), revoked, _folder: folder }
     }
 
     fn config(&self, name: &str, profile: Profile) -> DeviceConfig {

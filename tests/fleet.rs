@@ -215,7 +215,7 @@ struct Running {
 async fn start() -> Running {
     let folder = tempfile::tempdir().unwrap();
     let keys = Keys::generate(&folder.path().join("keys"), UnixTime::from_secs(1)).unwrap();
-    let trust = keys.trust().clone();
+    let trust = keys.trust().unwrap();
     let server = Server::start(config(folder.path()), Arc::new(SystemClock::new())).await.unwrap();
     let realm = RealmId::new("sensors").unwrap();
     server.service().create_realm(NewRealm::new(realm, "https://issuer.example")).await.unwrap();

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on should stop
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use revocast_core::update::{Delivery, DeviceTopic, NoRenewal, Nonce, Notice, Renew};
@@ -247,4 +249,68 @@ fn a_publisher_key_is_replaced_while_one_device_follows_and_another_is_away() {
     server
         .command(&["publisher-key", "rotate", "--keys", &keys])
         .fails(1, &["without the root key", "name where it is: --root FILE"]);
+}
+
+#[test]
+fn a_root_key_is_replaced_while_one_device_follows_and_another_is_away() {
+    let mosquitto = Mosquitto::start();
+    let broker = mosquitto.url();
+    let site = Site::new();
+    let server = site.found(Via::Broker(&broker));
+    // What the devices were given on their first day.
+    let first_day = site.write("first-day.json", std::fs::read(site.trust()).unwrap());
+    let pinned = ["--trust", first_day.as_str()];
+    let exp = now() + 3_600;
+    let first = server.revoke("one", exp);
+    let there = site.agent_with("there", &broker, &pinned);
+    let mut away = site.agent_with("away", &broker, &pinned);
+    there.wait_until_at(first);
+    away.wait_until_at(first);
+    away.kill();
+
+    let keys = site.text("data/keys");
+    let held = || Keys::load(&site.path("data/keys")).unwrap();
+    let stolen = site.write("stolen.key", std::fs::read(site.path("data/keys/root.key")).unwrap());
+    std::fs::set_permissions(&stolen, std::fs::Permissions::from_mode(0o600)).unwrap();
+    for round in 0..3 {
+        let before = held().root().unwrap().public();
+        let rotated = server.command(&["--json", "root-key", "rotate", "--keys", &keys]).ok().json();
+        assert_eq!(number(&rotated["keys_versions"], REALM), round + 2, "{rotated}");
+        let after = held().root().unwrap().public();
+        assert_eq!((text(&rotated, "root"), held().trust().unwrap().roots), (after.id().to_string(), vec![after]));
+        assert_ne!(before, after);
+        assert_eq!(text(&rotated, "before"), site.text(&format!("data/keys/root-{}.key", before.id())));
+    }
+    // What only the newest root has signed is believed by whoever followed, and the first one names nobody any more.
+    let publisher = ["publisher-key", "rotate", "--now", "--keys", &keys];
+    server
+        .command(&[&publisher[..], &["--root", &stolen]].concat())
+        .fails(1, &["devices would refuse them", "no trusted key signed"]);
+    let _ = server.command(&publisher).ok();
+    let sequence = server.revoke("two", exp);
+    there.wait_until_at(sequence);
+    assert_eq!((there.verdict("two", exp), there.verdict("never", exp)), ("revoked".into(), "not-revoked".into()));
+
+    // Who was away, who comes with what was pinned on the first day, and who comes with what is pinned now.
+    away.start();
+    let late = site.agent_with("late", &broker, &pinned);
+    let fresh = site.agent("fresh", &broker);
+    for device in [&away, &late, &fresh] {
+        device.wait_until_at(sequence);
+        device.wait_until_says("revoked", "two", exp);
+        assert_eq!(
+            (device.verdict("one", exp), device.verdict("never", exp)),
+            ("revoked".into(), "not-revoked".into())
+        );
+    }
+
+    // The server that runs founds a realm with the new key, and nobody needs it when all is done.
+    let _ = server.command(&["realm", "create", "other", "--issuer", "https://other.example"]).ok();
+    std::fs::rename(site.path("data/keys/root.key"), site.path("root.key")).unwrap();
+    server.command(&["root-key", "rotate", "--keys", &keys]).fails(1, &["without the root key", "--root FILE"]);
+    let offline = ["--json", "root-key", "rotate", "--keys", &keys, "--root", &site.text("root.key")];
+    std::fs::set_permissions(site.path("root.key"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    let rotated = server.command(&offline).ok().json();
+    assert_eq!((number(&rotated["keys_versions"], REALM), number(&rotated["keys_versions"], "other")), (6, 2));
+    assert_eq!(rotated["before"], Value::Null);
 }

@@ -316,7 +316,7 @@ async fn a_million_tokens_are_told_apart_by_devices_of_every_profile() {
     let mut world = World::new();
     let devices = folder.path().join("devices");
     std::fs::create_dir(&devices).unwrap();
-    let fleet = Fleet::start(&broker(&server), keys.trust(), &devices).await;
+    let fleet = Fleet::start(&broker(&server), &keys.trust().unwrap(), &devices).await;
     steps.done("server and devices started");
 
     // Issued: plain jtis, so that the filter has false positives.
@@ -437,7 +437,7 @@ async fn a_million_tokens_are_told_apart_by_devices_of_every_profile() {
     server.stop().await;
     drop(service);
     steps.done("devices and server stopped");
-    let fleet = Fleet::start("mqtt://127.0.0.1:1", keys.trust(), &devices).await;
+    let fleet = Fleet::start("mqtt://127.0.0.1:1", &keys.trust().unwrap(), &devices).await;
     for (at, (name, device)) in fleet.devices.iter().enumerate() {
         let status = device.status().borrow().clone();
         assert_eq!(status.found, FoundState::Restored { damaged: false }, "{name}");
@@ -449,7 +449,7 @@ async fn a_million_tokens_are_told_apart_by_devices_of_every_profile() {
 
     // The server comes back from its ledger; the devices come back to it, and hear what is new.
     let server = serve(folder.path()).await;
-    let fleet = Fleet::start(&broker(&server), keys.trust(), &devices).await;
+    let fleet = Fleet::start(&broker(&server), &keys.trust().unwrap(), &devices).await;
     let standing = published(&server, "the server publishes again", |published| {
         published.position.epoch >= covering.position.epoch
     })

@@ -834,8 +834,6 @@ impl Site {
             broker,
             "--realm",
             REALM,
-            "--trust",
-            &trust,
             "--state",
             &state,
             "--listen",
@@ -846,8 +844,10 @@ impl Site {
         .map(str::to_owned)
         .to_vec();
         arguments.extend(more.iter().map(|&argument| argument.to_owned()));
-        if !more.contains(&"--client-id") {
-            arguments.extend(["--client-id".to_owned(), name.to_owned()]);
+        for (flag, usual) in [("--client-id", name), ("--trust", &trust)] {
+            if !more.contains(&flag) {
+                arguments.extend([flag.to_owned(), usual.to_owned()]);
+            }
         }
         let mut agent = Agent { name: name.to_owned(), arguments, process: None, url: String::new() };
         agent.start();

@@ -72,6 +72,12 @@ pub enum Command {
         #[command(subcommand)]
         command: PublisherKeyCommand,
     },
+    /// Replaces a key that says who may publish.
+    RootKey {
+        /// What to do.
+        #[command(subcommand)]
+        command: RootKeyCommand,
+    },
     /// Enrolls devices, lists them, gives them tokens, dismisses them.
     Device {
         /// What to do.
@@ -588,6 +594,33 @@ pub struct RotatePublisher {
     /// Nothing that the key before seals is believed any more: it was stolen.
     #[arg(long, conflicts_with = "overlap")]
     pub now: bool,
+    /// Which server: the one that leads.
+    #[command(flatten)]
+    pub server: ServerArguments,
+}
+
+/// `root-key`
+#[derive(Clone, Debug, Subcommand)]
+pub enum RootKeyCommand {
+    /// Makes a new root key and puts it in the place of another in every realm, and in what devices to come pin.
+    ///
+    /// Devices that are out there need nothing: the root keys before have signed who comes after them. May be repeated:
+    /// what was interrupted goes on with the same key.
+    Rotate(Box<RotateRoot>),
+}
+
+/// `root-key rotate`
+#[derive(Clone, Debug, Args)]
+pub struct RotateRoot {
+    /// Folder of the server's keys; the new root.key and trust.json are put there.
+    #[arg(long, value_name = "DIR", env = "REVOCAST_KEYS", default_value = "data/keys")]
+    pub keys: PathBuf,
+    /// A root key that signs; as many as the realms want [default: root.key in the folder of the keys].
+    #[arg(long = "root", value_name = "FILE")]
+    pub roots: Vec<PathBuf>,
+    /// Which root key is replaced, by its name of 16 digits; needed only where there are several.
+    #[arg(long, value_name = "ID")]
+    pub replace: Option<String>,
     /// Which server: the one that leads.
     #[command(flatten)]
     pub server: ServerArguments,

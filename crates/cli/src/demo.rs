@@ -156,7 +156,7 @@ impl Show {
             folder: folder.to_owned(),
             keys: key_set,
             mint,
-            trust: keys.trust().clone(),
+            trust: keys.trust().map_err(|error| keygen::failure(&error))?,
             admin: keys.admin().as_str().to_owned(),
             server: None,
             api: (Ipv4Addr::LOCALHOST, 0).into(),

@@ -13,7 +13,8 @@ pub fn run(output: Output, folder: &Path) -> Result<ExitCode, Failure> {
     let keys = Keys::generate(folder, SystemClock::new().unix_time()).map_err(|error| failure(&error))?;
     let file = |name: &str| folder.join(name).display().to_string();
     let publisher = keys.publisher().map_err(|error| failure(&error))?.public().id().to_string();
-    let roots: Vec<String> = keys.trust().roots.iter().map(|root| root.id().to_string()).collect();
+    let trust = keys.trust().map_err(|error| failure(&error))?;
+    let roots: Vec<String> = trust.roots.iter().map(|root| root.id().to_string()).collect();
     let words = format!(
         "{root}       root key {id}: founds realms; keep a copy offline\n\
          {publisher}  publisher key {publishes}: signs what is published\n\

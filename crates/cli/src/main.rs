@@ -25,7 +25,7 @@ mod notify;
 mod output;
 mod own_token;
 mod plan;
-mod publisher_key;
+mod rotate;
 mod serve;
 mod sidecar;
 mod state;
@@ -37,7 +37,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::args::{Arguments, Command, DeviceCommand, PublisherKeyCommand, TokenCommand};
+use crate::args::{Arguments, Command, DeviceCommand, PublisherKeyCommand, RootKeyCommand, TokenCommand};
 use crate::output::{Failure, Output};
 
 fn main() -> ExitCode {
@@ -50,9 +50,10 @@ fn main() -> ExitCode {
         Command::Config { command } => config::run(output, &command),
         Command::Credential { command, keys } => credential::run(output, &keys, command),
         Command::IssuerKey { command, keys } => issuer_key::run(output, &keys, command),
-        Command::PublisherKey { command: PublisherKeyCommand::Rotate(rotate) } => {
-            publisher_key::rotate(output, &rotate)
+        Command::PublisherKey { command: PublisherKeyCommand::Rotate(publisher) } => {
+            rotate::publisher(output, &publisher)
         }
+        Command::RootKey { command: RootKeyCommand::Rotate(root) } => rotate::root(output, &root),
         Command::Device { command } => match command {
             DeviceCommand::Keygen(keygen) => device::keygen(output, &keygen),
             DeviceCommand::Enroll(enroll) => enrolled::enroll(output, &enroll),

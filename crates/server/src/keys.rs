@@ -28,11 +28,13 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 
+use crate::files;
 use crate::stamp::Stamp;
 
 const ROOT_FILE: &str = "root.key";
 const PUBLISHER_FILE: &str = "publisher.key";
 const NEXT_PUBLISHER_FILE: &str = "publisher.next.key";
+const NEXT_ROOT_FILE: &str = "root.next.key";
 const ISSUER_FILE: &str = "issuer.key";
 const ADMIN_FILE: &str = "admin.token";
 const TRUST_FILE: &str = "trust.json";
@@ -50,13 +52,10 @@ const TOKEN_BYTES_MIN: usize = 32;
 /// What a server needs to serve.
 #[derive(Debug)]
 pub struct Keys {
-    root: Option<SigningKey>,
-    root_path: PathBuf,
+    folder: PathBuf,
     publisher: Mutex<Option<(Option<Stamp>, SigningKey)>>,
-    publisher_path: PathBuf,
     issuer: IssuerKey,
     admin: AdminToken,
-    trust: Trust,
 }
 
 impl Keys {
@@ -79,17 +78,13 @@ impl Keys {
             getrandom::fill(seed).map_err(KeyError::Random)?;
         }
         let [root, publisher, issuer, admin] = seeds;
-        let trust = TrustFile {
-            threshold: 1,
-            roots: vec![URL_SAFE_NO_PAD.encode(SigningKey::from_seed(root).public().0)],
-            not_before: now.secs(),
-        };
+        let trust = Trust { threshold: 1, roots: vec![SigningKey::from_seed(root).public()], not_before: now };
         let jwks = IssuerKey(issuer).jwks();
         write_new(&folder.join(ROOT_FILE), 0o600, &key_text("root", root))?;
         write_new(&folder.join(PUBLISHER_FILE), 0o600, &key_text("publisher", publisher))?;
         write_new(&folder.join(ISSUER_FILE), 0o600, &key_text("issuer", issuer))?;
         write_new(&folder.join(ADMIN_FILE), 0o600, &format!("{}\n", URL_SAFE_NO_PAD.encode(admin)))?;
-        write_new(&folder.join(TRUST_FILE), 0o644, &json_text(&trust))?;
+        write_new(&folder.join(TRUST_FILE), 0o644, &json_text(&TrustFile::of(&trust)))?;
         write_new(&folder.join(JWKS_FILE), 0o644, &format!("{jwks:#}\n"))?;
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder))?;
         Self::load(folder)
@@ -99,36 +94,38 @@ impl Keys {
     ///
     /// A private file that others can read is refused: it may have been read.
     pub fn load(folder: &Path) -> Result<Self, KeyError> {
-        let root_path = folder.join(ROOT_FILE);
-        let root = match read_key(&root_path, "root") {
-            Ok(seed) => Some(SigningKey::from_seed(seed)),
-            Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
         let keys = Self {
-            root,
-            root_path,
+            folder: folder.to_owned(),
             publisher: Mutex::new(None),
-            publisher_path: folder.join(PUBLISHER_FILE),
             issuer: IssuerKey(read_key(&folder.join(ISSUER_FILE), "issuer")?),
             admin: read_token(&folder.join(ADMIN_FILE))?,
-            trust: read_trust(&folder.join(TRUST_FILE))?,
         };
+        // What is read when it is needed must do now, too.
+        keys.trust()?;
+        match keys.root() {
+            Ok(_) | Err(KeyError::RootAbsent { .. }) => {}
+            Err(error) => return Err(error),
+        }
         match keys.publisher() {
             Ok(_) | Err(KeyError::PublisherAbsent { .. }) => Ok(keys),
             Err(error) => Err(error),
         }
     }
 
-    /// The key that says who may publish; needed to found a realm, and for nothing else.
-    pub fn root(&self) -> Result<&SigningKey, KeyError> {
-        self.root.as_ref().ok_or_else(|| KeyError::RootAbsent { path: self.root_path.clone() })
+    /// The key that says who may publish; needed to found a realm and to replace keys. Read each time, since it comes
+    /// and goes.
+    pub fn root(&self) -> Result<SigningKey, KeyError> {
+        let path = self.folder.join(ROOT_FILE);
+        read_root(&path).map_err(|error| match error {
+            KeyError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => KeyError::RootAbsent { path },
+            other => other,
+        })
     }
 
     /// The key that seals what travels. One that was not there yet, or has changed, is read again; if what stands there
     /// cannot be used, the one from before stays in force.
     pub fn publisher(&self) -> Result<SigningKey, KeyError> {
-        let path = &self.publisher_path;
+        let path = &self.folder.join(PUBLISHER_FILE);
         let seen = Stamp::of(path);
         let mut held = self.publisher.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((stamp, key)) = held.as_ref()
@@ -167,39 +164,54 @@ impl Keys {
         &self.admin
     }
 
-    /// What devices pin.
-    #[must_use]
-    pub const fn trust(&self) -> &Trust {
-        &self.trust
+    /// What devices pin. Read each time, since it changes with the root keys.
+    pub fn trust(&self) -> Result<Trust, KeyError> {
+        read_trust(&self.folder.join(TRUST_FILE))
     }
 }
 
-/// A publisher key on its way into force: made, but not yet the one that seals.
+/// A key on its way into force: made, but not yet the one in use.
 ///
 /// It stands beside the one in force until every realm names it, so that a rotation that was interrupted goes on with
 /// the same key.
 #[derive(Debug)]
-pub struct NextPublisher {
+pub struct NextKey {
     key: SigningKey,
     path: PathBuf,
     target: PathBuf,
 }
 
-impl NextPublisher {
-    /// The one that is on its way in `folder`; a new one if none is.
-    pub fn begin(folder: &Path) -> Result<Self, KeyError> {
-        let path = folder.join(NEXT_PUBLISHER_FILE);
-        let seed = match read_key(&path, "publisher") {
+impl NextKey {
+    /// The publisher key that is on its way in `folder`; a new one if none is.
+    pub fn publisher(folder: &Path) -> Result<Self, KeyError> {
+        Self::begin("publisher", folder.join(NEXT_PUBLISHER_FILE), folder.join(PUBLISHER_FILE))
+    }
+
+    /// The root key that is on its way in `folder`; a new one if none is.
+    pub fn root(folder: &Path) -> Result<Self, KeyError> {
+        Self::begin("root", folder.join(NEXT_ROOT_FILE), folder.join(ROOT_FILE))
+    }
+
+    fn begin(role: &str, path: PathBuf, target: PathBuf) -> Result<Self, KeyError> {
+        let seed = match read_key(&path, role) {
             Ok(seed) => seed,
             Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 let mut seed = [0; 32];
                 getrandom::fill(&mut seed).map_err(KeyError::Random)?;
-                write_new(&path, 0o600, &key_text("publisher", seed))?;
+                write_new(&path, 0o600, &key_text(role, seed))?;
+                // Lost, it would be named by realms and signed by nobody.
+                files::sync_folder(&path).map_err(|source| KeyError::Io { path: path.clone(), source })?;
                 seed
             }
             Err(error) => return Err(error),
         };
-        Ok(Self { key: SigningKey::from_seed(seed), path, target: folder.join(PUBLISHER_FILE) })
+        Ok(Self { key: SigningKey::from_seed(seed), path, target })
+    }
+
+    /// The key itself.
+    #[must_use]
+    pub const fn key(&self) -> &SigningKey {
+        &self.key
     }
 
     /// Its public half, for the keys of the realms.
@@ -213,8 +225,26 @@ impl NextPublisher {
         let Self { path, target, .. } = self;
         let io = |source| KeyError::Io { path: target.clone(), source };
         fs::rename(&path, &target).map_err(io)?;
-        let folder = target.parent().unwrap_or(&target);
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
+        files::sync_folder(&target).map_err(io)
+    }
+
+    /// The same for a root key, with what devices pin from now on. The one before is kept, and its new place told if
+    /// there was one: a ledger that is restored from an older copy still names it.
+    pub fn enact_root(self, trust: &Trust) -> Result<Option<PathBuf>, KeyError> {
+        let path = self.target.with_file_name(TRUST_FILE);
+        let text = json_text(&TrustFile::of(trust));
+        files::replace(&path, 0o644, &text).map_err(|source| KeyError::Io { path, source })?;
+        let kept = match read_root(&self.target) {
+            Ok(before) => {
+                let path = self.target.with_file_name(format!("root-{}.key", before.public().id()));
+                fs::rename(&self.target, &path).map_err(|source| KeyError::Io { path: path.clone(), source })?;
+                Some(path)
+            }
+            Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        self.enact()?;
+        Ok(kept)
     }
 }
 
@@ -357,6 +387,13 @@ struct TrustFile {
     not_before: u64,
 }
 
+impl TrustFile {
+    fn of(trust: &Trust) -> Self {
+        let roots = trust.roots.iter().map(|root| URL_SAFE_NO_PAD.encode(root.0)).collect();
+        Self { threshold: trust.threshold, roots, not_before: trust.not_before.secs() }
+    }
+}
+
 fn key_text(role: &str, seed: [u8; 32]) -> String {
     format!("{HEADER}{role}\n{}\n", URL_SAFE_NO_PAD.encode(seed))
 }
@@ -468,8 +505,9 @@ mod tests {
     fn what_is_made_can_be_loaded_and_is_private() {
         let (_folder, path) = made();
         let keys = Keys::load(&path).unwrap();
-        assert_eq!(keys.trust().roots, [keys.root().unwrap().public()]);
-        assert_eq!((keys.trust().threshold, keys.trust().not_before), (1, NOW));
+        let trust = keys.trust().unwrap();
+        assert_eq!(trust.roots, [keys.root().unwrap().public()]);
+        assert_eq!((trust.threshold, trust.not_before), (1, NOW));
         assert_ne!(keys.publisher().unwrap().public(), keys.issuer().public());
         assert_eq!(mode(&path), 0o700);
         for private in [ROOT_FILE, PUBLISHER_FILE, ISSUER_FILE, ADMIN_FILE] {
@@ -524,7 +562,7 @@ mod tests {
         fs::remove_file(path.join(ROOT_FILE)).unwrap();
         let keys = Keys::load(&path).unwrap();
         assert!(matches!(keys.root(), Err(KeyError::RootAbsent { .. })));
-        assert_eq!(keys.trust().roots.len(), 1);
+        assert_eq!(keys.trust().unwrap().roots.len(), 1);
     }
 
     #[test]
@@ -540,8 +578,8 @@ mod tests {
         let (_folder, path) = made();
         let keys = Keys::load(&path).unwrap();
         let before = keys.publisher().unwrap().public();
-        let next = NextPublisher::begin(&path).unwrap();
-        assert_eq!(NextPublisher::begin(&path).unwrap().public(), next.public(), "begun once, gone on with later");
+        let next = NextKey::publisher(&path).unwrap();
+        assert_eq!(NextKey::publisher(&path).unwrap().public(), next.public(), "begun once, gone on with later");
         assert_eq!((keys.publisher().unwrap().public(), mode(&next.path)), (before, 0o600));
         let public = next.public();
         next.enact().unwrap();
@@ -551,6 +589,24 @@ mod tests {
         assert_eq!(keys.publisher().unwrap().public(), public);
         fs::remove_file(path.join(PUBLISHER_FILE)).unwrap();
         assert_eq!(keys.publisher().unwrap().public(), public);
+    }
+
+    #[test]
+    fn a_root_key_that_replaces_another_is_trusted_and_the_one_before_is_kept() {
+        let (_folder, path) = made();
+        let keys = Keys::load(&path).unwrap();
+        let before = keys.root().unwrap().public();
+        let next = NextKey::root(&path).unwrap();
+        assert_eq!((keys.root().unwrap().public(), mode(&next.path)), (before, 0o600));
+        let public = next.public();
+        let trust = Trust { roots: vec![public], ..keys.trust().unwrap() };
+        let kept = next.enact_root(&trust).unwrap().unwrap();
+        assert_eq!((keys.root().unwrap().public(), keys.trust().unwrap()), (public, trust.clone()));
+        assert_eq!((read_root(&kept).unwrap().public(), mode(&kept)), (before, 0o600));
+        assert_eq!(mode(&path.join(TRUST_FILE)), 0o644);
+        // Offline, there is none before it.
+        fs::remove_file(path.join(ROOT_FILE)).unwrap();
+        assert_eq!(NextKey::root(&path).unwrap().enact_root(&trust).unwrap(), None);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! How a realm comes to another publisher key: the next version of its `keys`, made where the root key is and taken in
-//! where the ledger is.
+//! How a realm comes to another publisher key, or to another root key: the next version of its `keys`, made where the
+//! root keys are and taken in where the ledger is.
 //!
 //! Version N+1 is signed by the root thresholds of N and N+1 (design rule 20). The server that takes it in checks what
 //! every device will check, so that nothing is published that a fleet would refuse. The root key need never be near it.
@@ -38,12 +38,22 @@ pub fn successor(held: &Keys, publisher: PublicKey, now: UnixMillis, overlap: Op
     publishers.truncate(PUBLISHERS_MAX - 1);
     publishers.push(PublisherKey { key: publisher, role: Role::Content as u8, not_after });
     publishers.sort_unstable();
+    Keys { publishers, ..next_version(held, now) }
+}
+
+/// The next version of a realm's keys, in which others are its roots. Devices take it in if the roots of both versions
+/// have signed it, as many as each version asks for.
+#[must_use]
+pub fn with_roots(held: &Keys, roots: Vec<PublicKey>, now: UnixMillis) -> Keys {
+    Keys { roots, ..next_version(held, now) }
+}
+
+fn next_version(held: &Keys, now: UnixMillis) -> Keys {
     Keys {
         version: held.version + 1,
         // Rises even if the clock here is behind.
         issued_at: now.max(UnixMillis::from_millis(held.issued_at.millis() + 1)),
-        not_after: held.not_after.max(not_after),
-        publishers,
+        not_after: held.not_after.max(now.plus(PUBLISHER_KEY_LIFETIME).floor()),
         ..held.clone()
     }
 }
@@ -208,8 +218,12 @@ mod tests {
         let other = sign(&next, &RealmId::new("other").unwrap(), &[&key(1)]).unwrap();
         assert!(matches!(check(&held, &other, &realm(), later), Err(RotationError::Refused(_))));
         // New roots must have signed as well.
-        let roots = Keys { roots: vec![key(8).public()], ..next.clone() };
+        let roots = with_roots(&first(), vec![key(8).public()], later);
         assert!(matches!(told(&roots), RotationError::Refused(_)));
+        let by_new_alone = sign(&roots, &realm(), &[&key(8)]).unwrap();
+        assert!(matches!(check(&held, &by_new_alone, &realm(), later), Err(RotationError::Refused(_))));
+        let by_both = sign(&roots, &realm(), &[&key(1), &key(8)]).unwrap();
+        assert_eq!(check(&held, &by_both, &realm(), later).unwrap(), Taken::Next(roots));
         assert!(matches!(told(&Keys { version: 3, ..next.clone() }), RotationError::Version { held: 1, offered: 3 }));
         assert!(matches!(
             told(&Keys { issuer: "j".into(), ..next.clone() }),

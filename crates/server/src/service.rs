@@ -11,7 +11,7 @@ use revocast_core::update::{PublisherKey, Role};
 use revocast_core::wire::{self, WireError};
 use revocast_core::{
     Address, Claims, DeviceId, FingerprintFunction, Fingerprinter, Issuer, Kind, Position, RealmId, RealmKey, Sequence,
-    Term, UnixMillis, UnixTime, Width, seal,
+    SigningKey, Term, Trust, UnixMillis, UnixTime, Width, seal,
 };
 use thiserror::Error;
 use tokio::sync::watch;
@@ -292,7 +292,7 @@ impl Service {
         }
         // Before anything is recorded: a realm without its `keys` object could never be published.
         let root = self.keys.root()?;
-        let trust = self.keys.trust();
+        let trust = self.keys.trust()?;
         if trust.threshold > 1 {
             return Err(ServiceError::MoreRootsNeeded { threshold: trust.threshold });
         }
@@ -309,7 +309,7 @@ impl Service {
         };
         // Before it is encoded, which would refuse it less clearly.
         Issuer::new(&realm.issuer).map_err(LedgerError::Issuer)?;
-        let bytes = self.keys_object(&realm, now)?;
+        let bytes = self.keys_object(&realm, now, trust, &root)?;
         let at = |address: Address| Object { address: address.to_string(), bytes: bytes.clone() };
         // The newest, and the first for good: whoever was away for long comes back over it.
         let keys = vec![at(Address::Keys), at(Address::KeysAt { version: 1 })];
@@ -617,15 +617,20 @@ impl Service {
         }
     }
 
-    fn keys_object(&self, realm: &Realm, now: UnixMillis) -> Result<Vec<u8>, ServiceError> {
-        let trust = self.keys.trust();
+    fn keys_object(
+        &self,
+        realm: &Realm,
+        now: UnixMillis,
+        trust: Trust,
+        root: &SigningKey,
+    ) -> Result<Vec<u8>, ServiceError> {
         let not_after = now.plus(PUBLISHER_KEY_LIFETIME).floor();
         let keys = revocast_core::Keys {
             version: 1,
             issued_at: now,
             not_after,
             threshold: trust.threshold,
-            roots: trust.roots.clone(),
+            roots: trust.roots,
             // One key for both roles: whoever may say something new may also renew it.
             publishers: vec![PublisherKey {
                 key: self.keys.publisher()?.public(),
@@ -638,7 +643,7 @@ impl Service {
             leeway: u32::try_from(realm.leeway.as_secs()).unwrap_or(u32::MAX),
         };
         let body = wire::encode_keys(&keys).map_err(ServiceError::Encode)?;
-        Ok(seal(Kind::Keys, &realm.id, &body, &[self.keys.root()?]))
+        Ok(seal(Kind::Keys, &realm.id, &body, &[root]))
     }
 }
 

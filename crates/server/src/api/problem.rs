@@ -208,8 +208,11 @@ impl From<ServiceError> for Problem {
                 Self::new(StatusCode::CONFLICT, "keys-version", "another version of the keys comes next")
             }
             ServiceError::Rotation(_) => unprocessable("keys-refused", "devices would refuse the keys"),
-            ServiceError::Key(_)
-            | ServiceError::Random(_)
+            // What is in the way is a file on this server; the client can only come back.
+            ServiceError::Key(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "keys-unusable", "the keys of this server cannot be used")
+            }
+            ServiceError::Random(_)
             | ServiceError::Sign(_)
             | ServiceError::Metrics
             | ServiceError::Encode(_)

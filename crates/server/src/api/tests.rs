@@ -581,7 +581,8 @@ async fn a_realm_is_founded_with_a_sealed_keys_object() {
     assert_eq!(objects[0].bytes, objects[1].bytes);
     let keys = Keys::load(&site.keys.path().join("keys")).unwrap();
     let sealed = revocast_core::Sealed::expect(&objects[0].bytes, &realm, revocast_core::Kind::Keys).unwrap();
-    let body = sealed.by_threshold(&keys.trust().roots, keys.trust().threshold).unwrap();
+    let trust = keys.trust().unwrap();
+    let body = sealed.by_threshold(&trust.roots, trust.threshold).unwrap();
     let decoded = revocast_core::wire::decode_keys(body.get()).unwrap();
     assert_eq!((&*decoded.issuer, decoded.leeway, decoded.version), ("https://iss.example", 5, 1));
     assert_eq!(decoded.publishers[0].key, keys.publisher().unwrap().public());

@@ -315,7 +315,7 @@ async fn keys_of_a_realm_are_replaced_as_its_root_says() {
     let successor = crate::rotation::successor(&held, next.public(), now, Some(Duration::from_hours(1)));
     let forged = crate::rotation::sign(&successor, &realm, &[&next]).unwrap();
     put(forged).await.problem(422, "keys-refused");
-    let signed = crate::rotation::sign(&successor, &realm, &[keys.root().unwrap()]).unwrap();
+    let signed = crate::rotation::sign(&successor, &realm, &[&keys.root().unwrap()]).unwrap();
     for _ in 0..2 {
         let answer = put(signed.clone()).await;
         assert_eq!((answer.status, answer.body), (200, json!({"version": 2})));
@@ -323,6 +323,6 @@ async fn keys_of_a_realm_are_replaced_as_its_root_says() {
     assert_eq!(site.get("/v1/mirror/fleet/keys").await.bytes, signed);
     assert_eq!(site.get("/v1/mirror/fleet/keys/2").await.bytes, signed);
     let again = crate::rotation::successor(&held, keys.publisher().unwrap().public(), now, None);
-    put(crate::rotation::sign(&again, &realm, &[keys.root().unwrap()]).unwrap()).await.problem(409, "keys-version");
+    put(crate::rotation::sign(&again, &realm, &[&keys.root().unwrap()]).unwrap()).await.problem(409, "keys-version");
     put(vec![0; 40]).await.problem(422, "keys-refused");
 }
