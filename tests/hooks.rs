@@ -86,7 +86,7 @@ fn the_embedded_broker_lets_a_device_in_with_its_token_and_a_revoked_one_not_aga
 #[test]
 fn an_agent_shows_the_token_that_it_holds_to_the_broker() {
     let site = Site::new();
-    let server = site.found_with(Via::Embedded, &["--embedded-broker-auth", "true"]);
+    let mut server = site.found_with(Via::Embedded, &["--embedded-broker-auth", "true"]);
     let identity = site.text("pump.identity");
     let made = revocast(["device", "keygen", "--id", "pump", "--realm", REALM, "--out", &identity]).ok();
     let enrollment = site.write("pump.json", made.stdout);
@@ -121,11 +121,27 @@ fn an_agent_shows_the_token_that_it_holds_to_the_broker() {
     agent.wait_until_at(sequence);
     assert_eq!(text(&held(&agent), "jti"), text(&own, "jti"));
 
-    // Revoked while it is away, it does not come back.
+    // Revoked while it is away, the broker does not take it; what its operator left it does, and it learns why.
     agent.kill();
-    let sequence = server.revoke(&text(&own, "jti"), number(&own, "exp"));
+    let second = server.command(&issue).ok().json();
+    let _ = site.write("first.token", text(&second, "token"));
+    let (jti, exp) = (text(&own, "jti"), number(&own, "exp"));
+    let _ = server.revoke(&jti, exp);
     agent.start();
-    until_true("it is told why", || agent.process().log().to_lowercase().contains("notauthorized"));
+    let state =
+        |agent: &Agent| agent.ask("GET", "/token", b"").map(|(_, told)| text(&told, "state")).unwrap_or_default();
+    until_true("it knows that its token was revoked", || state(&agent) == "revoked");
+    assert!(agent.process().log().contains("NotAuthorized"));
+
+    // Now that it knows, it shows nothing else, and is let in once that was undone.
+    assert!(server.process().stop().success());
+    server.start();
+    let refused = |agent: &mut Agent| agent.process().log().matches("NotAuthorized").count();
+    let before = refused(&mut agent);
+    until_true("it is refused again and again", || refused(&mut agent) > before + 3);
     assert_eq!(agent.status().get("connected"), Some(&json!(false)));
-    assert!(agent.status().get("sequence").and_then(Value::as_u64) < Some(sequence));
+    let reinstate = ["reinstate", "--realm", REALM, "--jti", &jti];
+    let _ = server.command(&reinstate).ok();
+    until_true("it holds a token again", || state(&agent) == "held");
+    assert_eq!(agent.status().get("connected"), Some(&json!(true)));
 }

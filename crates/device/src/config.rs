@@ -19,6 +19,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use serde::Deserialize;
 use thiserror::Error;
+use tokio::sync::watch;
 
 use crate::inbox::InboxConfig;
 use crate::validator::LiveKeys;
@@ -78,8 +79,9 @@ impl DeviceConfig {
     }
 
     /// Shows the device's own token to the broker as its password, for brokers that ask the server whom to let in. Needs an
-    /// inbox. While there is no token to show, what [`with_credentials`](Self::with_credentials) named is shown; the user
-    /// name is of that, or the realm's name.
+    /// inbox. What [`with_credentials`](Self::with_credentials) named is shown while there is no token, and by turns with a
+    /// token that the broker refused, but never in the place of one that is known to be revoked. The user name is of that,
+    /// or the realm's name.
     #[must_use]
     pub const fn with_token_as_password(mut self) -> Self {
         self.shows_token = true;
@@ -237,6 +239,24 @@ pub struct Credentials {
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Credentials({})", self.username)
+    }
+}
+
+/// A device's own token, as it is shown to a broker.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct ShownToken {
+    pub(crate) text: Box<str>,
+    /// It is known to be, so nothing else is shown instead.
+    pub(crate) revoked: bool,
+}
+
+/// Where a [`Link`](crate::Link) finds the device's own token, as that changes. The token is never printed.
+#[derive(Clone)]
+pub struct TokenFeed(pub(crate) watch::Receiver<Option<ShownToken>>);
+
+impl fmt::Debug for TokenFeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenFeed(..)")
     }
 }
 

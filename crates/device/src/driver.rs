@@ -23,7 +23,7 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::checker::{Checker, Exposure};
 use crate::clock::{Clock, SystemClock};
-use crate::config::DeviceConfig;
+use crate::config::{DeviceConfig, TokenFeed};
 use crate::fallback::{Asker, Waiting, Wish};
 use crate::identity::Identity;
 use crate::inbox::{Chore, Declined, Inbox, InboxError, Keeper};
@@ -58,16 +58,16 @@ impl Device {
     /// stored, the first index tells: see [`Holding::needed`] in [`Status::holding`].
     pub async fn start(config: DeviceConfig, store: impl Store + 'static) -> Result<Self, StartError> {
         let link = LinkConfig::new(&config)?;
-        Self::start_over(config, store, SystemClock, |inbox| Link::start(link.with_inbox(inbox))).await
+        Self::start_over(config, store, SystemClock, |token| Link::start(link.with_token(token))).await
     }
 
-    /// The same over another transport and clock. The transport is started once the state is loaded, and may look at the
+    /// The same over another transport and clock. The transport is started once the state is loaded, and may show the
     /// device's own token.
     pub async fn start_over<T: Transport + 'static>(
         config: DeviceConfig,
         store: impl Store + 'static,
         clock: impl Clock + 'static,
-        transport: impl FnOnce(Option<&Inbox>) -> T,
+        transport: impl FnOnce(Option<TokenFeed>) -> T,
     ) -> Result<Self, StartError> {
         let now = clock.now();
         let device = config.client_id.device();
@@ -99,6 +99,7 @@ impl Device {
             Keeper::new(inbox, checker.clone(), keys, now, seed, aside.token.as_deref())
         });
         let inbox = keeper.as_ref().map(Keeper::inbox);
+        let token = keeper.as_ref().map(Keeper::shown);
         let (asker, wishes) = Asker::new(checker.clone());
         let status = watch::Sender::new(Status::new(found, replica.holding()));
         let (stop, stopped) = oneshot::channel();
@@ -112,7 +113,7 @@ impl Device {
             device,
             wishes,
             waiting: Waiting::default(),
-            link: transport(inbox.as_ref()),
+            link: transport(token),
             clock,
             exposure,
             store: Arc::new(Mutex::new(store)),

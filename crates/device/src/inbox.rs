@@ -19,6 +19,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::checker::Checker;
+use crate::config::{ShownToken, TokenFeed};
 use crate::identity::Identity;
 use crate::policy::Policy;
 use crate::possession::Presented;
@@ -356,6 +357,7 @@ pub(crate) struct Keeper {
     keys: LiveKeys,
     validator: Option<Validator<Checker>>,
     state: watch::Sender<TokenState>,
+    shown: watch::Sender<Option<ShownToken>>,
     random: u64,
 
     held: Option<Arc<HeldToken>>,
@@ -408,6 +410,7 @@ impl Keeper {
             keys,
             validator: None,
             state: watch::Sender::new(TokenState::Absent { refused: None }),
+            shown: watch::Sender::new(None),
             random: seed,
             held: None,
             refused: None,
@@ -439,6 +442,11 @@ impl Keeper {
             checker: self.checker.clone(),
             identity: Arc::clone(&self.config.identity),
         }
+    }
+
+    /// What is shown to a broker that lets devices in by their tokens.
+    pub(crate) fn shown(&self) -> TokenFeed {
+        TokenFeed(self.shown.subscribe())
     }
 
     /// Takes in what arrived on the device's topic.
@@ -601,6 +609,15 @@ impl Keeper {
     /// Tells how it stands, if that has changed.
     fn tell(&mut self, now: Now) {
         let state = self.standing(now);
+        let revoked = matches!(state, TokenState::Revoked { .. });
+        let shown = self.held.as_ref().map(|held| (&held.text, revoked));
+        self.shown.send_if_modified(|told| {
+            let same = told.as_ref().map(|told| (&told.text, told.revoked)) == shown;
+            if !same {
+                *told = shown.map(|(text, revoked)| ShownToken { text: text.clone(), revoked });
+            }
+            !same
+        });
         let device = self.config.identity.device();
         self.state.send_if_modified(|told| {
             if *told == state {

@@ -60,7 +60,7 @@ pub use clock::{Clock, SystemClock};
 mod config;
 pub use config::{
     BrokerUrl, BrokerUrlError, ClientId, ClientIdError, Credentials, DEFAULT_PREFIX, DeviceConfig, Prefix, PrefixError,
-    RandomError, TlsRoots, TlsRootsError, TrustError, random_seed, trust_from_file, trust_from_json,
+    RandomError, TlsRoots, TlsRootsError, TokenFeed, TrustError, random_seed, trust_from_file, trust_from_json,
 };
 
 mod store;

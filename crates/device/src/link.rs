@@ -24,12 +24,11 @@ use rumqttc::{
     SubscribeReasonCode, TlsConfiguration, Transport as MqttTransport,
 };
 use thiserror::Error;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::config::{BrokerUrl, ClientId, Credentials, DeviceConfig, Prefix, TlsRoots};
-use crate::inbox::{Inbox, TokenState};
+use crate::config::{BrokerUrl, ClientId, Credentials, DeviceConfig, Prefix, ShownToken, TlsRoots, TokenFeed};
 use gate::{Backoff, Gate};
 
 /// Outgoing publishes are rare reports and questions; the number is what packet ids are counted up to, and they
@@ -138,7 +137,7 @@ pub struct LinkConfig {
     credentials: Option<Credentials>,
     shows_token: bool,
     /// Where the token is that is shown.
-    token: Option<watch::Receiver<TokenState>>,
+    token: Option<TokenFeed>,
     tls: Option<TlsRoots>,
     client_id: ClientId,
     prefix: Prefix,
@@ -177,17 +176,21 @@ impl LinkConfig {
 
     /// Takes the token to show from here, if one shall be shown ([`DeviceConfig::with_token_as_password`]).
     #[must_use]
-    pub fn with_inbox(mut self, inbox: Option<&Inbox>) -> Self {
-        self.token = inbox.filter(|_| self.shows_token).map(Inbox::watch);
+    pub fn with_token(mut self, token: Option<TokenFeed>) -> Self {
+        self.token = token.filter(|_| self.shows_token);
         self
     }
 
-    /// What the broker is shown now.
-    fn credentials(&self) -> Option<Credentials> {
-        let state = self.token.as_ref().map(|token| token.borrow().clone());
-        let Some(TokenState::Held(held)) = state else { return self.credentials.clone() };
-        let username = self.credentials.as_ref().map_or(self.realm.as_str(), |named| &named.username);
-        Some(Credentials { username: username.to_owned(), password: held.text().to_owned() })
+    /// What the broker is shown now, and whether that is the device's own token; `refused`: it would not have the token.
+    fn credentials(&self, refused: bool) -> (Option<Credentials>, bool) {
+        let shown = self.token.as_ref().and_then(|token| token.0.borrow().clone());
+        match shown {
+            Some(ShownToken { text, revoked }) if revoked || !refused || self.credentials.is_none() => {
+                let username = self.credentials.as_ref().map_or(self.realm.as_str(), |named| &named.username);
+                (Some(Credentials { username: username.to_owned(), password: text.into() }), true)
+            }
+            Some(_) | None => (self.credentials.clone(), false),
+        }
     }
 
     fn device_topic(&self, which: DeviceTopic) -> String {
@@ -253,6 +256,7 @@ impl Link {
             backoff: Backoff::default(),
             started: Instant::now(),
             connected_at: None,
+            token_refused: false,
         };
         Self { events, requests, shared, task: tokio::spawn(manager.run()) }
     }
@@ -364,12 +368,14 @@ struct Loss {
     why: String,
     offence: Option<Offence>,
     overrun: bool,
+    /// The broker would not let the device in.
+    refused: bool,
 }
 
 impl Loss {
     /// We ended it.
     fn of_ours(why: &str) -> Self {
-        Self { why: why.to_owned(), offence: None, overrun: false }
+        Self { why: why.to_owned(), offence: None, overrun: false, refused: false }
     }
 
     /// The polling task ended without a word: the client panicked, over some packet.
@@ -402,6 +408,8 @@ struct Manager {
     started: Instant,
     /// When the present connection was accepted, since the start.
     connected_at: Option<Duration>,
+    /// The broker would not have the device's own token, when it was shown last.
+    token_refused: bool,
 }
 
 /// A task that does not outlive whoever started it.
@@ -417,7 +425,8 @@ impl Manager {
     async fn run(mut self) {
         loop {
             // A new client for every connection: an old one would send again what is of no use now.
-            let (client, events) = client(&self.config);
+            let (credentials, own) = self.config.credentials(self.token_refused);
+            let (client, events) = client(&self.config, credentials);
             let (polled_in, mut polled) = mpsc::channel(WAITING_MAX);
             let polling = Aborting(tokio::spawn(poll(events, polled_in)));
             self.connected_at = None;
@@ -427,6 +436,7 @@ impl Manager {
                 return;
             };
             drop(polling);
+            self.token_refused = own && loss.refused;
             let lived = self.connected_at.map_or(Duration::ZERO, |at| self.now().saturating_sub(at));
             if self.settle(loss, lived).await.is_err() || self.pause(lived).await.is_err() {
                 return;
@@ -586,12 +596,13 @@ async fn poll(mut events: EventLoop, out: mpsc::Sender<Polled>) {
                 Err(mpsc::error::TrySendError::Full(_)) => {
                     drop(events);
                     let why = format!("more than {WAITING_MAX} packets came faster than they were taken in");
-                    let _ = out.send(Polled::Lost(Loss { why, offence: None, overrun: true })).await;
+                    let _ = out.send(Polled::Lost(Loss { overrun: true, ..Loss::of_ours(&why) })).await;
                     return;
                 }
             },
             Err(error) => {
-                let loss = Loss { why: describe(&error), offence: offence(&error), overrun: false };
+                let refused = matches!(error, ConnectionError::ConnectionRefused(_));
+                let loss = Loss { offence: offence(&error), refused, ..Loss::of_ours(&describe(&error)) };
                 // Packets that were read before the one that broke the connection are still good.
                 let read = std::mem::take(&mut events.state.events);
                 drop(events);
@@ -651,14 +662,14 @@ fn offence(error: &ConnectionError) -> Option<Offence> {
     }
 }
 
-fn client(config: &LinkConfig) -> (AsyncClient, EventLoop) {
+fn client(config: &LinkConfig, credentials: Option<Credentials>) -> (AsyncClient, EventLoop) {
     let mut options = MqttOptions::new(config.client_id.as_str(), config.broker.host(), config.broker.port());
     options
         .set_keep_alive(KEEP_ALIVE)
         .set_clean_session(true)
         .set_inflight(IN_FLIGHT)
         .set_max_packet_size(PACKET_BYTES_MAX, PACKET_BYTES_MAX);
-    if let Some(Credentials { username, password }) = config.credentials() {
+    if let Some(Credentials { username, password }) = credentials {
         options.set_credentials(username, password);
     }
     if let Some(roots) = &config.tls {

@@ -54,7 +54,7 @@ pub enum Role {
     Revoker,
     /// Issues tokens, enrolls devices, reports issued tokens and draws `jti`s.
     Issuer,
-    /// Spends the refresh tokens that were issued to it.
+    /// Spends the refresh tokens that were issued to it, and ends those and its tokens.
     Client,
     /// Looks: status, coverage, introspection.
     Reader,

@@ -41,9 +41,9 @@ pub(super) fn routes(gate: &Arc<Gate>) -> OpenApiRouter<Arc<Service>> {
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "only described; the form is read parameter by parameter")]
 struct TokenForm {
-    /// The token itself.
+    /// The token itself: a JWT, or to be revoked also a refresh token of this server.
     token: String,
-    /// Passed over: a token is a JWT here.
+    /// Passed over: a token tells what it is.
     token_type_hint: Option<String>,
     /// Name of a credential, if it stands neither in the header nor in a bearer token.
     client_id: Option<String>,
@@ -261,6 +261,9 @@ async fn revoke(
     let (Some(jti), Some(Date(exp))) = (jti, exp) else {
         return Err(unsupported("a token without jti and exp cannot be revoked; end it by a cutoff"));
     };
+    if exp <= realm.horizon(service.now()) {
+        return Ok(done());
+    }
     let keys = issuers.keys(&realm, service.now()).map_err(Problem::from)?;
     let genuine = token.is_signed_by(&keys);
     // Of a forged one the claims say nothing about whose it is.
