@@ -11,7 +11,8 @@ use revocast_core::{
     DeviceId, DeviceKeys, EnvelopeKey, Kind, PublicKey, RealmId, Sealed, SigningKey, UnixMillis, disclose, seal, wire,
 };
 use revocast_server::issuer;
-use revocast_server::keys::Keys;
+use revocast_server::keys::{Keys, Rotation, read_root};
+use revocast_server::rotation;
 use revocast_server::tokens::{KeySet, Token};
 use revocast_tests::process::{
     ISSUER, Listener, Mosquitto, REALM, Server, Site, Somebody, Via, now, number, revocast, text, until, until_true,
@@ -304,13 +305,33 @@ fn a_root_key_is_replaced_while_one_device_follows_and_another_is_away() {
         );
     }
 
-    // The server that runs founds a realm with the new key, and nobody needs it when all is done.
+    // The server that runs founds a realm with the new key. Without a root key nothing is made.
     let _ = server.command(&["realm", "create", "other", "--issuer", "https://other.example"]).ok();
-    std::fs::rename(site.path("data/keys/root.key"), site.path("root.key")).unwrap();
-    server.command(&["root-key", "rotate", "--keys", &keys]).fails(1, &["without the root key", "--root FILE"]);
-    let offline = ["--json", "root-key", "rotate", "--keys", &keys, "--root", &site.text("root.key")];
-    std::fs::set_permissions(site.path("root.key"), std::fs::Permissions::from_mode(0o600)).unwrap();
-    let rotated = server.command(&offline).ok().json();
+    let (usual, offline) = (site.path("data/keys/root.key"), site.path("root.key"));
+    std::fs::rename(&usual, &offline).unwrap();
+    let rotate = ["--json", "root-key", "rotate", "--keys", &keys];
+    server.command(&rotate).fails(1, &["without the root key", "--root FILE"]);
+    assert!(!site.path("data/keys/root.next.key").exists());
+    // A try that ended after one of two realms: the next goes on with its key.
+    let left = {
+        let rotation = Rotation::begin(&site.path("data/keys")).unwrap();
+        server.command(&rotate).fails(1, &["are being changed by somebody else"]);
+        let left = rotation.make_root().unwrap();
+        let (root, url) = (read_root(&offline).unwrap(), server.url());
+        let admin = format!("Bearer {}", std::fs::read_to_string(site.path("data/keys/admin.token")).unwrap().trim());
+        let mirrored = ureq::get(format!("{url}/v1/mirror/{REALM}/keys")).header("authorization", &admin);
+        let held = mirrored.call().unwrap().body_mut().read_to_vec().unwrap();
+        let held = rotation::vouched(&held, &realm(), &[root.public()]).unwrap();
+        let keys = rotation::with_roots(&held, vec![left.public()], UnixMillis::from_millis(now() * 1_000));
+        let sealed = rotation::sign(&keys, &realm(), &[&root, left.key()]).unwrap();
+        let put = ureq::put(format!("{url}/v1/realms/{REALM}/keys")).header("authorization", &admin);
+        assert_eq!(put.header("content-type", "application/octet-stream").send(&sealed[..]).unwrap().status(), 200);
+        left.public()
+    };
+    let rotated = server.command(&[&rotate[..], &["--root", &site.text("root.key")]].concat()).ok().json();
     assert_eq!((number(&rotated["keys_versions"], REALM), number(&rotated["keys_versions"], "other")), (6, 2));
-    assert_eq!(rotated["before"], Value::Null);
+    assert_eq!((text(&rotated, "root"), &rotated["before"]), (left.id().to_string(), &Value::Null));
+    assert_eq!(held().root().unwrap().public(), left);
+    let sequence = server.revoke("three", exp);
+    there.wait_until_at(sequence);
 }

@@ -50,6 +50,7 @@ pub fn failure(error: &KeyError) -> Failure {
     let failure = Failure::new("keys", "the keys cannot be used", error);
     match error {
         KeyError::Exists { .. } => failure.help("choose another folder; existing keys are never overwritten"),
+        KeyError::Busy { .. } => failure.help("wait until that has ended, then run this again"),
         KeyError::Io { path, source } if source.kind() == std::io::ErrorKind::NotFound => {
             let folder = path.parent().unwrap_or(path).display();
             failure.help(format!("make keys with: revocast keygen --out {folder}"))

@@ -13,7 +13,7 @@ use revocast_core::update::{PublisherKey, Role};
 use revocast_core::{Keys, Kind, PublicKey, RealmId, Sealed, SigningKey, Trust};
 use revocast_device::trust_from_file;
 use revocast_server::clock::{Clock as _, SystemClock};
-use revocast_server::keys::{KeyError, NextKey, read_root};
+use revocast_server::keys::{EnactedRoot, KeyError, NextKey, Rotation, read_root};
 use revocast_server::rotation;
 use serde_json::{Value, json};
 
@@ -30,16 +30,22 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// `publisher-key rotate`
 pub fn publisher(output: Output, arguments: &RotatePublisher) -> Result<ExitCode, Failure> {
+    let unusable = |error: KeyError| keygen::failure(&error);
     let api = Api::new(&arguments.server)?;
     let roots = read_roots(&arguments.keys, &arguments.roots)?;
+    let known: Vec<PublicKey> = roots.iter().map(SigningKey::public).collect();
     let roots: Vec<&SigningKey> = roots.iter().collect();
     let realms = realm_ids(&api)?;
-    let next = NextKey::publisher(&arguments.keys).map_err(|error| keygen::failure(&error))?;
+    let rotation = Rotation::begin(&arguments.keys).map_err(unusable)?;
+    let next = match rotation.next_publisher().map_err(unusable)? {
+        Some(next) => going_on(output, "publisher", next),
+        None => rotation.make_publisher().map_err(unusable)?,
+    };
     let overlap = (!arguments.now).then(|| Duration::from_secs(arguments.overlap));
     let public = next.public();
     let mut named = Vec::new();
     for realm in realms {
-        let held = held_keys(&api, realm)?;
+        let held = held_keys(&api, realm, &known)?;
         let signs = |found: &PublisherKey| found.key == public && found.role == Role::Content as u8;
         if held.publishers.iter().any(signs) {
             named.push((realm, held.version));
@@ -50,7 +56,7 @@ pub fn publisher(output: Output, arguments: &RotatePublisher) -> Result<ExitCode
         named.push((realm, keys.version));
     }
     wait_until_published(&api, &named, "publisher")?;
-    next.enact().map_err(|error| keygen::failure(&error))?;
+    rotation.enact_publisher(&next).map_err(unusable)?;
     wait("seal with the new key, which is in force; look at revocast status", || {
         for (realm, _) in &named {
             let manifest = api.get_bytes(&format!("/v1/mirror/{realm}/manifest"))?;
@@ -77,69 +83,115 @@ pub fn publisher(output: Output, arguments: &RotatePublisher) -> Result<ExitCode
 
 /// `root-key rotate`
 pub fn root(output: Output, arguments: &RotateRoot) -> Result<ExitCode, Failure> {
-    let api = Api::new(&arguments.server)?;
-    let realms = realm_ids(&api)?;
     let unusable = |error: KeyError| keygen::failure(&error);
+    let api = Api::new(&arguments.server)?;
+    let rotation = Rotation::begin(&arguments.keys).map_err(unusable)?;
     let trust = trust_from_file(&arguments.keys.join("trust.json"))
         .map_err(|error| Failure::new("keys", "what devices pin cannot be read", &error))?;
-    let next = NextKey::root(&arguments.keys).map_err(unusable)?;
-    let (public, old) = (next.public(), arguments.replace.as_deref());
-    let now = SystemClock::new().now().wall;
+    let left = rotation.next_root().map_err(unusable)?;
+    let mut signers = match arguments.roots.as_slice() {
+        [] => Vec::new(),
+        named => read_roots(&arguments.keys, named)?,
+    };
 
-    // All is looked at before anything is changed.
-    let pinned = replaced(&trust.roots, public, old).map_err(|why| why.about("trust.json"))?;
-    let mut due = Vec::new();
-    let mut named = Vec::new();
-    for realm in realms {
-        let held = held_keys(&api, realm)?;
-        match replaced(&held.roots, public, old).map_err(|why| why.about(realm.as_str()))? {
-            None => named.push((realm, held.version)),
-            Some(roots) => due.push((realm, rotation::with_roots(&held, roots, now))),
-        }
+    // All is looked at before anything is changed, or made.
+    let old = arguments.replace.as_deref();
+    let new = left.as_ref().map(NextKey::public);
+    let brought = signers.iter().map(SigningKey::public);
+    let mut known: Vec<PublicKey> = trust.roots.iter().copied().chain(brought).chain(new).collect();
+    let pinned = outgoing(&trust.roots, new, old).map_err(|why| why.about("trust.json"))?;
+    let found = look(&api, &known, new, old)?;
+    if signers.is_empty() && found.iter().any(|realm| realm.outgoing.is_some()) {
+        signers = read_roots(&arguments.keys, &[])?;
     }
-    if !due.is_empty() {
-        let before = read_roots(&arguments.keys, &arguments.roots)?;
-        let signers: Vec<&SigningKey> = before.iter().chain([next.key()]).collect();
-        for (realm, keys) in due {
-            hand_in(&api, realm, &keys, &signers)?;
-            named.push((realm, keys.version));
-        }
-    }
+    let next = match left {
+        Some(next) => going_on(output, "root", next),
+        None => rotation.make_root().map_err(unusable)?,
+    };
+
+    let public = next.public();
+    known.push(public);
+    let signers: Vec<&SigningKey> = signers.iter().chain([next.key()]).collect();
+    let named = name_root(&api, found, public, &signers)?;
     wait_until_published(&api, &named, "root")?;
-    let roots = pinned.unwrap_or(trust.roots);
-    let kept =
-        next.enact_root(&Trust { roots, not_before: trust.not_before.max(now.floor()), ..trust }).map_err(unusable)?;
-    let file = |name: &str| arguments.keys.join(name).display().to_string();
+    let pinned = Trust {
+        roots: pinned.map_or_else(|| trust.roots.clone(), |old| replaced(&trust.roots, old, public)),
+        not_before: trust.not_before.max(SystemClock::new().unix_time()),
+        threshold: trust.threshold,
+    };
+    let EnactedRoot { path, before } = rotation.enact_root(&next, &pinned).map_err(unusable)?;
+    // One may have been founded meanwhile, by the root key before.
+    let named = name_root(&api, look(&api, &known, Some(public), old)?, public, &signers)?;
+    wait_until_published(&api, &named, "root")?;
+
+    let trust = arguments.keys.join("trust.json");
     let mut words = format!(
-        "root key {} is in force in {} realms: {}, keep it offline\ndevices to come pin {}; those that are out there go on with theirs",
+        "root key {} is in force in {} realms: {}, keep it offline\n\
+         devices to come pin {}; those that are out there go on with theirs\n\
+         servers with a folder of their own need a copy of that, and of the root key when they found a realm",
         public.id(),
         named.len(),
-        file("root.key"),
-        file("trust.json"),
+        path.display(),
+        trust.display(),
     );
-    if let Some(kept) = &kept {
-        let _ = write!(words, "\nthe one before is kept as {}", kept.display());
+    if let Some(before) = &before {
+        let _ = write!(words, "\nthe one before is kept as {}", before.display());
     }
     let value = json!({
         "root": public.id().to_string(),
-        "trust": file("trust.json"),
-        "before": kept.map(|path| path.display().to_string()),
+        "file": path.display().to_string(),
+        "trust": trust.display().to_string(),
+        "before": before.map(|path| path.display().to_string()),
         "keys_versions": versions(&named),
     });
     output.result(words, &value);
     Ok(ExitCode::SUCCESS)
 }
 
-/// Why a root key cannot take the place of another.
+/// A realm that is to have a new root key.
+struct Found {
+    realm: RealmId,
+    held: Keys,
+    /// The root key that goes; nothing if the new one is there already.
+    outgoing: Option<PublicKey>,
+}
+
+/// How all realms stand.
+fn look(api: &Api, known: &[PublicKey], new: Option<PublicKey>, old: Option<&str>) -> Result<Vec<Found>, Failure> {
+    let look = |realm: RealmId| {
+        let held = held_keys(api, realm, known)?;
+        let outgoing = outgoing(&held.roots, new, old).map_err(|why| why.about(realm.as_str()))?;
+        Ok(Found { realm, held, outgoing })
+    };
+    realm_ids(api)?.into_iter().map(look).collect()
+}
+
+/// Hands in the next keys of those realms that do not name the new root key; returns the versions in which all do.
+fn name_root(
+    api: &Api,
+    found: Vec<Found>,
+    new: PublicKey,
+    signers: &[&SigningKey],
+) -> Result<Vec<(RealmId, u64)>, Failure> {
+    let name = |Found { realm, held, outgoing }| {
+        let Some(old) = outgoing else { return Ok((realm, held.version)) };
+        let keys = rotation::with_roots(&held, replaced(&held.roots, old, new), SystemClock::new().now().wall);
+        hand_in(api, realm, &keys, signers)?;
+        Ok((realm, keys.version))
+    };
+    found.into_iter().map(name).collect()
+}
+
+/// Why it is not clear which root key goes.
 #[derive(Debug, PartialEq, Eq)]
-enum NotReplaced {
-    /// Nobody said which.
+enum NotNamed {
+    /// Nobody said.
     Several(Vec<PublicKey>),
     /// There is none with that name.
     Unknown(Vec<PublicKey>),
 }
 
-impl NotReplaced {
+impl NotNamed {
     fn about(&self, place: &str) -> Failure {
         let (what, Self::Several(roots) | Self::Unknown(roots)) = match self {
             Self::Several(_) => ("several root keys, and none was named", self),
@@ -152,20 +204,36 @@ impl NotReplaced {
     }
 }
 
-/// These roots with `new` instead of the one whose name is `old`, or of the only one; `None` if `new` is among them.
-fn replaced(roots: &[PublicKey], new: PublicKey, old: Option<&str>) -> Result<Option<Vec<PublicKey>>, NotReplaced> {
-    if roots.contains(&new) {
+/// Which of these roots goes: the one of that name, or the only one; none if `new` is among them.
+fn outgoing(roots: &[PublicKey], new: Option<PublicKey>, old: Option<&str>) -> Result<Option<PublicKey>, NotNamed> {
+    if new.is_some_and(|new| roots.contains(&new)) {
         return Ok(None);
     }
-    let old = match (old, roots) {
-        (Some(name), _) => roots.iter().find(|root| root.id().to_string() == name),
-        (None, [only]) => Some(only),
-        (None, _) => return Err(NotReplaced::Several(roots.to_vec())),
-    };
-    let old = *old.ok_or_else(|| NotReplaced::Unknown(roots.to_vec()))?;
+    match (old, roots) {
+        (Some(name), _) => {
+            let found = roots.iter().find(|root| root.id().to_string() == name);
+            found.copied().map(Some).ok_or_else(|| NotNamed::Unknown(roots.to_vec()))
+        }
+        (None, [only]) => Ok(Some(*only)),
+        (None, _) => Err(NotNamed::Several(roots.to_vec())),
+    }
+}
+
+/// These roots with `new` in the place of `old`.
+fn replaced(roots: &[PublicKey], old: PublicKey, new: PublicKey) -> Vec<PublicKey> {
     let mut after: Vec<_> = roots.iter().copied().filter(|root| *root != old).chain([new]).collect();
     after.sort_unstable();
-    Ok(Some(after))
+    after
+}
+
+/// Says that an earlier try left a key: whoever could read the folder since may have it.
+fn going_on(output: Output, role: &str, next: NextKey) -> NextKey {
+    output.progress(format!(
+        "goes on with {role} key {}, which an earlier try made; if others may have it and no realm names it, delete {} first",
+        next.public().id(),
+        next.path().display()
+    ));
+    next
 }
 
 fn realm_ids(api: &Api) -> Result<Vec<RealmId>, Failure> {
@@ -187,11 +255,14 @@ fn read_roots(keys: &Path, named: &[PathBuf]) -> Result<Vec<SigningKey>, Failure
     files.iter().map(read).collect()
 }
 
-/// A realm's keys as they are in force.
-fn held_keys(api: &Api, realm: RealmId) -> Result<Keys, Failure> {
-    let held = api.get_bytes(&format!("/v1/mirror/{realm}/keys"))?;
-    rotation::read(&held, &realm)
-        .map_err(|error| Failure::new("bad-answer", format!("the keys of realm {realm}"), &error))
+/// A realm's keys as they are in force. Not by the server's word alone, since root keys will sign what is made of them:
+/// their own roots have signed them, and one that is known here has.
+fn held_keys(api: &Api, realm: RealmId, known: &[PublicKey]) -> Result<Keys, Failure> {
+    let bytes = api.get_bytes(&format!("/v1/mirror/{realm}/keys"))?;
+    rotation::vouched(&bytes, &realm, known).map_err(|error| {
+        Failure::new("keys-not-vouched", format!("the keys of realm {realm}, as the server tells them"), &error)
+            .help("nothing was changed; if other root keys founded it, name one of them with --root FILE")
+    })
 }
 
 /// Signs the next version of a realm's keys and hands it to the server.
@@ -203,8 +274,8 @@ fn hand_in(api: &Api, realm: RealmId, keys: &Keys, roots: &[&SigningKey]) -> Res
 
 fn wait_until_published(api: &Api, named: &[(RealmId, u64)], which: &str) -> Result<(), Failure> {
     let what = format!(
-        "publish the new keys; the new {which} key is not in force yet, run this again when the server leads and reaches \
-         its broker"
+        "publish the new keys of every realm; run this again when it leads and reaches its broker, which goes on with the same \
+         {which} key"
     );
     wait(&what, || {
         let status = api.get("/v1/status")?;
@@ -241,16 +312,15 @@ mod tests {
     #[test]
     fn one_root_takes_the_place_of_the_one_that_is_meant() {
         let key = |seed| SigningKey::from_seed([seed; 32]).public();
-        let sorted = |mut roots: Vec<PublicKey>| {
-            roots.sort_unstable();
-            roots
-        };
-        let three = sorted(vec![key(1), key(2), key(3)]);
+        let mut three = vec![key(1), key(2), key(3)];
+        three.sort_unstable();
         let name = key(2).id().to_string();
-        assert_eq!(replaced(&[key(1)], key(9), None), Ok(Some(vec![key(9)])));
-        assert_eq!(replaced(&three, key(9), Some(&name)), Ok(Some(sorted(vec![key(1), key(3), key(9)]))));
-        assert_eq!(replaced(&three, key(3), None), Ok(None), "it is there already");
-        assert_eq!(replaced(&three, key(9), None), Err(NotReplaced::Several(three.clone())));
-        assert_eq!(replaced(&[key(1)], key(9), Some(&name)), Err(NotReplaced::Unknown(vec![key(1)])));
+        assert_eq!(outgoing(&[key(1)], Some(key(9)), None), Ok(Some(key(1))));
+        assert_eq!(outgoing(&three, None, Some(&name)), Ok(Some(key(2))));
+        assert_eq!(outgoing(&three, Some(key(3)), None), Ok(None), "it is there already");
+        assert_eq!(outgoing(&three, Some(key(9)), None), Err(NotNamed::Several(three.clone())));
+        assert_eq!(outgoing(&[key(1)], None, Some(&name)), Err(NotNamed::Unknown(vec![key(1)])));
+        let after = replaced(&three, key(2), key(9));
+        assert!(after.is_sorted() && after.len() == 3 && after.contains(&key(9)) && !after.contains(&key(2)));
     }
 }

@@ -14,7 +14,7 @@
 //! ```
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -170,6 +170,103 @@ impl Keys {
     }
 }
 
+/// The folder of the keys while some of them are replaced: nobody else replaces any meanwhile.
+#[derive(Debug)]
+pub struct Rotation {
+    folder: PathBuf,
+    /// Held locked.
+    _directory: File,
+}
+
+impl Rotation {
+    /// Takes the folder; refused while another rotation, or a change of credentials, is under way.
+    pub fn begin(folder: &Path) -> Result<Self, KeyError> {
+        let io = |source| KeyError::Io { path: folder.to_owned(), source };
+        let directory = File::open(folder).map_err(io)?;
+        match directory.try_lock() {
+            Ok(()) => Ok(Self { folder: folder.to_owned(), _directory: directory }),
+            Err(TryLockError::WouldBlock) => Err(KeyError::Busy { folder: folder.to_owned() }),
+            Err(TryLockError::Error(source)) => Err(io(source)),
+        }
+    }
+
+    /// The publisher key that an earlier try left.
+    pub fn next_publisher(&self) -> Result<Option<NextKey>, KeyError> {
+        self.find("publisher", NEXT_PUBLISHER_FILE)
+    }
+
+    /// The root key that an earlier try left.
+    pub fn next_root(&self) -> Result<Option<NextKey>, KeyError> {
+        self.find("root", NEXT_ROOT_FILE)
+    }
+
+    fn find(&self, role: &str, name: &str) -> Result<Option<NextKey>, KeyError> {
+        let path = self.folder.join(name);
+        match read_key(&path, role) {
+            Ok(seed) => Ok(Some(NextKey { key: SigningKey::from_seed(seed), path })),
+            Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a publisher key; durable when this returns, and not in force.
+    pub fn make_publisher(&self) -> Result<NextKey, KeyError> {
+        self.make("publisher", NEXT_PUBLISHER_FILE)
+    }
+
+    /// Makes a root key; durable when this returns, and not in force.
+    pub fn make_root(&self) -> Result<NextKey, KeyError> {
+        self.make("root", NEXT_ROOT_FILE)
+    }
+
+    fn make(&self, role: &str, name: &str) -> Result<NextKey, KeyError> {
+        let path = self.folder.join(name);
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(KeyError::Random)?;
+        // Half of it, or lost, it would stop every later try, or be named by realms and sign nothing.
+        files::replace(&path, 0o600, &key_text(role, seed))
+            .map_err(|source| KeyError::Io { path: path.clone(), source })?;
+        Ok(NextKey { key: SigningKey::from_seed(seed), path })
+    }
+
+    /// Puts a publisher key into force, in place of the one before; durable when this returns.
+    pub fn enact_publisher(&self, next: &NextKey) -> Result<(), KeyError> {
+        rename(&next.path, &self.folder.join(PUBLISHER_FILE))
+    }
+
+    /// Puts a root key into force, with what devices pin from now on; durable when this returns.
+    ///
+    /// The root key that stands in the folder and is pinned no more is kept under its own name: a ledger that is
+    /// restored from an older copy still asks for it. One that is still pinned stays where it is, and the new one gets a
+    /// name of its own.
+    pub fn enact_root(&self, next: &NextKey, trust: &Trust) -> Result<EnactedRoot, KeyError> {
+        let path = self.folder.join(TRUST_FILE);
+        files::replace(&path, 0o644, &json_text(&TrustFile::of(trust)))
+            .map_err(|source| KeyError::Io { path, source })?;
+        let own_name = |key: PublicKey| self.folder.join(format!("root-{}.key", key.id()));
+        let usual = self.folder.join(ROOT_FILE);
+        let (path, before) = match read_root(&usual) {
+            Ok(held) if trust.roots.contains(&held.public()) => (own_name(next.public()), None),
+            Ok(held) => {
+                let kept = own_name(held.public());
+                rename(&usual, &kept)?;
+                (usual, Some(kept))
+            }
+            Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => (usual, None),
+            Err(error) => return Err(error),
+        };
+        rename(&next.path, &path)?;
+        Ok(EnactedRoot { path, before })
+    }
+}
+
+/// Durable when this returns.
+fn rename(from: &Path, to: &Path) -> Result<(), KeyError> {
+    fs::rename(from, to)
+        .and_then(|()| files::sync_folder(to))
+        .map_err(|source| KeyError::Io { path: to.to_owned(), source })
+}
+
 /// A key on its way into force: made, but not yet the one in use.
 ///
 /// It stands beside the one in force until every realm names it, so that a rotation that was interrupted goes on with
@@ -178,36 +275,9 @@ impl Keys {
 pub struct NextKey {
     key: SigningKey,
     path: PathBuf,
-    target: PathBuf,
 }
 
 impl NextKey {
-    /// The publisher key that is on its way in `folder`; a new one if none is.
-    pub fn publisher(folder: &Path) -> Result<Self, KeyError> {
-        Self::begin("publisher", folder.join(NEXT_PUBLISHER_FILE), folder.join(PUBLISHER_FILE))
-    }
-
-    /// The root key that is on its way in `folder`; a new one if none is.
-    pub fn root(folder: &Path) -> Result<Self, KeyError> {
-        Self::begin("root", folder.join(NEXT_ROOT_FILE), folder.join(ROOT_FILE))
-    }
-
-    fn begin(role: &str, path: PathBuf, target: PathBuf) -> Result<Self, KeyError> {
-        let seed = match read_key(&path, role) {
-            Ok(seed) => seed,
-            Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                let mut seed = [0; 32];
-                getrandom::fill(&mut seed).map_err(KeyError::Random)?;
-                write_new(&path, 0o600, &key_text(role, seed))?;
-                // Lost, it would be named by realms and signed by nobody.
-                files::sync_folder(&path).map_err(|source| KeyError::Io { path: path.clone(), source })?;
-                seed
-            }
-            Err(error) => return Err(error),
-        };
-        Ok(Self { key: SigningKey::from_seed(seed), path, target })
-    }
-
     /// The key itself.
     #[must_use]
     pub const fn key(&self) -> &SigningKey {
@@ -220,32 +290,20 @@ impl NextKey {
         self.key.public()
     }
 
-    /// Puts it into force, in place of the one before; durable when this returns.
-    pub fn enact(self) -> Result<(), KeyError> {
-        let Self { path, target, .. } = self;
-        let io = |source| KeyError::Io { path: target.clone(), source };
-        fs::rename(&path, &target).map_err(io)?;
-        files::sync_folder(&target).map_err(io)
+    /// Where it waits.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
+}
 
-    /// The same for a root key, with what devices pin from now on. The one before is kept, and its new place told if
-    /// there was one: a ledger that is restored from an older copy still names it.
-    pub fn enact_root(self, trust: &Trust) -> Result<Option<PathBuf>, KeyError> {
-        let path = self.target.with_file_name(TRUST_FILE);
-        let text = json_text(&TrustFile::of(trust));
-        files::replace(&path, 0o644, &text).map_err(|source| KeyError::Io { path, source })?;
-        let kept = match read_root(&self.target) {
-            Ok(before) => {
-                let path = self.target.with_file_name(format!("root-{}.key", before.public().id()));
-                fs::rename(&self.target, &path).map_err(|source| KeyError::Io { path: path.clone(), source })?;
-                Some(path)
-            }
-            Err(KeyError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        self.enact()?;
-        Ok(kept)
-    }
+/// Where root keys stand after one of them was replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnactedRoot {
+    /// The new one.
+    pub path: PathBuf,
+    /// The one before, if it stood in the folder.
+    pub before: Option<PathBuf>,
 }
 
 /// Reads a root key, wherever it is kept.
@@ -363,6 +421,12 @@ pub enum KeyError {
     PublisherAbsent {
         /// Where it would be.
         path: PathBuf,
+    },
+    /// Somebody else replaces keys, or changes credentials. It passes.
+    #[error("keys or credentials in {} are being changed by somebody else", .folder.display())]
+    Busy {
+        /// The folder of the keys.
+        folder: PathBuf,
     },
     /// The file cannot be read or written.
     #[error("{} cannot be used", .path.display())]
@@ -578,13 +642,16 @@ mod tests {
         let (_folder, path) = made();
         let keys = Keys::load(&path).unwrap();
         let before = keys.publisher().unwrap().public();
-        let next = NextKey::publisher(&path).unwrap();
-        assert_eq!(NextKey::publisher(&path).unwrap().public(), next.public(), "begun once, gone on with later");
-        assert_eq!((keys.publisher().unwrap().public(), mode(&next.path)), (before, 0o600));
+        let rotation = Rotation::begin(&path).unwrap();
+        assert!(matches!(Rotation::begin(&path), Err(KeyError::Busy { .. })));
+        assert!(rotation.next_publisher().unwrap().is_none());
+        let next = rotation.make_publisher().unwrap();
+        assert_eq!(rotation.next_publisher().unwrap().unwrap().public(), next.public());
+        assert_eq!((keys.publisher().unwrap().public(), mode(next.path())), (before, 0o600));
         let public = next.public();
-        next.enact().unwrap();
+        rotation.enact_publisher(&next).unwrap();
         assert_eq!(keys.publisher().unwrap().public(), public);
-        assert!(!path.join(NEXT_PUBLISHER_FILE).exists());
+        assert!(rotation.next_publisher().unwrap().is_none());
         fs::write(path.join(PUBLISHER_FILE), "garbage").unwrap();
         assert_eq!(keys.publisher().unwrap().public(), public);
         fs::remove_file(path.join(PUBLISHER_FILE)).unwrap();
@@ -592,21 +659,43 @@ mod tests {
     }
 
     #[test]
-    fn a_root_key_that_replaces_another_is_trusted_and_the_one_before_is_kept() {
+    fn a_root_key_that_replaces_another_is_pinned_and_the_one_before_is_kept() {
         let (_folder, path) = made();
         let keys = Keys::load(&path).unwrap();
+        let rotation = Rotation::begin(&path).unwrap();
         let before = keys.root().unwrap().public();
-        let next = NextKey::root(&path).unwrap();
-        assert_eq!((keys.root().unwrap().public(), mode(&next.path)), (before, 0o600));
-        let public = next.public();
+        let public = rotation.make_root().unwrap().public();
         let trust = Trust { roots: vec![public], ..keys.trust().unwrap() };
-        let kept = next.enact_root(&trust).unwrap().unwrap();
-        assert_eq!((keys.root().unwrap().public(), keys.trust().unwrap()), (public, trust.clone()));
-        assert_eq!((read_root(&kept).unwrap().public(), mode(&kept)), (before, 0o600));
-        assert_eq!(mode(&path.join(TRUST_FILE)), 0o644);
-        // Offline, there is none before it.
-        fs::remove_file(path.join(ROOT_FILE)).unwrap();
-        assert_eq!(NextKey::root(&path).unwrap().enact_root(&trust).unwrap(), None);
+        let own_name = |key: PublicKey| path.join(format!("root-{}.key", key.id()));
+        let ended_well = || {
+            assert_eq!((keys.root().unwrap().public(), keys.trust().unwrap()), (public, trust.clone()));
+            assert_eq!(read_root(&own_name(before)).unwrap().public(), before);
+            assert!(rotation.next_root().unwrap().is_none());
+            assert_eq!((mode(&path.join(ROOT_FILE)), mode(&path.join(TRUST_FILE))), (0o600, 0o644));
+        };
+        let enact = || rotation.enact_root(&rotation.next_root().unwrap().unwrap(), &trust).unwrap();
+        // Cut off after the first step, and after the second: what each left is gone on from.
+        let text = fs::read_to_string(path.join(NEXT_ROOT_FILE)).unwrap();
+        for step in 0..3 {
+            if step >= 1 {
+                files::replace(&path.join(TRUST_FILE), 0o644, &json_text(&TrustFile::of(&trust))).unwrap();
+            }
+            if step >= 2 {
+                fs::rename(path.join(ROOT_FILE), own_name(before)).unwrap();
+            }
+            let kept = (step < 2).then(|| own_name(before));
+            assert_eq!(enact(), EnactedRoot { path: path.join(ROOT_FILE), before: kept }, "{step}");
+            ended_well();
+            // As it was.
+            fs::rename(own_name(before), path.join(ROOT_FILE)).unwrap();
+            files::replace(&path.join(NEXT_ROOT_FILE), 0o600, &text).unwrap();
+        }
+
+        // One that is still pinned stays where it is.
+        let trust = Trust { roots: vec![before, public], ..keys.trust().unwrap() };
+        let enacted = rotation.enact_root(&rotation.next_root().unwrap().unwrap(), &trust).unwrap();
+        assert_eq!(enacted, EnactedRoot { path: own_name(public), before: None });
+        assert_eq!(keys.root().unwrap().public(), before);
     }
 
     #[test]

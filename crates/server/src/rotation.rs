@@ -70,6 +70,15 @@ pub fn read(bytes: &[u8], realm: &RealmId) -> Result<Keys, RotationError> {
     Ok(wire::decode_keys(sealed.unverified_body()).map_err(Refusal::from)?)
 }
 
+/// Reads keys whose own roots have signed them, and one of `known` has: whoever is about to sign what comes after them
+/// takes nobody's word for them.
+pub fn vouched(bytes: &[u8], realm: &RealmId, known: &[PublicKey]) -> Result<Keys, RotationError> {
+    let sealed = Sealed::expect(bytes, realm, Kind::Keys)?;
+    let keys = sealed.by_threshold(known, 1)?.try_map(wire::decode_keys).map_err(Refusal::from)?.into_inner();
+    sealed.by_threshold(&keys.roots, keys.threshold)?;
+    Ok(keys)
+}
+
 /// What is to become of keys that somebody brings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Taken {
@@ -223,6 +232,16 @@ mod tests {
         let by_new_alone = sign(&roots, &realm(), &[&key(8)]).unwrap();
         assert!(matches!(check(&held, &by_new_alone, &realm(), later), Err(RotationError::Refused(_))));
         let by_both = sign(&roots, &realm(), &[&key(1), &key(8)]).unwrap();
+        // Nobody signs what comes after keys that a server made up.
+        for known in [&[key(1).public()][..], &[key(9).public(), key(8).public()]] {
+            assert_eq!(vouched(&by_both, &realm(), known).unwrap(), roots);
+        }
+        assert!(vouched(&by_both, &realm(), &[key(9).public()]).is_err());
+        let made_up = Keys { version: 1_000, ..roots.clone() };
+        for signers in [&[&key(9)][..], &[&key(1)], &[&key(9), &key(8)]] {
+            let made_up = sign(&made_up, &realm(), signers).unwrap();
+            assert!(vouched(&made_up, &realm(), &[key(1).public()]).is_err());
+        }
         assert_eq!(check(&held, &by_both, &realm(), later).unwrap(), Taken::Next(roots));
         assert!(matches!(told(&Keys { version: 3, ..next.clone() }), RotationError::Version { held: 1, offered: 3 }));
         assert!(matches!(
