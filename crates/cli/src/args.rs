@@ -952,8 +952,8 @@ pub struct BrokerAccess {
     /// File with the password at the broker.
     #[arg(long, value_name = "FILE", requires = "broker_user")]
     pub broker_password_file: Option<PathBuf>,
-    /// Show the agent's own token to the broker as its password; --broker-password-file while it has none. The user name
-    /// is --broker-user, or the realm.
+    /// Show the agent's own token to the broker as its password; --broker-password-file while it has none, and by turns
+    /// with one that the broker refuses. The user name is --broker-user, or the realm.
     #[arg(long, requires = "identity")]
     pub broker_token: bool,
 }

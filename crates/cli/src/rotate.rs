@@ -261,7 +261,7 @@ fn held_keys(api: &Api, realm: RealmId, known: &[PublicKey]) -> Result<Keys, Fai
     let bytes = api.get_bytes(&format!("/v1/mirror/{realm}/keys"))?;
     rotation::vouched(&bytes, &realm, known).map_err(|error| {
         Failure::new("keys-not-vouched", format!("the keys of realm {realm}, as the server tells them"), &error)
-            .help("nothing was changed; if other root keys founded it, name one of them with --root FILE")
+            .help("nothing was signed for it; if other root keys founded it, name one of them with --root FILE")
     })
 }
 
